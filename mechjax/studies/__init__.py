@@ -1,0 +1,1 @@
+"""Whole analyses that combine methods: the tour, and the scripts that train the shipped models."""
