@@ -1,0 +1,249 @@
+"""The catalogue of sites: every name that a mechjax model gives an activation, and how others spell it.
+
+One table, in forward order. Validation, documentation and did-you-mean read it, and so do the models: the axes of a
+site are written here and nowhere else. A spelling is a pattern with `{}` for the layer. Spellings of Hugging Face
+module paths are listed where the module's input or output holds exactly the site's numbers (with heads merged, for
+`q`, `k`, `v` and `z`); nnsight writes the same paths with `h[3]` for `h.3` and `output[0]` for a tuple's first.
+"""
+
+import re
+from dataclasses import dataclass
+
+_EVERY = "every model"
+
+
+@dataclass(frozen=True)
+class SiteEntry:
+    """One site.
+
+    Attributes:
+        name: mechjax's name, TransformerLens' without `hook_`.
+        axes: Names of the trailing axes; batch axes stand before them.
+        meaning: What the activation is, in words.
+        spellings: What others call it; `{}` stands for the layer.
+        condition: Which models have it, in words.
+        layered: Whether every layer has one.
+        costly: Whether it is formed only when somebody asks for it.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    meaning: str
+    spellings: tuple[str, ...] = ()
+    condition: str = _EVERY
+    layered: bool = True
+    costly: bool = False
+
+
+_RESID = ("pos", "d_model")
+_SCALE = ("pos", "one")
+_QUERIES = ("pos", "head", "d_head")
+_KEYS = ("pos", "kv_head", "d_head")
+_PATTERN = ("head", "query", "key")
+_NEURONS = ("pos", "d_mlp")
+
+_GPT2, _LLAMA, _NEOX = "transformer.h.{}.", "model.layers.{}.", "gpt_neox.layers.{}."
+
+_TABLE = (
+    SiteEntry(
+        "embed", _RESID, "Token embedding, as added to the residual stream.",
+        ("hook_embed", "embed.hook_out", "transformer.wte.output", "model.embed_tokens.output", "gpt_neox.embed_in.output"),
+        layered=False,
+    ),
+    SiteEntry(
+        "pos_embed", _RESID, "Learned position embedding, as added to the residual stream.",
+        ("hook_pos_embed", "pos_embed.hook_out", "transformer.wpe.output"),
+        condition="models with learned positions", layered=False,
+    ),
+    SiteEntry(
+        "resid_pre", _RESID, "Residual stream entering the block.",
+        ("blocks.{}.hook_resid_pre", "blocks.{}.hook_in", _GPT2 + "input", _LLAMA + "input", _NEOX + "input"),
+    ),
+    SiteEntry(
+        "attn_in", _RESID, "What attention reads, before its norm; editing it leaves the residual stream alone.",
+        ("blocks.{}.hook_attn_in", _GPT2 + "ln_1.input", _LLAMA + "input_layernorm.input", _NEOX + "input_layernorm.input"),
+    ),
+    SiteEntry(
+        "ln1.scale", _SCALE, "What the first norm divides by: root of the mean square plus epsilon.",
+        ("blocks.{}.ln1.hook_scale",),
+    ),
+    SiteEntry(
+        "ln1.normalized", _RESID, "Output of the first norm, its scale and bias applied.",
+        (
+            "blocks.{}.ln1.hook_normalized", _GPT2 + "ln_1.output", _LLAMA + "input_layernorm.output",
+            _NEOX + "input_layernorm.output",
+        ),
+    ),
+    SiteEntry(
+        "q_input", ("pos", "head", "d_model"), "What each head's query reads, before the norm.",
+        ("blocks.{}.hook_q_input",), costly=True,
+    ),
+    SiteEntry(
+        "k_input", ("pos", "kv_head", "d_model"), "What each head's key reads, before the norm.",
+        ("blocks.{}.hook_k_input",), costly=True,
+    ),
+    SiteEntry(
+        "v_input", ("pos", "kv_head", "d_model"), "What each head's value reads, before the norm.",
+        ("blocks.{}.hook_v_input",), costly=True,
+    ),
+    SiteEntry(
+        "q", _QUERIES, "Queries, before rotation.",
+        ("blocks.{}.attn.hook_q", "blocks.{}.attn.q.hook_out", _LLAMA + "self_attn.q_proj.output"),
+    ),
+    SiteEntry(
+        "k", _KEYS, "Keys, before rotation.",
+        ("blocks.{}.attn.hook_k", "blocks.{}.attn.k.hook_out", _LLAMA + "self_attn.k_proj.output"),
+    ),
+    SiteEntry(
+        "v", _KEYS, "Values.",
+        ("blocks.{}.attn.hook_v", "blocks.{}.attn.v.hook_out", _LLAMA + "self_attn.v_proj.output"),
+    ),
+    SiteEntry(
+        "rot_q", _QUERIES, "Queries, rotated by their positions.",
+        ("blocks.{}.attn.hook_rot_q",), condition="models with rotary positions",
+    ),
+    SiteEntry(
+        "rot_k", _KEYS, "Keys, rotated by their positions.",
+        ("blocks.{}.attn.hook_rot_k",), condition="models with rotary positions",
+    ),
+    SiteEntry(
+        "attn_scores", _PATTERN, "Scores entering the softmax, soft-capped and masked (masked: the least float32).",
+        ("blocks.{}.attn.hook_attn_scores",),
+    ),
+    SiteEntry(
+        "pattern", _PATTERN, "Attention pattern: softmax of the scores over keys.",
+        ("blocks.{}.attn.hook_pattern",),
+    ),
+    SiteEntry(
+        "z", _QUERIES, "Each head's mixture of values, before the output weights.",
+        (
+            "blocks.{}.attn.hook_z", "blocks.{}.attn.o.hook_in", _GPT2 + "attn.c_proj.input",
+            _LLAMA + "self_attn.o_proj.input", _NEOX + "attention.dense.input",
+        ),
+    ),
+    SiteEntry(
+        "result", ("pos", "head", "d_model"), "What each head writes to the residual stream, without the bias.",
+        ("blocks.{}.attn.hook_result",), costly=True,
+    ),
+    SiteEntry(
+        "attn_out", _RESID, "What attention writes to the residual stream.",
+        (
+            "blocks.{}.hook_attn_out", "blocks.{}.attn.hook_out", _GPT2 + "attn.output", _GPT2 + "attn.c_proj.output",
+            _LLAMA + "self_attn.output", _LLAMA + "self_attn.o_proj.output",
+            _NEOX + "attention.output", _NEOX + "attention.dense.output",
+        ),
+    ),
+    SiteEntry(
+        "resid_mid", _RESID, "Residual stream between attention and MLP.",
+        ("blocks.{}.hook_resid_mid",), condition="models with serial residuals (in parallel ones nothing stands between)",
+    ),
+    SiteEntry(
+        "mlp_in", _RESID, "What the MLP reads, before its norm; editing it leaves the residual stream alone.",
+        (
+            "blocks.{}.hook_mlp_in", _GPT2 + "ln_2.input", _LLAMA + "post_attention_layernorm.input",
+            _NEOX + "post_attention_layernorm.input",
+        ),
+    ),
+    SiteEntry(
+        "ln2.scale", _SCALE, "What the second norm divides by: root of the mean square plus epsilon.",
+        ("blocks.{}.ln2.hook_scale",),
+    ),
+    SiteEntry(
+        "ln2.normalized", _RESID, "Output of the second norm, its scale and bias applied.",
+        (
+            "blocks.{}.ln2.hook_normalized", _GPT2 + "ln_2.output", _LLAMA + "post_attention_layernorm.output",
+            _NEOX + "post_attention_layernorm.output",
+        ),
+    ),
+    SiteEntry(
+        "mlp_pre", _NEURONS, "Input of the MLP's nonlinearity (in gated MLPs, of the gate).",
+        (
+            "blocks.{}.mlp.hook_pre", "blocks.{}.mlp.gate.hook_out", _GPT2 + "mlp.c_fc.output",
+            _LLAMA + "mlp.gate_proj.output", _NEOX + "mlp.dense_h_to_4h.output",
+        ),
+    ),
+    SiteEntry(
+        "mlp_pre_linear", _NEURONS, "The branch of a gated MLP that its gate multiplies.",
+        ("blocks.{}.mlp.hook_pre_linear", _LLAMA + "mlp.up_proj.output"), condition="models with gated MLPs",
+    ),
+    SiteEntry(
+        "mlp_post", _NEURONS, "Neurons: what the MLP's output weights read.",
+        (
+            "blocks.{}.mlp.hook_post", "blocks.{}.mlp.out.hook_in", _GPT2 + "mlp.c_proj.input",
+            _LLAMA + "mlp.down_proj.input", _NEOX + "mlp.dense_4h_to_h.input",
+        ),
+    ),
+    SiteEntry(
+        "mlp_out", _RESID, "What the MLP writes to the residual stream.",
+        ("blocks.{}.hook_mlp_out", "blocks.{}.mlp.hook_out", _GPT2 + "mlp.output", _LLAMA + "mlp.output", _NEOX + "mlp.output"),
+    ),
+    SiteEntry(
+        "resid_post", _RESID, "Residual stream leaving the block.",
+        ("blocks.{}.hook_resid_post", "blocks.{}.hook_out", _GPT2 + "output", _LLAMA + "output", _NEOX + "output"),
+    ),
+    SiteEntry(
+        "ln_final.scale", _SCALE, "What the last norm divides by: root of the mean square plus epsilon.",
+        ("ln_final.hook_scale",), layered=False,
+    ),
+    SiteEntry(
+        "ln_final.normalized", _RESID, "Output of the last norm, which the unembedding reads.",
+        (
+            "ln_final.hook_normalized", "unembed.hook_in", "transformer.ln_f.output", "model.norm.output",
+            "gpt_neox.final_layer_norm.output",
+        ),
+        layered=False,
+    ),
+    SiteEntry(
+        "logits", ("pos", "d_vocab"), "Logits.",
+        ("unembed.hook_out", "lm_head.output", "embed_out.output"), layered=False,
+    ),
+)  # fmt: skip
+
+SITES: dict[str, SiteEntry] = {entry.name: entry for entry in _TABLE}
+"""Every site by name, in forward order."""
+
+_BY_SPELLING = {spelling: entry.name for entry in _TABLE for spelling in entry.spellings}
+
+# TransformerLens' `get_act_name`: a name, a layer, and for norms which norm ("z5", "pre5", "scale5ln1").
+_SHORT = {name: name for name, entry in SITES.items() if entry.layered} | {
+    "attn": "pattern", "attn_logits": "attn_scores", "query": "q", "key": "k", "value": "v",
+    "pre": "mlp_pre", "pre_linear": "mlp_pre_linear", "post": "mlp_post",
+    "scale-ln1": "ln1.scale", "scale-ln2": "ln2.scale",
+    "normalized-ln1": "ln1.normalized", "normalized-ln2": "ln2.normalized",
+}  # fmt: skip
+_SHORT_FORM = re.compile(r"([a-z_]+?)(\d+)(?:(ln[12]))?")
+
+
+def canonical(name: str) -> tuple[str, int | None]:
+    """mechjax's name for a site, and the layer that the spelling names.
+
+    Accepts TransformerLens names ("blocks.3.attn.hook_z") and their short forms ("z3", "scale3ln1"), module paths of
+    Hugging Face models with `.input` or `.output` ("transformer.h.3.mlp.output") and nnsight's way of writing them
+    ("transformer.h[3].mlp.output", "model.layers[3].output[0]"). A suffix after `@` is kept ("z3@cotangent").
+
+    Args:
+        name: Any spelling.
+
+    Returns:
+        (name, layer), the layer None where the spelling has none. A name that the catalogue does not know comes back
+        unchanged, so that functions with sites of their own are addressed by them.
+    """
+    base, at, suffix = name.partition("@")
+    found, layer = _canonical(base)
+    return found + at + suffix, layer
+
+
+def _canonical(name: str) -> tuple[str, int | None]:
+    if name in SITES:
+        return name, None
+    if short := _SHORT_FORM.fullmatch(name):
+        stem, layer, norm = short.groups()
+        if known := _SHORT.get(f"{stem}-{norm}" if norm else stem):
+            return known, int(layer)
+    dotted = re.sub(r"\[(\d+)\]", r".\1", name)
+    dotted = re.sub(r"\.(input|output)\.0$", r".\1", dotted)  # the first of a tuple
+    layer = re.search(r"(?<=\.)\d+(?=\.)", dotted)
+    pattern = f"{dotted[: layer.start()]}{{}}{dotted[layer.end() :]}" if layer else dotted
+    if known := _BY_SPELLING.get(pattern):
+        return known, int(layer.group()) if layer else None
+    return name, None

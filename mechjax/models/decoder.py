@@ -1,0 +1,183 @@
+"""The decoder: one scanned block, every choice in its config, every activation a site."""
+
+from collections.abc import Sequence as SequenceOf
+from typing import Any, NoReturn
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from mechjax.base.errors import JitError, ShapeError, TokenError
+from mechjax.base.prompts import Prompts
+from mechjax.models.block import Block
+from mechjax.models.config import Config
+from mechjax.models.contraction import contract
+from mechjax.models.marks import mark
+from mechjax.models.norms import Norm
+from mechjax.models.positions import Sequence, arrange, count_positions
+
+Tokens = Prompts | Array | np.ndarray | SequenceOf[Any]
+"""Token ids: a batch with its mask, an integer array of any leading axes, or nested lists."""
+
+_SEES_ALL = 2**31 - 1
+
+
+class Decoder(eqx.Module):
+    """A causal transformer. A pytree with a pure `__call__`: `model(tokens) -> logits`.
+
+    Attributes:
+        W_E: Embedding; where `tied`, also the unembedding.
+        W_pos: Learned position embedding, or None.
+        blocks: All blocks, every parameter with a leading layer axis.
+        ln_final: The last norm.
+        W_U: Unembedding; None where tied.
+        b_U: Unembedding's bias, or None.
+        config: The choices.
+    """
+
+    W_E: Float[Array, "d_vocab d_model"]
+    W_pos: Float[Array, "n_ctx d_model"] | None
+    blocks: Block
+    ln_final: Norm
+    W_U: Float[Array, "d_model d_vocab"] | None
+    b_U: Float[Array, " d_vocab"] | None
+    config: Config = eqx.field(static=True)
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        *,
+        mask: Bool[Array, "*batch pos"] | None = None,
+        positions: Int[Array, "*batch pos"] | None = None,
+    ) -> Float[Array, "*batch pos d_vocab"]:
+        """Logits of the next token at every position.
+
+        Args:
+            tokens: Prompts (whose mask is then used), integer ids of shape (*batch, pos), or nested lists of them.
+            mask: True for real tokens. Padding, wherever it stands, changes no real position.
+            positions: Position of each token, where not simply the count of real tokens before it.
+
+        Raises:
+            TokenError: An id that is no token. (Inside `jit` the ids cannot be seen: its logits are NaN there.)
+            ShapeError: Shapes that do not agree, or more tokens than there are learned positions.
+        """
+        tokens, mask = as_tokens(tokens, mask, self.config)
+        return _forward(self, tokens, mask, positions)
+
+    def embed(
+        self,
+        tokens: Tokens,
+        *,
+        mask: Bool[Array, "*batch pos"] | None = None,
+        positions: Int[Array, "*batch pos"] | None = None,
+    ) -> Float[Array, "*batch pos d_model"]:
+        """The residual stream entering the first block."""
+        tokens, mask = as_tokens(tokens, mask, self.config)
+        resid = mark(jnp.take(self.W_E, tokens, axis=0, mode="fill"), "embed")
+        if self.W_pos is None:
+            return resid
+        if positions is None:
+            positions = count_positions(tokens.shape[-1], mask)
+        pos_embed = jnp.take(self.W_pos, positions, axis=0, mode="fill")
+        return resid + mark(jnp.broadcast_to(pos_embed, resid.shape), "pos_embed")
+
+    def arrange(
+        self,
+        n_pos: int,
+        *,
+        mask: Bool[Array, "*batch pos"] | None = None,
+        positions: Int[Array, "*batch pos"] | None = None,
+    ) -> Sequence:
+        """Where the tokens stand, as every block needs it."""
+        return arrange(self.config, n_pos, mask, positions)
+
+    def block(
+        self, resid: Float[Array, "*batch pos d_model"], layer: Int[Array, ""] | int, sequence: Sequence
+    ) -> Float[Array, "*batch pos d_model"]:
+        """The residual stream after block `layer`, which may be traced."""
+        weights, window = jax.tree.map(
+            lambda stacked: lax.dynamic_index_in_dim(stacked, layer, keepdims=False), (self.blocks, self.windows)
+        )
+        return weights(resid, sequence, window, layer, self.config)
+
+    def unembed(self, resid: Float[Array, "*batch pos d_model"]) -> Float[Array, "*batch pos d_vocab"]:
+        """Logits of a final residual stream: the last norm, then the unembedding."""
+        config = self.config
+        normalized = self.ln_final(resid, config, lambda x, name: mark(x, f"ln_final.{name}"))
+        if self.W_U is None:
+            logits = contract("...m,vm->...v", normalized, self.W_E, config)
+        else:
+            logits = contract("...m,mv->...v", normalized, self.W_U, config)
+        if self.b_U is not None:
+            logits = logits + self.b_U
+        if config.final_softcap is not None:
+            logits = config.final_softcap * jnp.tanh(logits / config.final_softcap)
+        return mark(logits, "logits")
+
+    @property
+    def windows(self) -> Int[Array, " layer"] | None:
+        """How many positions a query of each layer sees; None where no layer has a window."""
+        if self.config.windows is None:
+            return None
+        return jnp.array([_SEES_ALL if window is None else window for window in self.config.windows], jnp.int32)
+
+    def __hash__(self) -> NoReturn:
+        raise JitError(
+            "A model cannot be hashed, which `jax.jit(model)` needs: its weights would become constants of the program. "
+            "Use `equinox.filter_jit(model)(tokens)`, or pass the model as an argument: "
+            "`equinox.filter_jit(lambda model, tokens: model(tokens))`. A plain `model(tokens)` is compiled already."
+        )
+
+
+@eqx.filter_jit
+def _forward(model: Decoder, tokens: Array, mask: Array | None, positions: Array | None) -> Array:
+    resid = model.embed(tokens, mask=mask, positions=positions)
+    sequence = model.arrange(tokens.shape[-1], mask=mask, positions=positions)
+
+    def step(resid: Array, xs: tuple[Block, Array | None, Array]) -> tuple[Array, None]:
+        block, window, layer = xs
+        return block(resid, sequence, window, layer, model.config), None
+
+    resid, _ = lax.scan(step, resid, (model.blocks, model.windows, jnp.arange(model.config.n_layers)))
+    return model.unembed(resid)
+
+
+def as_tokens(
+    tokens: Tokens, mask: Bool[Array, "*batch pos"] | None, config: Config
+) -> tuple[Int[Array, "*batch pos"], Bool[Array, "*batch pos"] | None]:
+    """Ids and mask as arrays, checked as far as they can be seen."""
+    if isinstance(tokens, Prompts):
+        mask = tokens.mask if mask is None else mask
+        tokens = tokens.tokens
+    if not isinstance(tokens, Array):
+        try:
+            tokens = np.asarray(tokens)
+        except ValueError:
+            raise ShapeError(
+                "Token lists of different lengths make no array. Pad them and pass `mask=`, or let the tokenizer do "
+                "it: `tokenizer([text, ...])` gives Prompts."
+            ) from None
+        tokens = tokens.astype(np.int32) if tokens.size == 0 else tokens
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TokenError(f"Token ids must be integers, got {tokens.dtype}. Text goes through the tokenizer first.")
+    if tokens.ndim == 0 or tokens.shape[-1] == 0:
+        raise ShapeError(f"Token ids need a shape (*batch, pos) with at least one position, got {tokens.shape}.")
+    if config.positions == "learned" and tokens.shape[-1] > config.n_ctx:
+        raise ShapeError(
+            f"{tokens.shape[-1]} tokens, but the model has {config.n_ctx} learned positions (`n_ctx`): shorten the prompts."
+        )
+    if mask is not None and mask.shape != tokens.shape:
+        raise ShapeError(f"`mask` has shape {mask.shape}, tokens have {tokens.shape}: they must be equal.")
+    if not isinstance(tokens, jax.core.Tracer):
+        ids = np.asarray(tokens)
+        wrong = ids[(ids < 0) | (ids >= config.d_vocab)]
+        if wrong.size:
+            raise TokenError(
+                f"Token id {int(wrong[0])} is out of range: the model has {config.d_vocab} tokens, 0 to "
+                f"{config.d_vocab - 1}. Were these ids made by another model's tokenizer?"
+            )
+    mask = None if mask is None else jnp.asarray(mask, bool)
+    return jnp.asarray(tokens, jnp.int32), mask

@@ -1,0 +1,48 @@
+"""The MLP of a block, plain or gated (Shazeer 2020, arXiv:2002.05202)."""
+
+from collections.abc import Callable
+from functools import partial
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float
+
+from mechjax.models.config import Config
+from mechjax.models.contraction import contract
+from mechjax.models.marks import Mark
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+}
+
+
+class MLP(eqx.Module):
+    """Weights of one layer, or of all with a leading layer axis; `W_gate` and `b_gate` are None where it is plain."""
+
+    W_in: Float[Array, "*layer d_model d_mlp"]
+    W_gate: Float[Array, "*layer d_model d_mlp"] | None
+    W_out: Float[Array, "*layer d_mlp d_model"]
+    b_in: Float[Array, "*layer d_mlp"] | None
+    b_gate: Float[Array, "*layer d_mlp"] | None
+    b_out: Float[Array, "*layer d_model"] | None
+
+    def __call__(
+        self, x: Float[Array, "*batch pos d_model"], config: Config, mark: Mark
+    ) -> Float[Array, "*batch pos d_model"]:
+        """`W_out act(W_in x)`, or `W_out (act(W_gate x) * W_in x)`, with biases."""
+        act = ACTIVATIONS[config.activation]
+        linear = _affine(x, self.W_in, self.b_in, config)
+        if self.W_gate is None:
+            post = act(mark(linear, "mlp_pre"))
+        else:
+            gate = mark(_affine(x, self.W_gate, self.b_gate, config), "mlp_pre")
+            post = act(gate) * mark(linear, "mlp_pre_linear")
+        return _affine(mark(post, "mlp_post"), self.W_out, self.b_out, config)
+
+
+def _affine(x: Array, W: Array, b: Array | None, config: Config) -> Array:
+    y = contract("...i,io->...o", x, W, config)
+    return y if b is None else y + b
