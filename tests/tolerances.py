@@ -6,10 +6,19 @@ Tolerances are tightened freely and never loosened: a comparison that needs more
 TOL: dict[tuple[str, str], dict[str, float]] = {
     ("any", "exact"): {"rtol": 0.0, "atol": 0.0},  # bits: round trips, identity edits, the same program twice
     ("float32", "law"): {"rtol": 1e-6, "atol": 1e-6},  # the transform's laws: one program, two spellings
-    ("float32", "layout"): {"rtol": 1e-5, "atol": 1e-5},  # scanned, unrolled, resumed, padded: another order of sums
+    ("float32", "layout"): {
+        "rtol": 1e-5,
+        "atol": 1e-5,
+    },  # scanned, unrolled, resumed, padded: another order of sums
     ("float32", "parity"): {"rtol": 1e-5, "atol": 1e-5},  # another implementation of the same model
-    ("float32", "sweep"): {"rtol": 1e-5, "atol": 1e-5},  # a resumed, chunked sweep against a loop of whole runs
+    ("float32", "sweep"): {
+        "rtol": 1e-5,
+        "atol": 1e-5,
+    },  # a resumed, chunked sweep against a loop of whole runs
     ("float32", "mesh"): {"rtol": 1e-5, "atol": 1e-5},  # one device against eight
-    ("float32", "gradient"): {"rtol": 1e-4, "atol": 1e-5},  # reverse mode against finite or analytic differences
+    ("float32", "gradient"): {
+        "rtol": 1e-4,
+        "atol": 1e-5,
+    },  # reverse mode against finite or analytic differences
     ("bfloat16", "parity"): {"rtol": 2e-2, "atol": 2e-2},  # eight bits of mantissa through a few layers
 }

@@ -24,10 +24,16 @@ def _id(path: Path) -> str:
 def test_file__length__fits_a_sitting(path: Path):
     source = path.read_text()
     assert len(source.splitlines()) <= MAX_FILE
-    functions = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
-    too_long = {f.name: f.end_lineno - f.lineno + 1 for f in functions if f.end_lineno - f.lineno + 1 > MAX_FUNCTION}
+    functions = (
+        n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    too_long = {
+        f.name: f.end_lineno - f.lineno + 1 for f in functions if f.end_lineno - f.lineno + 1 > MAX_FUNCTION
+    }
     assert not too_long, f"functions of more than {MAX_FUNCTION} lines: {too_long}"
 
 
 def test_names__of_files_and_folders__say_what_lives_there():
-    assert not [_id(p) for p in FILES if VAGUE & {part.removesuffix(".py") for part in p.parts[len(ROOT.parts) :]}]
+    assert not [
+        _id(p) for p in FILES if VAGUE & {part.removesuffix(".py") for part in p.parts[len(ROOT.parts) :]}
+    ]

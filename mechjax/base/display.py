@@ -1,0 +1,156 @@
+"""How a record shows itself: a short text, a small table for notebooks, labelled rows and extremes."""
+
+import dataclasses
+import html
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from mechjax.base.axes import label, names_from_annotation
+from mechjax.base.errors import ArgumentError
+
+_MOST_LINES = 17
+_STYLE = "border-collapse:collapse;font:13px system-ui,sans-serif"
+_CELL = "padding:.15em .8em .15em 0;text-align:left;vertical-align:top;border:0"
+
+
+def is_array(value: object) -> bool:
+    """Whether `value` has numbers to show: an array that is neither traced nor abstract nor spread over hosts."""
+    if isinstance(value, jax.Array):
+        return not isinstance(value, Tracer) and value.is_fully_addressable
+    return isinstance(value, np.ndarray)
+
+
+def axis_names(record: Any, field: str) -> tuple[str, ...] | None:
+    """Names of the axes of an array field, from its annotation; a starred name may be a static field (`over`)."""
+    value = getattr(record, field)
+    annotation = next(f.type for f in dataclasses.fields(record) if f.name == field)
+    dims = getattr(annotation, "dim_str", None)
+    if dims is None or not hasattr(value, "ndim"):
+        return None
+    words = [w[1:] for w in dims.split() if w.startswith("*")]
+    return names_from_annotation(
+        dims, value.ndim, {w: getattr(record, w) for w in words if hasattr(record, w)}
+    )
+
+
+def main_field(record: Any) -> str:
+    """The first array field with named axes: what a record is about.
+
+    Raises:
+        ArgumentError: The record has none.
+    """
+    for field in dataclasses.fields(record):
+        if is_array(getattr(record, field.name)) and axis_names(record, field.name):
+            return field.name
+    raise ArgumentError(f"{type(record).__name__} has no array with named axes, so it has no rows to list.")
+
+
+def rows(record: Any, names: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """One dictionary per cell of the main field: its place, then every array field with the same axes."""
+    main = main_field(record)
+    axes = axis_names(record, main) or ()
+    fields = [f.name for f in dataclasses.fields(record) if is_array(getattr(record, f.name))]
+    arrays = {f: np.asarray(getattr(record, f)) for f in fields if axis_names(record, f) == axes}
+    places = np.ndindex(arrays[main].shape)
+    return [
+        {axis: names[axis][i] if axis in names else i for axis, i in zip(axes, place, strict=True)}
+        | {field: array[place].item() for field, array in arrays.items()}
+        for place in places
+    ]
+
+
+def top(record: Any, n: int, names: Mapping[str, Sequence[str]]) -> list[tuple[str, float]]:
+    """The `n` cells of the main field that are largest in size (NaN never is), as (label, value)."""
+    main = main_field(record)
+    axes, values = axis_names(record, main) or (), np.asarray(getattr(record, main), np.float64)
+    size = np.where(np.isnan(values), -1.0, np.abs(values)).ravel()
+    order = [i for i in np.argsort(-size, kind="stable")[:n] if size[i] >= 0]
+    places = [tuple(int(j) for j in np.unravel_index(i, values.shape)) for i in order]
+    return [(label(axes, place, names), float(values[place])) for place in places]
+
+
+def _kind(record: Any, field: str) -> str:
+    value = getattr(record, field)
+    names = axis_names(record, field)
+    sizes = (
+        [str(s) for s in value.shape]
+        if not names
+        else [f"{a}={s}" for a, s in zip(names, value.shape, strict=True)]
+    )
+    return f"{value.dtype}[{', '.join(sizes)}]"
+
+
+def _range(record: Any, field: str, names: Mapping[str, Sequence[str]]) -> str:
+    """Where an array's extremes are, in one phrase."""
+    value = getattr(record, field)
+    if not is_array(value) or value.size == 0 or not jax.numpy.issubdtype(value.dtype, np.number):
+        return ""
+    numbers = np.asarray(value, np.float64)
+    gaps = int(np.isnan(numbers).sum())
+    if gaps == numbers.size:
+        return "all NaN"
+    if numbers.ndim == 0:
+        return f"{numbers.item():.4g}"
+    axes = axis_names(record, field)
+    low, high = int(np.nanargmin(numbers)), int(np.nanargmax(numbers))
+    text = f"{numbers.flat[low]:.4g} to {numbers.flat[high]:.4g}"
+    if axes and "d_model" not in axes:
+        place = [int(i) for i in np.unravel_index(high, numbers.shape)]
+        text += f", highest at {label(axes, place, names)}"
+    return text + (f", {gaps} NaN" if gaps else "")
+
+
+def _short(value: object, width: int = 72) -> str:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        leaves = [x for x in jax.tree.leaves(value) if hasattr(x, "shape")]
+        return f"{type(value).__name__} of {len(leaves)} arrays"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def facts(record: Any, names: Mapping[str, Sequence[str]]) -> list[tuple[str, str, str]]:
+    """(field, what it is, where its extremes are) for every field, arrays first."""
+    lines: list[tuple[str, str, str]] = []
+    plain: list[tuple[str, str, str]] = []
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if hasattr(value, "shape") and hasattr(value, "dtype"):
+            lines.append((field.name, _kind(record, field.name), _range(record, field.name, names)))
+        else:
+            plain.append((field.name, _short(value), ""))
+    return lines + plain
+
+
+def as_text(record: Any, names: Mapping[str, Sequence[str]]) -> str:
+    """Under 20 lines: what it is, shapes, where the extremes are."""
+    lines = facts(record, names)
+    shown = list(islice(lines, _MOST_LINES))
+    wide = max((len(f) for f, _, _ in shown), default=0)
+    kinds = max((len(k) for _, k, r in shown if r), default=0)
+    text = [type(record).__name__, *(f"  {f:<{wide}}  {k:<{kinds}}  {r}".rstrip() for f, k, r in shown)]
+    if len(lines) > len(shown):
+        text.append(f"  … and {len(lines) - len(shown)} more fields")
+    return "\n".join(text)
+
+
+def as_html(record: Any, names: Mapping[str, Sequence[str]]) -> str:
+    """The same as a table for notebooks, with the leading cells. All text is escaped."""
+    body = "".join(
+        f"<tr>{''.join(f'<td style={_CELL!r}>{html.escape(cell)}</td>' for cell in line)}</tr>"
+        for line in islice(facts(record, names), _MOST_LINES)
+    )
+    try:
+        leading = "".join(
+            f"<tr><td style={_CELL!r}>{html.escape(where)}</td><td style={_CELL!r}>{value:.4g}</td></tr>"
+            for where, value in top(record, 5, names)
+        )
+    except ArgumentError:
+        leading = ""
+    title = f"<b>{html.escape(type(record).__name__)}</b>"
+    table = f"<table style={_STYLE!r}>{body}</table>"
+    return f"<div>{title}{table}{f'<table style={_STYLE!r}>{leading}</table>' if leading else ''}</div>"
