@@ -1,0 +1,3 @@
+"""Meshes: which devices hold what."""
+
+from mechjax.parallel.mesh import make_mesh as make_mesh

@@ -1,0 +1,118 @@
+"""Gradients with respect to activations."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from mechjax.base.catalogue import canonical
+from mechjax.base.errors import ArgumentError, SiteError
+from mechjax.transform.captured import Activations, Captured
+from mechjax.transform.edits import add
+from mechjax.transform.program import trace
+from mechjax.transform.request import Read
+from mechjax.transform.static import hold, unhold
+from mechjax.transform.table import SiteInfo
+from mechjax.transform.transforms import Transformed, capture, intervene
+
+
+def value_and_grad_at(
+    fn: Callable[..., Any],
+    metric: Callable[[Any], Array],
+    sites: str | Sequence[str],
+    *,
+    layers: int | Sequence[int] | None = None,
+) -> Callable[..., tuple[Array, Activations]]:
+    """The metric of `fn`'s output and its gradient with respect to activations, all sites in one backward pass.
+
+    The gradient is that of the activation as it leaves the site (after edits). Nothing needs to be differentiable
+    upstream: a zero is added at every requested site, so that tangents exist there although tokens are integers. A
+    site that the metric does not depend on has gradient zero.
+
+    Args:
+        fn: Any JAX function or module with sites; edited ones too.
+        metric: Maps the output to one number, or to one per example (then their sum is differentiated, which for
+            examples that do not interact gives each example's own gradient).
+        sites: Names of the sites.
+        layers: The layers to keep; None for all.
+
+    Returns:
+        A callable with `fn`'s arguments that returns `(metric's value, gradients)`; the gradients are a record like a
+        capture's, `[layer, *batch, *axes]` per site.
+
+    Raises:
+        SiteError: when called, for a site or layer that is not there.
+        ArgumentError: when called, where the metric is not a real number per example.
+    """
+    names = (sites,) if isinstance(sites, str) else tuple(sites)
+    if not names or any("@" in name for name in names):
+        raise SiteError(f"value_and_grad_at takes names of sites, got {names}; their cotangents are what it returns.")
+    objective = _Objective(hold(fn), hold(metric), tuple(dict.fromkeys(canonical(name)[0] for name in names)))
+    return _GradientsAt(objective, capture(fn, names, layers=layers).reads)
+
+
+class _Objective(eqx.Module):
+    """`metric(fn(...))` differentiated with respect to a zero added at every site.
+
+    The zero is one scalar per site: adding it everywhere is free, and its own gradient is dropped by the compiler.
+    """
+
+    fn: Any
+    metric: Any
+    sites: tuple[str, ...] = eqx.field(static=True)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Array:
+        def total(zeros: list[Array]) -> tuple[Array, Array]:
+            edits = [add(name, zero) for name, zero in zip(self.sites, zeros, strict=True)]
+            value = jnp.asarray(unhold(self.metric)(intervene(unhold(self.fn), edits)(*args, **kwargs)))
+            if not jnp.issubdtype(value.dtype, jnp.floating):
+                raise ArgumentError(
+                    f"the metric returned {value.dtype}{list(value.shape)}; it must return one real number, or one "
+                    "per example."
+                )
+            return value.sum(), value
+
+        (_, value), _ = jax.value_and_grad(total, has_aux=True)([jnp.zeros(()) for _ in self.sites])
+        return value
+
+
+class _GradientsAt(eqx.Module):
+    """Captures the cotangents of an objective, and fills in what it does not reach."""
+
+    objective: _Objective
+    reads: tuple[Read, ...]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Array, Activations]:
+        have = trace(self.objective, args, kwargs, frozenset(self.objective.sites))[0].sites
+        reached = [r for r in self.reads if _cotangent(r.site) in have]
+        ran = [Read(r.site, r.layers, {}, hold(_nothing)) for r in self.reads]
+        wanted = [Read(_cotangent(r.site), r.layers) for r in reached]
+        value, acts = Transformed(self.objective, (), (*ran, *wanted))(*args, **kwargs)
+        arrays = {r.site: _gradient(r, acts, have[r.site]) for r in self.reads}
+        sites = tuple(Captured(r.site, have[r.site].axes, r.rows(have[r.site])) for r in self.reads)
+        return value, Activations(arrays, {name: acts.ran[name] for name in arrays}, sites)
+
+
+def _cotangent(site: str) -> str:
+    return f"{site}@cotangent"
+
+
+def _nothing(x: Array, info: Any) -> Array:
+    """A reducer that keeps nothing: only whether the site ran is of interest."""
+    return jnp.zeros((), jnp.bool_)
+
+
+def _gradient(read: Read, acts: Activations, info: SiteInfo) -> Array:
+    """The gradient at a site: zero where it ran but the metric does not depend on it, NaN where it did not run."""
+    name, rows = _cotangent(read.site), read.rows(info)
+    ran = acts.ran[read.site]
+    shape = (*(() if rows is None else (len(rows),)), *info.shape)
+    wide = ran.reshape(*ran.shape, *(1,) * (len(shape) - ran.ndim))
+    untouched = jnp.where(wide, 0.0, jnp.nan).astype(info.dtype)
+    if name not in acts:
+        return jnp.broadcast_to(untouched, shape)
+    reached = acts.ran[name].reshape(wide.shape)
+    return jnp.where(reached, acts[name], untouched)

@@ -1,0 +1,177 @@
+"""What is asked of a program: sites to read, edits to make, and the state that carries both through it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from mechjax.transform.edits import Edit
+from mechjax.transform.select import kept_axes, no_hits, take
+from mechjax.transform.table import Mapped, SiteInfo, inner_jaxprs, recomputed, site_name
+
+
+class Read(eqx.Module):
+    """One site to capture.
+
+    Attributes:
+        site: Its name (static).
+        layers: The layers asked for; None for all (static).
+        index: Axis name -> the part to keep, as `select.take` reads it.
+        reduce: `reduce(x, info)` applied inside the program, so that only its result is kept; or None.
+    """
+
+    site: str = eqx.field(static=True)
+    layers: tuple[int, ...] | None = eqx.field(static=True, default=None)
+    index: dict[str, Array] = eqx.field(default_factory=dict)
+    reduce: Any = None
+
+    def rows(self, info: SiteInfo) -> tuple[int, ...] | None:
+        """The layers of the captured rows; None for a site outside the layers."""
+        if not info.stacked or info.layers is None:
+            return None
+        if self.layers is None:
+            return tuple(range(info.layers))
+        return tuple(i + info.layers if i < 0 else i for i in self.layers)
+
+    def value(self, x: Array, info: SiteInfo, layer: Any) -> Array:
+        """The part of one example's activation that is kept."""
+        kept = take(x, self.index, info)
+        return kept if self.reduce is None else jnp.asarray(self.reduce(kept, At(info.name, info.axes, layer)))
+
+    def axes(self, info: SiteInfo) -> tuple[str, ...]:
+        """Names of the trailing axes of what is kept; none where a reducer made it."""
+        return () if self.reduce is not None else kept_axes(info.axes, self.index)
+
+
+@dataclass(frozen=True)
+class At:
+    """Where an `apply` or a reducer is called: the site's name, its axes, and the running layer (traced)."""
+
+    name: str
+    axes: tuple[str, ...]
+    layer: Any
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclass
+class State:
+    """What runs along through every loop and branch.
+
+    Attributes:
+        buffers: Site -> captured rows so far; NaN where nothing ran.
+        counts: Site -> how often each row was written.
+        hits: Per edit, whether it took hold.
+    """
+
+    buffers: dict[str, Array]
+    counts: dict[str, Array]
+    hits: tuple[Array, ...]
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
+        return (self.buffers, self.counts, self.hits), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, parts: tuple[Any, ...]) -> "State":
+        return cls(*parts)
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclass
+class Env:
+    """The arrays that an equation may need besides its operands: the edits' numbers and the loop's counter."""
+
+    numbers: Any
+    counter: Any = None
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
+        return (self.numbers, self.counter), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, parts: tuple[Any, ...]) -> "Env":
+        return cls(*parts)
+
+
+class Request:
+    """The static part of what is asked, with what is remembered of the program's parts."""
+
+    def __init__(self, sites: dict[str, SiteInfo], edits: tuple[Edit, ...], reads: tuple[Read, ...]) -> None:
+        self.sites = sites
+        self.numbers, self._static = eqx.partition((edits, reads), eqx.is_array)
+        self.edited = frozenset(e.site for e in edits)
+        self.read = frozenset(r.site for r in reads)
+        self.mapped: Mapped | None = None
+        self.recomputing = False
+        self._touched: dict[int, bool] = {}
+        self._kept: list[Any] = []  # programs are remembered by id, so they must live
+        self.runs: dict[int, Any] = {}
+
+    def asked(self, numbers: Any) -> tuple[tuple[Edit, ...], tuple[Read, ...]]:
+        """The edits and reads, with their numbers."""
+        return eqx.combine(numbers, self._static)
+
+    def wants(self, eqn: Any) -> bool:
+        """Whether the equation is a site that is asked for."""
+        name = site_name(eqn)
+        return name is not None and (name in self.edited or name in self.read)
+
+    def touches(self, jaxpr: Any) -> bool:
+        """Whether a program has a site that is asked for, at any depth."""
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+        if id(jaxpr) not in self._touched:
+            self.keep(jaxpr)
+            self._touched[id(jaxpr)] = any(
+                self.wants(e) or any(self.touches(inner) for inner in inner_jaxprs(e)) for e in jaxpr.eqns
+            )
+        return self._touched[id(jaxpr)]
+
+    def keep(self, jaxpr: Any) -> None:
+        """Keep a program alive as long as what is remembered of it."""
+        self._kept.append(jaxpr)
+
+    def reads_here(self, eqn: Any) -> bool:
+        """Whether the site equation is to be captured (not, where it only repeats a forward)."""
+        return site_name(eqn) in self.read and not recomputed(eqn, self.recomputing)
+
+
+def blank_state(request: Request, numbers: Any) -> State:
+    """The state before anything ran: NaN rows, no hits."""
+    edits, reads = request.asked(numbers)
+    buffers, counts = {}, {}
+    for read in reads:
+        info = request.sites[read.site]
+        rows = read.rows(info)
+        n = () if rows is None else (len(rows),)
+        mapped = info.shape[: len(info.shape) - len(info.local)]
+        kept = jax.eval_shape(lambda x, read=read, info=info: read.value(x, info, jnp.int32(0)),
+                              jax.ShapeDtypeStruct(info.local, info.dtype))  # fmt: skip
+        fill = jnp.nan if jnp.issubdtype(kept.dtype, jnp.inexact) else 0
+        buffers[read.site] = jnp.full((*n, *mapped, *kept.shape), fill, kept.dtype)
+        counts[read.site] = jnp.zeros(n, jnp.int32)
+    return State(buffers, counts, tuple(no_hits(e.layer) for e in edits))
+
+
+def write_row(buffer: Array, count: Array, value: Array, rows: tuple[int, ...] | None, layer: Any,
+              layers: int | None) -> tuple[Array, Array]:  # fmt: skip
+    """The buffer with the row of `layer` written, where it is asked for.
+
+    The row is read, selected and written back, which XLA does in place; a scatter would copy.
+    """
+    if rows is None:
+        return value.astype(buffer.dtype), count + 1
+    slots = np.full(layers or len(rows), -1, np.int32)
+    slots[list(rows)] = np.arange(len(rows), dtype=np.int32)
+    everything = len(rows) == len(slots) and rows == tuple(range(len(rows)))
+    slot = jnp.asarray(layer) if everything else jnp.take(jnp.asarray(slots), layer, mode="fill", fill_value=-1)
+    at = jnp.maximum(slot, 0)
+    old = jax.lax.dynamic_index_in_dim(buffer, at, 0, keepdims=False)
+    new = value.astype(buffer.dtype) if everything else jnp.where(slot >= 0, value.astype(buffer.dtype), old)
+    written = jax.lax.dynamic_update_index_in_dim(buffer, new, at, 0)
+    return written, count + (jnp.arange(len(rows), dtype=jnp.int32) == slot).astype(jnp.int32)
+
+
+Rule = Callable[[Request, Any, list[Any], Env, State], tuple[list[Any], State]]

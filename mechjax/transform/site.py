@@ -1,0 +1,103 @@
+"""`site`: an identity primitive that names an activation and lowers to nothing.
+
+A site carries, as static parameters, its name, how many layers have it, the names of its axes (right-aligned) and,
+inside `shard_map`, how it is partitioned; its layer travels as an operand, so scanned, unrolled and looped layers
+look alike. Batching records where the batch axis stands instead of moving it (a move would cost a transpose in the
+untransformed program). Differentiation names tangents and cotangents (`"resid_post@cotangent"`).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import PartitionSpec
+from jaxtyping import Array
+
+from mechjax.base.errors import SiteError
+
+site_p = jex.Primitive("mechjax_site")
+site_p.def_impl(lambda x, *layer, **_: x)
+site_p.def_abstract_eval(lambda x, *layer, **_: x)
+mlir.register_lowering(site_p, lambda ctx, x, *layer, **_: [x])
+
+_FLIPPED = {"tangent": "cotangent", "cotangent": "tangent", "primal": "cotangent"}
+
+
+def _batch(args: Any, dims: Any, *, bdims: Any, **params: Any) -> Any:
+    dim, *layer_dim = dims
+    layer_dim = layer_dim[0] if layer_dim else None
+    if dim is None and layer_dim is None:
+        return site_p.bind(*args, bdims=bdims, **params), None
+    if dim is None:  # only the layer is mapped: the value must carry the axis too
+        args = (jnp.broadcast_to(args[0], (args[1].shape[layer_dim], *args[0].shape)), args[1])
+        dim = 0
+    return site_p.bind(*args, bdims=(*bdims, (dim, layer_dim)), **params), dim
+
+
+def _jvp(primals: Any, tangents: Any, *, kind: str, **params: Any) -> Any:
+    x, *layer = primals
+    tangent = tangents[0]
+    y = site_p.bind(x, *layer, kind=kind, **params)
+    if kind == "primal" and type(tangent) is not ad.Zero:
+        tangent = site_p.bind(tangent, *layer, kind="tangent", **params)
+    return y, tangent
+
+
+def _transpose(cotangent: Any, x: Any, *layer: Any, kind: str, **params: Any) -> Any:
+    if type(cotangent) is not ad.Zero:
+        cotangent = site_p.bind(cotangent, *layer, kind=_FLIPPED[kind], **params)
+    return [cotangent] + [None] * len(layer)
+
+
+batching.primitive_batchers[site_p] = _batch
+ad.primitive_jvps[site_p] = _jvp
+ad.primitive_transposes[site_p] = _transpose
+
+
+def _int32(layer: Any) -> Any:
+    """Constant layers stay constants (a numpy scalar becomes a literal), so that duplicates are seen while tracing."""
+    if isinstance(layer, (int, np.integer)):
+        return np.int32(layer)
+    return jax.lax.convert_element_type(layer, jnp.int32)
+
+
+def site(
+    x: Array,
+    name: str,
+    *,
+    layer: Any = None,
+    layers: int | None = None,
+    axes: tuple[str, ...] = (),
+    spec: PartitionSpec | None = None,
+) -> Array:
+    """Name the activation `x`; the identity, free in the compiled program.
+
+    Args:
+        x: The activation. Its last `len(axes)` dimensions are named by `axes`; dimensions before them are batch.
+        name: The site's name. The same name may occur once per layer.
+        layer: The layer, a Python or traced integer. None inside a `scan` means: the counter of the loop (of nested
+            loops, row-major) is the layer. None outside a loop means: the site has no layers.
+        layers: How many layers there are; needed with `layer`, and inside `while_loop`.
+        axes: Names of the trailing dimensions, which edits and captures index by name.
+        spec: Inside `shard_map`, how the last dimensions are partitioned over mesh axes (right-aligned with `x`).
+
+    Returns:
+        `x` unchanged.
+
+    Raises:
+        SiteError: `layer` without `layers`, a constant layer out of range, or more axes than dimensions.
+    """
+    x = jnp.asarray(x)
+    if len(axes) > x.ndim:
+        raise SiteError(f"site `{name}` names {len(axes)} axes {axes}, but its value has shape {x.shape}.")
+    if layer is not None and layers is None:
+        raise SiteError(f"site `{name}` was given a layer but not how many there are: pass `layers=`.")
+    if isinstance(layer, (int, np.integer)) and layers is not None and not 0 <= layer < layers:
+        raise SiteError(f"site `{name}` was given layer {layer}; with layers={layers} it must be 0 to {layers - 1}.")
+    operands = () if layer is None else (_int32(layer),)
+    return site_p.bind(
+        x, *operands, name=name, kind="primal", bdims=(), layers=layers, axes=tuple(axes), spec=spec
+    )

@@ -1,0 +1,244 @@
+"""`capture`, `intervene`, `run`, `list_sites`: transforms of functions, like `grad` and `vmap`.
+
+Laws (each a property test in `tests/laws`):
+1. Untransformed, sites cost nothing. 2. `intervene(f, [])` is `f`; an edit changes nothing upstream or beside it.
+3. Capturing where a value was put returns the value. 4. Edits at distinct sites commute, at one site they apply in
+order; a capture reads what leaves the site. 5. Transforms commute with jit, vmap, scan, remat. 6. Layout does not
+show. 7. Nothing is silent. 8. Edits are data.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from mechjax.base.catalogue import canonical
+from mechjax.base.errors import ArgumentError, JitError, SiteError
+from mechjax.transform import log
+from mechjax.transform.captured import Activations, Captured
+from mechjax.transform.check import check
+from mechjax.transform.context import EVERYTHING
+from mechjax.transform.edits import Edit
+from mechjax.transform.evaluate import evaluate
+from mechjax.transform.program import Program, trace
+from mechjax.transform.request import Env, Read, Request, State, blank_state
+from mechjax.transform.select import as_index
+from mechjax.transform.static import hold
+from mechjax.transform.table import SiteInfo, table_text
+
+
+class Transformed(eqx.Module):
+    """A callable with edits and captures; made by `capture` and `intervene`.
+
+    It compiles itself, once per shape: inside a user's `jit` it is inlined. Arrays of the callable and of the edits
+    are arguments of the program.
+    """
+
+    fn: Any
+    edits: tuple[Edit, ...] = ()
+    reads: tuple[Read, ...] = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function with its edits and captures.
+
+        Returns:
+            The function's output; with captures, `(output, activations)`.
+        """
+        names = frozenset(x.site.partition("@")[0] for x in (*self.edits, *self.reads))
+        program, data = trace(self.fn, args, kwargs, names)
+        check(self.edits, self.reads, program.sites,
+              lambda: trace(self.fn, args, kwargs, EVERYTHING)[0].sites)  # fmt: skip
+        outs, state = _evaluated(program, program.consts, data, self.edits, self.reads)
+        out = program.rebuild(outs)
+        if not self.reads:
+            return out
+        infos = {r.site: program.sites[r.site] for r in self.reads}
+        sites = tuple(Captured(r.site, r.axes(infos[r.site]), r.rows(infos[r.site])) for r in self.reads)
+        return out, Activations(state.buffers, {name: count > 0 for name, count in state.counts.items()}, sites)
+
+    def __hash__(self) -> int:
+        raise JitError(
+            "a transformed function holds arrays, so JAX cannot use it as a cache key: jax.jit(capture(model, ...)) "
+            "would bake them in as constants. Use equinox.filter_jit(...), or pass it as an argument: "
+            "jax.jit(lambda f, x: f(x))(transformed, x). It also compiles itself when called."
+        )
+
+
+@eqx.filter_jit
+def _evaluated(program: Program, consts: Any, data: Any, edits: Any, reads: Any) -> tuple[list[Any], State]:
+    log.record(program, data, edits, reads)
+    request = Request(program.sites, edits, reads)
+    start = blank_state(request, request.numbers)
+    outs, state = evaluate(request, program.jaxpr, consts, data, Env(request.numbers), start)
+    return _settled(edits, reads, outs, state)
+
+
+def _settled(edits: Any, reads: Any, outs: list[Any], state: State) -> tuple[list[Any], State]:
+    """Nothing is silent: an edit that never took hold turns what came out into NaN, or raises."""
+    buffers = {}
+    for read in reads:  # a row that was written twice stands for nothing
+        once = (state.counts[read.site] <= 1).astype(jnp.float32)
+        buffer = state.buffers[read.site]
+        if jnp.issubdtype(buffer.dtype, jnp.inexact):
+            factor = jnp.where(once > 0, 1.0, jnp.nan).reshape(*once.shape, *(1,) * (buffer.ndim - once.ndim))
+            buffers[read.site] = buffer * factor.astype(buffer.dtype)
+        else:
+            message = f"site `{read.site}` ran twice at one layer; a name stands for one activation per layer."
+            buffers[read.site] = eqx.error_if(buffer, (once < 1).any(), message)
+    hits = [(e, h.all()) for e, h in zip(edits, state.hits, strict=True) if e.on_miss != "allow"]
+    if not hits:
+        return outs, State(buffers, state.counts, state.hits)
+    missed = jnp.stack([~h for _, h in hits])
+    message = (
+        f"an edit never took hold ({'; '.join(e.describe() for e, _ in hits)}): its layer or index is out of range, "
+        "lies before the start of a resumed run, or stands in a branch that was not taken. Say on_miss='allow' where "
+        "that is meant."
+    )
+    factor = jnp.where(missed.any(), jnp.nan, 1.0)
+    # The edit's own value must feel the miss too: without this term its gradient would be a silent zero.
+    ghost = sum((jnp.where(h, 0.0, jnp.nan) * _total(e.value) for e, h in hits), jnp.float32(0.0))
+    loud = any(e.on_miss == "raise" for e, _ in hits)
+
+    def poisoned(x: Any) -> Any:
+        if jnp.issubdtype(x.dtype, jnp.inexact):
+            x = x * factor.astype(x.dtype) + ghost.astype(x.dtype)
+            return eqx.error_if(x, missed.any(), message) if loud else x
+        if jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == jnp.bool_:
+            return eqx.error_if(x, missed.any(), message)
+        return x
+
+    poisoned_buffers = {name: poisoned(b) for name, b in buffers.items()}
+    return [poisoned(jnp.asarray(o)) for o in outs], State(poisoned_buffers, state.counts, state.hits)
+
+
+def _total(value: Any) -> Array:
+    """The sum of an edit's finite floating numbers; only its gradient matters."""
+    leaves = [x for x in jax.tree.leaves(value) if eqx.is_inexact_array(x)]
+    return sum((jnp.where(jnp.isfinite(x), x, 0).astype(jnp.float32).sum() for x in leaves), jnp.float32(0.0))
+
+
+def intervene(fn: Callable[..., Any], edits: Edit | Sequence[Edit]) -> Callable[..., Any]:
+    """`fn` with activations changed.
+
+    Args:
+        fn: Any JAX function or module with sites.
+        edits: What to change; edits at one site apply in order.
+
+    Returns:
+        A callable like `fn`; with no edits, `fn` itself.
+
+    Raises:
+        SiteError: when called, for a site, layer, axis or index that is not there.
+        ShapeError: when called, for a value that does not fit.
+    """
+    edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
+    wrong = [e for e in edits if not isinstance(e, Edit)]
+    if wrong:
+        raise ArgumentError(f"intervene takes edits such as mechjax.zero('z', layer=0); got {type(wrong[0]).__name__}.")
+    return Transformed(hold(fn), edits) if edits else fn
+
+
+def capture(
+    fn: Callable[..., Any],
+    sites: str | Sequence[str],
+    *,
+    layers: int | Sequence[int] | None = None,
+    reduce: Callable[..., Array] | None = None,
+    **index: Any,
+) -> Callable[..., Any]:
+    """`fn` that also returns activations.
+
+    Args:
+        fn: Any JAX function or module with sites.
+        sites: Names of the sites (ours, TransformerLens', a Hugging Face module's).
+        layers: The layers to keep, of every stacked site; None for all. Only these are stored.
+        reduce: `reduce(x, info)` applied inside the program; only its result is stored.
+        **index: The part of an axis to keep, such as `pos=-1` or `head=[1, 4]`; a single index drops the axis.
+
+    Returns:
+        A callable that returns `(output, activations)`, where `activations[name]` is `[layer, *batch, *axes]`.
+
+    Raises:
+        SiteError: when called, for a site, layer, axis or index that is not there.
+    """
+    names = (sites,) if isinstance(sites, str) else tuple(sites)
+    if not names:
+        raise ArgumentError("capture was given no sites. Name some; mechjax.list_sites(fn, ...) shows what there is.")
+    chosen = None if layers is None else (layers,) if isinstance(layers, int) else tuple(int(i) for i in layers)
+    kept = {axis: as_index(i, f"capture, {axis}") for axis, i in index.items() if i is not None}
+    wanted: dict[str, tuple[int, ...] | None] = {}
+    for given in names:
+        name, layer = canonical(given)
+        if layer is not None and chosen is not None:
+            raise SiteError(f"`{given}` already says layer {layer}, but layers={layers} was given too. Give one of them.")
+        if layer is None and name in wanted:
+            raise SiteError(f"captured twice: `{name}`. Name each site once.")
+        wanted[name] = chosen if layer is None else (*(wanted.get(name) or ()), layer)
+    reducer = None if reduce is None else hold(reduce)
+    return Transformed(hold(fn), (), tuple(Read(n, at, kept, reducer) for n, at in wanted.items()))
+
+
+def run(
+    fn: Callable[..., Any],
+    *args: Any,
+    edits: Edit | Sequence[Edit] = (),
+    capture: str | Sequence[str] = (),
+    layers: int | Sequence[int] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Call `fn` with edits and captures: the everyday form of `capture(intervene(fn, edits), sites)(*args)`.
+
+    Args:
+        fn: Any JAX function or module with sites.
+        *args: Its arguments.
+        edits: What to change.
+        capture: Sites to return.
+        layers: The layers to keep of what is captured.
+        **kwargs: Its keyword arguments.
+
+    Returns:
+        The output; with `capture`, `(output, activations)`.
+    """
+    edited = intervene(fn, edits)
+    if not capture:
+        return (edited if isinstance(edited, Transformed) else Transformed(hold(edited)))(*args, **kwargs)
+    return _capture(edited, capture, layers=layers)(*args, **kwargs)
+
+
+_capture = capture
+
+
+class SiteList(Mapping[str, SiteInfo]):
+    """The sites of a function: name -> axes, shape, layers, dtype. Prints as a table."""
+
+    def __init__(self, table: dict[str, SiteInfo]) -> None:
+        self._table = table
+
+    def __getitem__(self, name: str) -> SiteInfo:
+        known = canonical(name)[0]
+        if known not in self._table:
+            raise SiteError(f"no site `{name}` here; there are {', '.join(self._table)}.")
+        return self._table[known]
+
+    def __iter__(self) -> Any:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __repr__(self) -> str:
+        return table_text(self._table)
+
+
+def list_sites(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> SiteList:
+    """Every site that `fn(*args, **kwargs)` has or could form on request, in forward order. Zero FLOPs.
+
+    Args:
+        fn: Any JAX function or module with sites.
+        *args: Arrays, or `jax.ShapeDtypeStruct`s.
+        **kwargs: The same.
+    """
+    return SiteList(trace(hold(fn), args, kwargs, EVERYTHING)[0].sites)
