@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from mechjax.base.errors import MissingExtraError, TokenError
+from mechjax.base.errors import TokenError
+from mechjax.base.optional import require
 
 
 def render_chat(
@@ -27,12 +28,9 @@ def render_chat(
         TokenError: The template refuses the messages, or is itself broken or hostile.
         MissingExtraError: Jinja is not installed.
     """
-    try:
-        import jinja2
-        from jinja2 import ext, nodes
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise MissingExtraError("Chat templates need Jinja: `pip install 'jinja2>=3.1.6'`.") from error
+    jinja2 = require("jinja2", extra="chat")
+    ext, nodes = require("jinja2.ext", extra="chat"), require("jinja2.nodes", extra="chat")
+    sandboxes = require("jinja2.sandbox", extra="chat")
 
     class Generation(ext.Extension):
         """`{% generation %}` marks the assistant's words for training; here its body is simply rendered."""
@@ -47,7 +45,7 @@ def render_chat(
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    sandbox = ImmutableSandboxedEnvironment(
+    sandbox = sandboxes.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
     # Jinja's own `tojson` escapes for HTML.

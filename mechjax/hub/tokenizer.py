@@ -85,7 +85,12 @@ class Tokenizer:
     @property
     def bos_id(self) -> int | None:
         """Id of the beginning-of-sequence token, or None where the checkpoint names none."""
-        return self._id("bos_token")
+        return self.special_id("bos_token")
+
+    def special_id(self, *names: str) -> int | None:
+        """Id of the first of the named special tokens (such as `"eos_token"`) that there is, or None."""
+        found = (self.backend.token_to_id(self.special[name]) for name in names if name in self.special)
+        return next((token for token in found if token is not None), None)
 
     def __call__(self, text: str | Sequence[str], *, bos: bool | None = None, side: str = "right") -> Prompts:
         """Tokenize one text (axes `pos`) or several (axes `batch pos`, padded, the padding masked).
@@ -105,7 +110,7 @@ class Tokenizer:
             return Prompts(jnp.asarray(ids, jnp.int32), jnp.ones(len(ids), bool))
         rows = [self._encode(one, bos, which) for which, one in enumerate(text)]
         longest = max(map(len, rows), default=0)
-        tokens = np.full((len(rows), longest), self._id("pad_token", "eos_token") or 0, np.int32)
+        tokens = np.full((len(rows), longest), self.special_id("pad_token", "eos_token") or 0, np.int32)
         mask = np.zeros((len(rows), longest), bool)
         for row, ids in enumerate(rows):
             place = slice(0, len(ids)) if side == "right" else slice(longest - len(ids), longest)
@@ -227,8 +232,9 @@ class Tokenizer:
 
     def _piece(self, token: int) -> str:
         """The text of one token; SentencePiece's decoders drop the leading space that its `▁` stands for."""
-        text, raw = self.backend.decode([token], skip_special_tokens=False), self.backend.id_to_token(token)
-        return f" {text}" if raw.startswith("▁") and not text.startswith(" ") else text
+        text = self.backend.decode([token], skip_special_tokens=False)
+        spaced = (self.backend.id_to_token(token) or "").startswith("▁")
+        return f" {text}" if spaced and not text.startswith(" ") else text
 
     def _checked(self, ids: Int[np.ndarray, " pos"]) -> list[int]:
         """The ids as Python ints, all of them in the vocabulary."""
@@ -240,11 +246,6 @@ class Tokenizer:
                 f"Token id {bad} is not in the vocabulary, whose ids are 0 to {self.vocab_size - 1}."
             )
         return row
-
-    def _id(self, *names: str) -> int | None:
-        """Id of the first of the named special tokens that there is."""
-        found = (self.backend.token_to_id(self.special[name]) for name in names if name in self.special)
-        return next((token for token in found if token is not None), None)
 
 
 def _unknown_id(backend: tokenizers.Tokenizer) -> int | None:
