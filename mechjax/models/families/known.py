@@ -1,0 +1,54 @@
+"""The families that mechjax knows, and which of them a config belongs to."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from mechjax.base.errors import UnsupportedModelError, did_you_mean
+from mechjax.models.config import Config
+from mechjax.models.families.family import Family, read_config, write_config
+from mechjax.models.families.gpt2 import GPT2
+from mechjax.models.families.llama import LLAMA, MISTRAL
+from mechjax.models.families.neox import NEOX
+
+FAMILIES: tuple[Family, ...] = (GPT2, LLAMA, MISTRAL, NEOX)
+"""Every family, in the order in which an export tries them."""
+
+
+def config_from_hf(
+    hf: Mapping[str, Any], *, precision: Literal["highest", "default"] = "highest"
+) -> tuple[Config, Family]:
+    """Our config and the family of a Hugging Face config (the contents of config.json).
+
+    Raises:
+        UnsupportedModelError: An architecture or a key that is not known, named.
+        ArgumentError: A number that is absurd, named.
+    """
+    family = _family(hf)
+    return read_config(hf, family, precision=precision), family
+
+
+def config_to_hf(config: Config) -> tuple[dict[str, Any], Family]:
+    """A Hugging Face config that reads back as `config`, and its family.
+
+    Raises:
+        UnsupportedModelError: No family can express the config; for each, the fields that it cannot are named.
+    """
+    refusals = []
+    for family in FAMILIES:
+        try:
+            return write_config(config, family), family
+        except UnsupportedModelError as refusal:
+            refusals.append(str(refusal))
+    raise UnsupportedModelError("No Hugging Face architecture that mechjax knows fits. " + " ".join(refusals))
+
+
+def _family(hf: Mapping[str, Any]) -> Family:
+    names = hf.get("architectures") or ()
+    for family in FAMILIES:
+        if set(family.architectures) & set(names) or (not names and hf.get("model_type") == family.model_type):
+            return family
+    asked = ", ".join(names) or str(hf.get("model_type"))
+    known = [name for family in FAMILIES for name in family.architectures]
+    raise UnsupportedModelError(
+        f"The architecture {asked} is not implemented; known are {', '.join(known)}.{did_you_mean(asked, known)}"
+    )
