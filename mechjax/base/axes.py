@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 AXES: Mapping[str, str] = {
     "batch": "prompts",
     "pos": "positions in a prompt, one per token",
+    "role": "positions by what stands there, such as the subject's second mention",
     "layer": "layers, counted from the input",
     "head": "attention heads (query heads, where they share keys and values)",
     "kv_head": "key and value heads",
@@ -50,7 +51,7 @@ def label(axes: Sequence[str], index: Sequence[int], names: Mapping[str, Sequenc
     place = ""
     for axis, i in zip(axes, index, strict=True):
         name = names[axis][i] if axis in names else None
-        if axis == "pos":
+        if axis in ("pos", "role"):
             place = f"@ {name or i}"
         elif name is not None:
             parts.append(name)
@@ -73,6 +74,8 @@ def names_from_annotation(
             listed takes whatever dimensions are left.
     """
     words = dims.split()
+    if "..." in words:
+        return None
     starred = [w for w in words if w.startswith("*")]
     left = n_dims - (len(words) - len(starred)) - sum(len(splice.get(w[1:], ())) for w in starred)
     axes: list[str] = []

@@ -4,7 +4,7 @@ import dataclasses
 import html
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import jax
 import numpy as np
@@ -27,8 +27,13 @@ def is_array(value: object) -> bool:
 
 def axis_names(record: Any, field: str) -> tuple[str, ...] | None:
     """Names of the axes of an array field, from its annotation; a starred name may be a static field (`over`)."""
-    value = getattr(record, field)
-    annotation = next(f.type for f in dataclasses.fields(record) if f.name == field)
+    return _names(record, field, getattr(record, field))
+
+
+def _names(record: Any, field: str, value: Any) -> tuple[str, ...] | None:
+    annotation: Any = next(f.type for f in dataclasses.fields(record) if f.name == field)
+    if get_origin(annotation) is dict:  # a table of arrays: the annotation of its values
+        annotation = get_args(annotation)[1]
     dims = getattr(annotation, "dim_str", None)
     if dims is None or not hasattr(value, "ndim"):
         return None
@@ -74,20 +79,17 @@ def top(record: Any, n: int, names: Mapping[str, Sequence[str]]) -> list[tuple[s
     return [(label(axes, place, names), float(values[place])) for place in places]
 
 
-def _kind(record: Any, field: str) -> str:
-    value = getattr(record, field)
-    names = axis_names(record, field)
+def _kind(value: Any, axes: tuple[str, ...] | None) -> str:
     sizes = (
-        [str(s) for s in value.shape]
-        if not names
-        else [f"{a}={s}" for a, s in zip(names, value.shape, strict=True)]
+        [f"{a}={s}" for a, s in zip(axes, value.shape, strict=True)]
+        if axes
+        else [str(s) for s in value.shape]
     )
     return f"{value.dtype}[{', '.join(sizes)}]"
 
 
-def _range(record: Any, field: str, names: Mapping[str, Sequence[str]]) -> str:
+def _range(value: Any, axes: tuple[str, ...] | None, names: Mapping[str, Sequence[str]]) -> str:
     """Where an array's extremes are, in one phrase."""
-    value = getattr(record, field)
     if not is_array(value) or value.size == 0 or not jax.numpy.issubdtype(value.dtype, np.number):
         return ""
     numbers = np.asarray(value, np.float64)
@@ -96,7 +98,6 @@ def _range(record: Any, field: str, names: Mapping[str, Sequence[str]]) -> str:
         return "all NaN"
     if numbers.ndim == 0:
         return f"{numbers.item():.4g}"
-    axes = axis_names(record, field)
     low, high = int(np.nanargmin(numbers)), int(np.nanargmax(numbers))
     text = f"{numbers.flat[low]:.4g} to {numbers.flat[high]:.4g}"
     if axes and "d_model" not in axes:
@@ -114,15 +115,19 @@ def _short(value: object, width: int = 72) -> str:
 
 
 def facts(record: Any, names: Mapping[str, Sequence[str]]) -> list[tuple[str, str, str]]:
-    """(field, what it is, where its extremes are) for every field, arrays first."""
+    """(field, what it is, where its extremes are) for every field, arrays first; a table of arrays line by line."""
     lines: list[tuple[str, str, str]] = []
     plain: list[tuple[str, str, str]] = []
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
-        if hasattr(value, "shape") and hasattr(value, "dtype"):
-            lines.append((field.name, _kind(record, field.name), _range(record, field.name, names)))
-        else:
+        arrays: dict[Any, Any] = value if isinstance(value, dict) and value else {None: value}
+        if not all(hasattr(array, "shape") and hasattr(array, "dtype") for array in arrays.values()):
             plain.append((field.name, _short(value), ""))
+            continue
+        for key, array in arrays.items():
+            axes = _names(record, field.name, array)
+            spelled = field.name if key is None else f"{field.name}[{key!r}]"
+            lines.append((spelled, _kind(array, axes), _range(array, axes, names)))
     return lines + plain
 
 

@@ -1,1 +1,14 @@
 """How results look: self-contained HTML pages, inline views for notebooks, text tables for the terminal."""
+
+from mechjax.viz.attention import attention as attention
+from mechjax.viz.attention import tokens_line as tokens_line
+from mechjax.viz.bars import BarRow as BarRow
+from mechjax.viz.bars import bars as bars
+from mechjax.viz.heatmap import heatmap as heatmap
+from mechjax.viz.heatmap import legend as legend
+from mechjax.viz.html import Html as Html
+from mechjax.viz.html import escape as escape
+from mechjax.viz.html import tag as tag
+from mechjax.viz.page import Page as Page
+from mechjax.viz.page import section as section
+from mechjax.viz.text import heat_table as heat_table

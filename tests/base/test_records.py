@@ -223,3 +223,13 @@ def test_records__in_vmap__keep_their_class():
     assert isinstance(batch, Prompts)
     tokens: Int[Array, "a b c"] = batch.tokens
     assert tokens.shape == (3, 2, 4)
+
+
+class Table(Record):
+    arrays: dict[str, Float[Array, "layer pos"]]
+
+
+def test_repr__of_a_table_of_arrays__names_each():
+    text = repr(Table({"z": jnp.eye(2), "q": jnp.zeros((3, 1))}))
+    assert "arrays['z']  float32[layer=2, pos=2]  0 to 1, highest at L0 @ 0" in text
+    assert "arrays['q']  float32[layer=3, pos=1]" in text

@@ -1,0 +1,83 @@
+"""What a head looks at: the sentence shaded by attention, and the whole pattern as a table below it.
+
+The shaded sentence is one row of the table. Choosing another token shows that token's row; the script reads the
+numbers from the table, so there is one copy of them.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from mechjax.base.errors import ShapeError
+from mechjax.viz.heatmap import STRONG, cell, number
+from mechjax.viz.html import Html, tag
+
+
+def tokens_line(tokens: Sequence[str], roles: Mapping[int, str] | None = None) -> Html:
+    """A sentence, token by token, with the roles of some of them written underneath."""
+    roles = roles or {}
+    spans = [
+        tag("span", shown(token), role and tag("small", role), class_="tok role" if role else "tok")
+        for token, role in ((token, roles.get(i)) for i, token in enumerate(tokens))
+    ]
+    return tag("p", spans, class_="tokens")
+
+
+def shown(token: str) -> str:
+    """A token as it can be seen: without its leading space, line breaks as arrows."""
+    return token.removeprefix(" ").replace("\n", "↵").replace("\t", "⇥") or "␣"
+
+
+def attention(
+    pattern: Float[Array, "query key"] | Float[np.ndarray, "query key"],
+    tokens: Sequence[str],
+    *,
+    title: str,
+    note: str = "",
+    query: int = -1,
+) -> Html:
+    """One head's attention pattern on one sentence.
+
+    Args:
+        pattern: How much each query position attends to each key position; rows sum to one. Shape (query, key).
+        tokens: The sentence, one string per position.
+        title: The head's name.
+        note: One sentence about it.
+        query: The position whose attention is shown first; negative counts from the end.
+
+    Raises:
+        ShapeError: The tokens do not fit the pattern.
+    """
+    numbers = np.asarray(pattern, np.float64)
+    if numbers.shape != (len(tokens), len(tokens)):
+        raise ShapeError(
+            f"a pattern of shape (query, key) = {numbers.shape} was given {len(tokens)} tokens: give one per position."
+        )
+    query %= len(tokens)
+    names = [shown(token) for token in tokens]
+    buttons = []
+    for k, name in enumerate(names):
+        share, chosen = float(numbers[query, k]), k == query
+        classes = "tok" + (" from" if chosen else "") + (" hi" if share > STRONG else "")
+        said = {"data_tip": f"{names[query]} → {name}: {number(share)}", "aria_pressed": str(chosen).lower()}
+        buttons.append(tag("button", name, type="button", class_=classes, style=f"--v:{share:.3f}", **said))
+    line = tag("p", buttons, class_="tokens look", role="group", aria_label=f"Attention of {title}")
+    head = tag("figcaption", tag("b", title), " ", note)
+    return tag("figure", head, line, _whole(numbers, names, title), class_="attention")
+
+
+def _whole(numbers: Float[np.ndarray, "query key"], names: Sequence[str], title: str) -> Html:
+    heads = [tag("th", tag("span", name), scope="col") for name in names]
+    lines = [
+        tag(
+            "tr", tag("th", name, scope="row"),
+            [cell(float(v), 1.0, f"{name} → {key}: {number(float(v))}") for key, v in zip(names, row, strict=True)],
+        )
+        for name, row in zip(names, numbers, strict=True)
+    ]  # fmt: skip
+    table = tag(
+        "table", tag("caption", f"{title}: every row is a token, and says how much it attends to each token"),
+        tag("thead", tag("tr", tag("td", class_="corner"), heads)), tag("tbody", lines), class_="heat dense pattern",
+    )  # fmt: skip
+    return tag("details", tag("summary", "the whole pattern"), tag("div", table, class_="scroll"))

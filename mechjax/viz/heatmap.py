@@ -1,0 +1,98 @@
+"""Heat maps as tables: every cell holds its number as text, so eyes, screen readers and tests read the same thing.
+
+Colours diverge from zero: one hue for what is positive, another for what is negative, paper for nothing. The style
+sheet mixes them from one number per cell, which is how one table serves light and dark.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from mechjax.base.errors import ShapeError
+from mechjax.viz.html import Html, tag
+
+STRONG = 0.55
+"""A share of the full colour beyond which text on it is light in light mode and dark in dark mode."""
+
+_DENSE = 14  # more columns than this are drawn small
+
+
+def number(value: float) -> str:
+    """Two decimals with a real minus sign; a dash where there is no number."""
+    if math.isnan(value):
+        return "–"
+    text = f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+    return "0.00" if text == "\N{MINUS SIGN}0.00" else text
+
+
+def cell(value: float, limit: float, tip: str | None = None, **attributes: str | None) -> Html:
+    """One coloured cell. `limit` is the size that takes the full colour."""
+    if math.isnan(value):
+        return tag("td", number(value), class_="gap", data_tip=tip, **attributes)
+    share = min(abs(value) / limit, 1.0) if limit else 0.0
+    names = ("n" if value < 0 else "p") + (" hi" if share > STRONG else "")
+    return tag("td", number(value), class_=names, style=f"--v:{share:.3f}", data_tip=tip, **attributes)
+
+
+def heatmap(
+    values: Float[Array, "row column"] | Float[np.ndarray, "row column"],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    caption: str,
+    corner: str = "",
+    under: Sequence[str] = (),
+    limit: float | None = None,
+    tip: Callable[[int, int], str] | None = None,
+    marked: Sequence[tuple[int, int]] = (),
+) -> Html:
+    """A table of coloured numbers.
+
+    Args:
+        values: What to show. Shape (row, column); NaN shows as a gap.
+        rows: Names of the rows, first row on top.
+        columns: Names of the columns.
+        caption: What the table shows, in one sentence.
+        corner: What rows and columns are, such as `"layer \N{RIGHTWARDS ARROW} position"`.
+        under: A second line under the columns' names.
+        limit: The size that takes the full colour; the largest size by default.
+        tip: What to say of a cell when it is pointed at, given its row and column.
+        marked: Cells with a frame around them.
+
+    Raises:
+        ShapeError: The names do not fit the shape of `values`.
+    """
+    numbers = np.asarray(values, np.float64)
+    if numbers.shape != (len(rows), len(columns)) or len(under) not in (0, len(columns)):
+        raise ShapeError(
+            f"a heat map of shape (row, column) = {numbers.shape} was given {len(rows)} row names, {len(columns)} "
+            f"column names and {len(under)} second lines: give one name per row and per column."
+        )
+    sizes = np.abs(numbers[np.isfinite(numbers)])
+    full = limit if limit is not None else float(sizes.max(initial=0.0))
+    seconds = under or [None] * len(columns)
+    heads = [
+        tag("th", tag("b", name), tag("small", second) if second else None, scope="col")
+        for name, second in zip(columns, seconds, strict=True)
+    ]
+    lines = []
+    for i, row in enumerate(rows):
+        cells = [
+            cell(float(v), full, tip and tip(i, j), data_mark="1" if (i, j) in marked else None)
+            for j, v in enumerate(numbers[i])
+        ]
+        lines.append(tag("tr", tag("th", row, scope="row"), cells))
+    dense = " dense" if len(columns) > _DENSE else ""
+    table = tag(
+        "table", tag("caption", caption), tag("thead", tag("tr", tag("td", corner, class_="corner"), heads)),
+        tag("tbody", lines), class_=f"heat{dense}",
+    )  # fmt: skip
+    return tag("div", table, class_="scroll")
+
+
+def legend(low: str, middle: str, high: str) -> Html:
+    """What the colours of a heat map mean, in words under a strip of them."""
+    words = tag("div", tag("span", low), tag("span", middle), tag("span", high))
+    return tag("div", tag("i", aria_hidden="true"), words, class_="legend")

@@ -1,0 +1,94 @@
+"""One self-contained page: style, script and numbers in a single file that asks nothing of any network.
+
+A content security policy names the one script that may run by its hash and forbids every request, so the page stays
+what it is wherever it is opened.
+"""
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+import equinox as eqx
+
+from mechjax.base.errors import WriteError
+from mechjax.viz.html import Html, escape, tag
+
+_MARK = re.compile(r"\{\{ (\w+) \}\}")
+
+
+class Page(eqx.Module):
+    """A page that shows itself in a notebook and can be written to a file.
+
+    Attributes:
+        title: What stands in the window's title.
+        body: What stands on the page.
+    """
+
+    title: str = eqx.field(static=True)
+    body: Html = eqx.field(static=True)
+
+    @property
+    def html(self) -> str:
+        """The whole file."""
+        script = _template("page.js")
+        return _fill(
+            _template("page.html"),
+            {
+                "title": escape(self.title),
+                "policy": _policy(script),
+                "style": _template("page.css"),
+                "script": script,
+                "body": self.body,
+            },
+        )
+
+    def write(self, path: str | Path) -> Path:
+        """Write the page; folders on the way are made.
+
+        Returns:
+            The file's absolute path.
+
+        Raises:
+            WriteError: The file cannot be written.
+        """
+        path = Path(path).expanduser().absolute()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self.html, encoding="utf-8")
+        except OSError as error:
+            raise WriteError(
+                f"cannot write the page to `{path}`: {error.strerror or error}. Choose a file in a folder that can be "
+                "written."
+            ) from error
+        return path
+
+    def _repr_html_(self) -> str:
+        # A frame of its own: the notebook's style and the page's leave each other alone.
+        frame = tag(
+            "iframe", srcdoc=self.html, sandbox="allow-scripts", title=self.title, width="100%", height="720",
+            style="border:1px solid #8884;border-radius:8px",
+        )  # fmt: skip
+        return str(frame)
+
+
+def section(title: str, *children: Html | str | None, id_: str | None = None) -> Html:
+    """A part of a page under a heading; plain text becomes a paragraph."""
+    parts = [tag("p", child) if not isinstance(child, Html) else child for child in children if child]
+    return tag("section", tag("h2", title), parts, id=id_)
+
+
+def _template(name: str) -> str:
+    return (resources.files("mechjax.viz") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    # One pass: what is filled in is never looked at again, whatever it contains.
+    return _MARK.sub(lambda mark: values[mark[1]], template)
+
+
+def _policy(script: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"

@@ -1,0 +1,43 @@
+"use strict";
+// Three small comforts; the page says everything without them. (1) light or dark, (2) what a cell means, when pointed at,
+// (3) a chosen token shows its row of the attention table, which is where the numbers are read from.
+(() => {
+  const root = document.documentElement, tip = document.getElementById("tip");
+
+  document.getElementById("theme").addEventListener("click", () => {
+    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    root.dataset.theme = dark ? "light" : "dark";
+  });
+
+  const place = (x, y) => {
+    const box = tip.getBoundingClientRect(), room = document.documentElement.clientWidth;
+    tip.style.left = Math.max(8, Math.min(x - box.width / 2, room - box.width - 8)) + "px";
+    tip.style.top = (y - box.height - 14 > 8 ? y - box.height - 14 : y + 20) + "px";
+  };
+  const show = (event) => {
+    const cell = event.target.closest("[data-tip]");
+    tip.hidden = !cell;
+    if (!cell) return;
+    tip.textContent = cell.dataset.tip;
+    const box = cell.getBoundingClientRect();
+    place(box.left + box.width / 2, box.top);
+  };
+  document.addEventListener("pointerover", show);
+  document.addEventListener("focusin", show);
+  document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true, capture: true });
+
+  for (const figure of document.querySelectorAll(".attention")) {
+    const tokens = [...figure.querySelectorAll(".look .tok")], rows = figure.querySelectorAll("tbody tr");
+    tokens.forEach((token, query) => token.addEventListener("click", () => {
+      const cells = rows[query].querySelectorAll("td");
+      tokens.forEach((other, key) => {
+        const share = Number(cells[key].textContent);
+        other.classList.toggle("from", key === query);
+        other.classList.toggle("hi", share > 0.55);
+        other.setAttribute("aria-pressed", String(key === query));
+        other.setAttribute("style", "--v:" + share);
+        other.dataset.tip = token.textContent + " → " + other.textContent + ": " + cells[key].textContent;
+      });
+    }));
+  }
+})();
