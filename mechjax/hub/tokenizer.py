@@ -194,9 +194,10 @@ class Tokenizer:
         """Ids of one text. `plain` leaves out what the post-processor adds; `which` is the text's place in a list."""
         try:
             encoding = self.backend.encode(text, add_special_tokens=not plain)
-        except (
-            Exception
-        ) as error:  # bare Exception: a word outside a vocabulary that has no token for such words
+        except (TypeError, UnicodeEncodeError):
+            raise TokenError(f"{text!r:.80} is no valid Unicode text, so it has no tokens.") from None
+        # The Rust library's own class: a word outside a vocabulary that has no token for such words.
+        except Exception as error:
             raise TokenError(self._unknown(text, self._missing_word(text), which, str(error))) from None
         for token, span in zip(encoding.ids, encoding.offsets, strict=True):
             if token == self._unk != self.backend.token_to_id(text[slice(*span)].strip()):

@@ -1,0 +1,123 @@
+"""A model as an ordinary Hugging Face folder, which transformers, vLLM or `mechjax.load` open."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import safetensors.numpy
+
+from mechjax.base.errors import UnsupportedModelError, WriteError, did_you_mean
+from mechjax.hub import Tokenizer
+from mechjax.models.decoder import Decoder
+from mechjax.models.families import FAMILIES, Family
+from mechjax.models.families.family import write_config
+from mechjax.models.params import parameters
+
+
+def export(
+    model: Decoder,
+    folder: Path | str,
+    *,
+    family: str | Family,
+    tokenizer: Tokenizer | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write `model` in the layout of a Hugging Face family; loading it again gives the same bits.
+
+    The folder appears whole or not at all: it is written beside its place and then renamed.
+
+    Args:
+        model: The model.
+        folder: Where to; it must not exist or be empty, unless `overwrite`.
+        family: Whose layout, such as `"gpt2"`; its config must be able to express the model's.
+        tokenizer: Written as tokenizer.json and tokenizer_config.json.
+        overwrite: Replace the folder with all that is in it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UnsupportedModelError: An unknown family, or one that cannot express this model.
+        WriteError: The folder exists and is not empty, or cannot be written.
+    """
+    table = _family(family)
+    config = write_config(model.config, table) | _special_ids(tokenizer) | {"dtype": model.W_E.dtype.name}
+    tensors = _tensors(model, table)
+    folder = Path(folder)
+    if not overwrite and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise WriteError(
+            f"`{folder}` exists and is not empty. Choose another folder, or pass overwrite=True."
+        )
+    fresh, stale = (folder.with_name(f".{folder.name}.{uuid4().hex}") for _ in range(2))
+    try:
+        fresh.mkdir(parents=True)
+        safetensors.numpy.save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
+        _write_json(fresh / "config.json", config)
+        if tokenizer is not None:
+            tokenizer.backend.save(str(fresh / "tokenizer.json"))
+            _write_json(fresh / "tokenizer_config.json", tokenizer.settings())
+        _flush(fresh)
+        _swap(fresh, folder, stale)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise WriteError(
+            f"Cannot write the model to `{folder}`: {error}. Choose a folder that can be written."
+        ) from error
+    finally:
+        for rest in (fresh, stale):
+            shutil.rmtree(rest, ignore_errors=True)
+    return folder
+
+
+def _swap(fresh: Path, folder: Path, stale: Path) -> None:
+    """Rename `fresh` to `folder`; what was there goes to `stale` first, and back if the rename fails."""
+    if folder.exists():
+        os.replace(folder, stale)
+    try:
+        os.replace(fresh, folder)
+    except OSError:
+        if stale.exists():
+            os.replace(stale, folder)
+        raise
+
+
+def _family(family: str | Family) -> Family:
+    if isinstance(family, Family):
+        return family
+    known = {table.name: table for table in FAMILIES}
+    if family not in known:
+        raise UnsupportedModelError(
+            f"There is no family `{family}`; there are {', '.join(known)}.{did_you_mean(family, known)}"
+        )
+    return known[family]
+
+
+def _tensors(model: Decoder, family: Family) -> dict[str, np.ndarray]:
+    """Every tensor of the Hugging Face checkpoint, by name."""
+    params = {path: np.asarray(leaf) for path, leaf in parameters(model).items()}
+    tensors: dict[str, np.ndarray] = {}
+    for rule in family.rules_for(model.config):
+        for layer, name in enumerate(rule.names(model.config)):
+            parts = {path: params[path][layer] if rule.layered else params[path] for path in rule.paths}
+            tensors[name] = np.ascontiguousarray(rule.join(parts, model.config))
+    return tensors
+
+
+def _special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """`bos_token_id` and so on; left out, they would be the family's own, perhaps not in the vocabulary."""
+    names = ("bos_token", "eos_token", "pad_token")
+    return {f"{name}_id": tokenizer.special_id(name) if tokenizer else None for name in names}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+
+
+def _flush(folder: Path) -> None:
+    """Have the files of `folder` on disk before anything points to them."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

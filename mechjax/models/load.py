@@ -1,0 +1,227 @@
+"""Checkpoints as models: a shipped model, a Hugging Face folder, or a name on the Hub.
+
+Loading changes no number: a model computes what the source implementation computes. Every config key and every
+tensor is used, known to be without effect, or refused by name; all of that is checked before anything is allocated.
+Tensors go one by one from the files' memory maps into the stacked parameters, which JAX then takes over without a
+copy on CPU, so that a load needs no more memory than its weights.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechjax.base.errors import ArgumentError, CheckpointError, MechjaxError, UnsupportedModelError, did_you_mean
+from mechjax.hub import Checkpoint, Tokenizer, fetch, is_hub_name, read_config
+from mechjax.hub.folder import CONFIG
+from mechjax.models.config import Config
+from mechjax.models.decoder import Decoder
+from mechjax.models.families import Family, Rule, config_from_hf
+from mechjax.models.params import assemble
+
+_FLOATS = ("float32", "bfloat16", "float16", "float64")
+_XLA_ALIGNMENT = 64  # bytes; host buffers that begin at a multiple of it need no copy on CPU
+_CHUNK = 1 << 24
+
+
+def load(
+    name_or_folder: str | os.PathLike[str],
+    *,
+    dtype: Any = None,
+    revision: str | None = None,
+    precision: Literal["highest", "default"] = "highest",
+) -> tuple[Decoder, Tokenizer | None]:
+    """A model and its tokenizer.
+
+    Args:
+        name_or_folder: A model that ships with mechjax (`"tasks-4l"`), a folder in Hugging Face layout (config.json
+            and safetensors), or a name on the Hub (`"org/name"`).
+        dtype: Of the parameters, such as `"bfloat16"`; None keeps the checkpoint's.
+        revision: Branch, tag or commit, for a name on the Hub.
+        precision: "highest" computes float32 contractions in full float32; "default" whatever is fast on the device.
+
+    Returns:
+        The model, and its tokenizer, or None where there is no tokenizer.json.
+
+    Raises:
+        CheckpointError: Missing, truncated or hostile files; missing, left-over or misshapen weights.
+        UnsupportedModelError: An unknown architecture or config key.
+        HubError: A name that cannot be fetched.
+        ArgumentError: A dtype that cannot be used, a revision of what is not on the Hub, or absurd config numbers.
+    """
+    folder = _locate(name_or_folder, revision)
+    config, family = _understand(folder, precision)
+    checkpoint = Checkpoint(folder)
+    pieces = list(_plan(checkpoint, config, family))
+    kept = _choose_dtype(dtype, checkpoint, pieces)
+    params: dict[str, jax.Array] = {}
+    for rule in family.rules_for(config):
+        params |= _read(rule, [piece for piece in pieces if piece.rule is rule], checkpoint, config, kept)
+    return assemble(config, params), Tokenizer.from_folder(folder)
+
+
+def zoo() -> dict[str, Path]:
+    """The models that ship with mechjax: name to folder."""
+    shelf = Path(str(resources.files("mechjax.models"))) / "zoo"
+    return {path.parent.name: path.parent for path in sorted(shelf.glob("*/config.json"))}
+
+
+def _locate(name_or_folder: str | os.PathLike[str], revision: str | None) -> Path:
+    """The folder that is meant: shipped, local or fetched."""
+    name = os.fspath(name_or_folder)
+    shipped, folder = zoo().get(name), Path(name).expanduser()
+    if shipped is None and not folder.is_dir() and is_hub_name(name):
+        return fetch(name, revision=revision, check=_understand)
+    if revision is not None:
+        raise ArgumentError(f"revision={revision!r} is for names on the Hub (`org/name`); `{name}` is none.")
+    if shipped is None and not folder.is_dir():
+        raise CheckpointError(
+            f"`{name}` is neither a model that ships with mechjax ({', '.join(zoo()) or 'none here'}) nor a folder."
+            f"{did_you_mean(name, zoo())} A model on the Hub is spelled `org/name`, such as `openai-community/gpt2`."
+        )
+    return shipped or folder
+
+
+def _understand(folder: Path, precision: Literal["highest", "default"] = "highest") -> tuple[Config, Family]:
+    """The folder's config as ours, and whose it is."""
+    hf = read_config(folder)
+    try:
+        return config_from_hf(hf, precision=precision)
+    except MechjaxError:
+        raise
+    # A value of another type than the family's table expects: hostile, or not written by transformers.
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"`{folder / CONFIG}` cannot be read as a model's config ({type(error).__name__}: {error}). Compare it "
+            "with a config.json that transformers writes for this architecture."
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One tensor of the checkpoint: its name there, its rule, and its layer."""
+
+    name: str
+    rule: Rule
+    layer: int | None
+
+
+def _plan(checkpoint: Checkpoint, config: Config, family: Family) -> Iterator[_Piece]:
+    """Every tensor that the model needs, after checking that they are all there, fit, and that none is left over."""
+    left = dict.fromkeys(checkpoint.entries)
+    if config.n_layers > len(left):
+        raise CheckpointError(
+            f"The config of `{checkpoint.folder}` asks for {config.n_layers} layers, but the checkpoint holds only "
+            f"{len(left)} tensors. Config and weights belong to different models."
+        )
+    pieces, missing = [], []
+    for rule in family.rules_for(config):
+        for layer, full in enumerate(rule.names(config)):
+            name = next((n for n in (full, full.removeprefix(family.prefix)) if n in left), None)
+            if name is None:
+                missing.append(full)
+            else:
+                del left[name]
+                pieces.append(_Piece(name, rule, layer if rule.layered else None))
+    left_over = [name for name in left if not family.ignorable(name, config)]
+    if missing:
+        raise CheckpointError(
+            f"`{checkpoint.folder}` lacks {_count(missing, 'tensor')} that its config calls for: {_some(missing)}."
+            f"{did_you_mean(missing[0], left_over)} Config and weights belong to different models."
+        )
+    if left_over:
+        raise CheckpointError(
+            f"`{checkpoint.folder}` holds {_count(left_over, 'tensor')} that a {family.name} model of its config does "
+            f"not have: {_some(left_over)}. They would be dropped silently, so the load is refused."
+        )
+    _check_shapes(pieces, checkpoint, config)
+    _check_tied(left, pieces, checkpoint)
+    yield from pieces
+
+
+def _check_shapes(pieces: list[_Piece], checkpoint: Checkpoint, config: Config) -> None:
+    for piece in pieces:
+        found, right = checkpoint.entries[piece.name].shape, piece.rule.shape(config)
+        if found != right:
+            raise CheckpointError(
+                f"Tensor `{piece.name}` of `{checkpoint.folder}` has the shape {found}; its config calls for {right}."
+            )
+
+
+def _check_tied(copies: dict[str, None], pieces: list[_Piece], checkpoint: Checkpoint) -> None:
+    """A stored unembedding of a tied model is ignored, so it has to be the embedding."""
+    embedding = next(piece.name for piece in pieces if piece.rule.paths == ("W_E",))
+    first, right = checkpoint[embedding], checkpoint.entries[embedding]
+    for name in copies:
+        entry = checkpoint.entries[name]
+        if (entry.shape, entry.dtype) != (right.shape, right.dtype):
+            continue  # a stored mask or table
+        rows = max(1, _CHUNK // max(1, first.shape[1]))
+        for start in range(0, len(first), rows):
+            if not np.array_equal(first[start : start + rows], checkpoint[name][start : start + rows]):
+                raise CheckpointError(
+                    f"The config of `{checkpoint.folder}` ties the unembedding to the embedding, but `{name}` differs "
+                    f"from `{embedding}`. Set `tie_word_embeddings` to false in config.json, or remove `{name}`."
+                )
+
+
+def _choose_dtype(asked: Any, checkpoint: Checkpoint, pieces: list[_Piece]) -> np.dtype:
+    """The parameters' dtype: the one asked for, or the checkpoint's own."""
+    found = {checkpoint.entries[piece.name].dtype.name: piece.name for piece in pieces}
+    for name in found.keys() - set(_FLOATS):
+        raise CheckpointError(
+            f"Tensor `{found[name]}` of `{checkpoint.folder}` is {name}: quantized weights are not supported. Load a "
+            f"checkpoint in {', '.join(_FLOATS[:3])}."
+        )
+    if asked is None and len(found) > 1:
+        listed = ", ".join(f"{dtype} (`{name}`)" for dtype, name in sorted(found.items()))
+        raise CheckpointError(f"`{checkpoint.folder}` mixes dtypes: {listed}. Choose one with `dtype=`.")
+    try:
+        dtype = np.dtype(next(iter(found))) if asked is None else jnp.dtype(asked)
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.name not in _FLOATS:
+        raise ArgumentError(f"dtype={asked!r} is not one of {', '.join(_FLOATS)}.")
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ArgumentError(
+            f"The weights of `{checkpoint.folder}` would be float64, which JAX cuts to float32 unless told otherwise. "
+            'Pass dtype="float32", or set jax.config.update("jax_enable_x64", True).'
+        )
+    return dtype
+
+
+def _read(
+    rule: Rule, pieces: list[_Piece], checkpoint: Checkpoint, config: Config, dtype: np.dtype
+) -> dict[str, jax.Array]:
+    """The parameters of one rule, by path, layers stacked: filled tensor by tensor, then handed to JAX."""
+    buffers = {path: _aligned(config.shapes[path], dtype) for path in rule.paths}
+    for piece in pieces:
+        for path, part in rule.split(checkpoint[piece.name], config).items():
+            buffers[path][... if piece.layer is None else piece.layer] = part
+    # Waiting here frees each host buffer before the next is made, where the device has memory of its own.
+    return {
+        path: jax.block_until_ready(jax.device_put(buffers.pop(path), may_alias=True)) for path in rule.paths
+    }
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An uninitialised array that XLA's CPU backend takes over as it is, instead of copying it."""
+    size = math.prod(shape) * dtype.itemsize
+    buffer = np.empty(size + _XLA_ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % _XLA_ALIGNMENT
+    return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def _count(names: list[str], noun: str) -> str:
+    return f"{len(names)} {noun}{'s' if len(names) > 1 else ''}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names[:5]) + (", ..." if len(names) > 5 else "")
