@@ -19,6 +19,10 @@ class LogitDiff(Metric):
         """The two answers."""
         return jnp.stack(jnp.broadcast_arrays(self.correct, self.wrong), -1)
 
+    def given(self) -> dict[str, tuple[int, ...]]:
+        """One per example at most: position and answers."""
+        return {**super().given(), "correct": self.correct.shape, "wrong": self.wrong.shape}
+
     def of(self, logits: Float[Array, "*batch token"]) -> Float[Array, "*batch"]:
         """The difference of the two."""
         return logits[..., 0] - logits[..., 1]
@@ -29,8 +33,9 @@ class _OfAnswer(Metric):
 
     answer: Int[Array, "*batch"]
 
-    def _check_batch(self, batch: tuple[int, ...]) -> None:
-        LogitDiff(self.pos, self.answer, self.answer)._check_batch(batch)
+    def given(self) -> dict[str, tuple[int, ...]]:
+        """One per example at most: position and answer."""
+        return {**super().given(), "answer": self.answer.shape}
 
     def _picked(self, values: Float[Array, "*batch d_vocab"]) -> Float[Array, "*batch"]:
         answer = jnp.broadcast_to(self.answer, values.shape[:-1])

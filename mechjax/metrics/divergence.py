@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mechjax.base.errors import ShapeError
 from mechjax.metrics.metric import Metric, position
 
 
@@ -22,13 +21,9 @@ class KL(Metric):
         # Where p is zero its term is zero, whatever q is: 0 * -inf would be NaN.
         return jnp.where(jnp.isneginf(p), 0.0, jnp.exp(p) * (p - q)).sum(-1)
 
-    def _check_batch(self, batch: tuple[int, ...]) -> None:
-        super()._check_batch(batch)
-        if self.reference.shape[:-1] not in ((), batch):
-            raise ShapeError(
-                f"KL: reference logits of shape {self.reference.shape} for a batch of shape {batch}; give (d_vocab) or "
-                "(*batch, d_vocab), at the position that is read."
-            )
+    def given(self) -> dict[str, tuple[int, ...]]:
+        """One per example at most: position and reference."""
+        return {**super().given(), "reference": self.reference.shape[:-1]}
 
 
 def kl(reference: Any, pos: Any = -1) -> KL:

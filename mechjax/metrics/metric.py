@@ -1,5 +1,6 @@
 """What a metric is: one number per example, from logits at one position, reading only the tokens that it needs."""
 
+import abc
 from typing import Any
 
 import equinox as eqx
@@ -25,9 +26,13 @@ class Metric(eqx.Module):
         """The tokens whose logits it reads; None for all of the vocabulary."""
         return None
 
+    @abc.abstractmethod
     def of(self, logits: Float[Array, "*batch token"]) -> Float[Array, "*batch"]:
         """The metric of the logits at its position: those of `tokens()`, or all."""
-        raise ArgumentError(f"{type(self).__name__} does not say how it is computed: define `of`.")
+
+    def given(self) -> dict[str, tuple[int, ...]]:
+        """The batch shapes of what it was given, by name: () where one serves all examples."""
+        return {"pos": self.pos.shape}
 
     def __call__(
         self, logits: Float[Array, "*batch pos d_vocab"], mask: Bool[Array, "*batch pos"] | None = None
@@ -79,12 +84,10 @@ class Metric(eqx.Module):
         return jnp.where((at < 0) | (at >= n_pos), n_pos, at)
 
     def _check_batch(self, batch: tuple[int, ...]) -> None:
-        columns = self.tokens()
-        shapes = {"pos": self.pos.shape, "answers": () if columns is None else columns.shape[:-1]}
-        for what, shape in shapes.items():
+        for what, shape in self.given().items():
             if shape not in ((), batch):
                 raise ShapeError(
-                    f"{type(self).__name__}: {what} of shape {shape} for a batch of shape {batch}; give one for all "
+                    f"{type(self).__name__}: `{what}` has shape {shape} for a batch of shape {batch}; give one for all "
                     "examples, or one per example."
                 )
 
