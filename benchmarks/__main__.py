@@ -1,0 +1,121 @@
+"""Run the benchmarks: `python -m benchmarks ENVIRONMENTS`; `python -m benchmarks.peers ENVIRONMENTS` makes them."""
+
+import argparse
+import datetime as dt
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import checkpoint, table
+from benchmarks.cases import Case, cases
+from benchmarks.measure import measure
+from benchmarks.process import ROOT, Worker, pin
+
+BATCH = (8, 16)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("environments", type=Path, help="folder with the peers' virtual environments")
+    parser.add_argument("--cases", nargs="+", choices=[case.name for case in cases(BATCH)], help="only these")
+    parser.add_argument("--without", nargs="+", default=[], help="peers to leave out, such as nnsight")
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
+    parser.add_argument("--threads", type=int, default=2, help="threads, and cores, of every side")
+    parser.add_argument(
+        "--quick", action="store_true", help="a tiny model, two runs each, nothing written: does it work?"
+    )
+    parser.add_argument("--out", type=Path, help="file to append to; default benchmarks/results/DEVICE.jsonl")
+    return parser.parse_args()
+
+
+def chosen(options: argparse.Namespace) -> list[Case]:
+    """The cases asked for, without the peers left out."""
+    picked = []
+    for case in cases(BATCH):
+        if options.cases and case.name not in options.cases:
+            continue
+        sides = tuple(side for side in case.sides if side.worker not in options.without)
+        if options.quick:
+            sides = tuple(replace(side, runs=min(side.runs, 2)) for side in sides)
+        picked.append(replace(case, sides=sides))
+    return picked
+
+
+def provenance(options: argparse.Namespace, shape: str) -> dict[str, Any]:
+    """What a line needs so that it can be believed later."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip()
+
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "changed": bool(git("status", "--porcelain", "--", "mechjax", "benchmarks/*.py")),
+        "when": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "device": options.device,
+        "cores": options.threads,
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "model": shape,
+        "batch": BATCH,
+        "dtype": "float32",
+    }
+
+
+def cpu_name() -> str:
+    """The processor, as Linux names it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def main() -> None:
+    options = arguments()
+    pin(options.threads)
+    shape = "tiny" if options.quick else "gpt2-small"
+    out = options.out or (
+        None if options.quick else ROOT / "benchmarks" / "results" / f"{options.device}.jsonl"
+    )
+    failed = []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        model = checkpoint.write(folder / "checkpoint", shape)
+        workers: dict[str, Worker] = {}
+        for case in chosen(options):
+            for name in {side.worker: None for side in case.sides}:
+                if name not in workers:
+                    workers[name] = Worker(
+                        name,
+                        environments=options.environments.absolute(),
+                        checkpoint=model,
+                        folder=folder,
+                        device=options.device,
+                        threads=options.threads,
+                    )
+                    stack.callback(workers[name].close)
+            load = os.getloadavg()[0]
+            d_vocab = checkpoint.SHAPES[shape]["vocab_size"]
+            line = measure(case, workers, batch=BATCH, d_vocab=d_vocab, folder=folder)
+            line |= {"load_before": round(load, 2)} | provenance(options, shape)
+            print("\n".join(table.rows(line)), flush=True)
+            failed += line["missed"]
+            if out:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                with out.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+    if out and options.out is None:
+        table.write()
+    if failed:
+        raise SystemExit("goals missed: " + "; ".join(failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The cases: what each side runs, how often, what must be equal, and what is asked of the ratio.
+
+A sweep of a peer takes about a minute, so it runs once or twice: its runs are spread among ours. The peers' clean
+cache is made before their clock starts; our sweeps include both unpatched runs.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+# Compared between ours and TransformerLens, every layer of each.
+SITES = (
+    "resid_pre", "ln1.scale", "q", "k", "v", "pattern", "z", "attn_out", "resid_mid", "mlp_pre", "mlp_post", "mlp_out",
+    "resid_post",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a case: who runs which job with which parameters, how many times (the first is the cold one)."""
+
+    worker: str
+    job: str
+    params: dict[str, Any] = field(default_factory=dict)
+    runs: int = 6
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """How the table calls this side."""
+        return f"{self.worker}, {self.label}" if self.label else self.worker
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sides that do the same work. The first side is ours; ratios are others / ours.
+
+    Attributes:
+        name: Its name on the command line and in the results.
+        what: One line for the table.
+        sides: Who takes part.
+        arrays: The token arrays, drawn anew for each repeat, that every side gets.
+        tolerance: Largest difference allowed, absolute below 1 and relative to the largest value above; None where
+            nothing is compared.
+        at_least: What others / ours should reach, by worker or label.
+        at_most: What others / ours must stay under.
+        facts: Largest allowed value of what the first side counts.
+    """
+
+    name: str
+    what: str
+    sides: tuple[Side, ...]
+    arrays: tuple[str, ...] = ("tokens",)
+    tolerance: float | None = None
+    at_least: dict[str, float] = field(default_factory=dict)
+    at_most: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, float] = field(default_factory=dict)
+
+
+def sweep(name: str, site: str, what: str) -> Case:
+    """A sweep of one site by every toolkit."""
+    return Case(
+        name,
+        what,
+        (
+            Side("mechjax", "sweep", {"site": site}, runs=4),
+            Side("transformerlens", "sweep", {"site": site}, runs=2),
+            Side("nnsight", "sweep", {"site": site}, runs=1),
+        ),
+        arrays=("clean", "corrupt"),
+        tolerance=2e-5,
+        at_least={"transformerlens": 2.5},
+    )
+
+
+def compilation(job: str, batch: tuple[int, int], **params: Any) -> Case:
+    """Seconds to trace, lower and compile a job, for 12 layers and for 48."""
+    few, many = (
+        Side("mechjax", "compile", {"job": job, "n_layers": n, "batch": batch, **params}, 4, f"{n} layers")
+        for n in (12, 48)
+    )
+    name = f"compile-{job}"
+    return Case(
+        name, f"compile {job}, 48 layers against 12", (few, many), arrays=(), at_most={many.name: 1.3}
+    )
+
+
+def cases(batch: tuple[int, int]) -> tuple[Case, ...]:
+    """Every case, for token arrays of this shape."""
+    return (
+        Case(
+            "forward",
+            "logits",
+            (Side("mechjax", "forward", runs=21), Side("huggingface", "forward", runs=21)),
+            tolerance=1e-5,
+            at_least={"huggingface": 1 / 1.2},
+        ),
+        Case(
+            "capture",
+            "logits and every activation",
+            (
+                Side("mechjax", "capture", {"compared": SITES}, runs=11),
+                Side("transformerlens", "capture", {"compared": SITES}, runs=11),
+            ),
+            tolerance=1e-5,
+        ),
+        sweep("sweep-resid", "resid_pre", "patch resid_pre, every layer x position"),
+        sweep("sweep-heads", "z", "patch z, every layer x head"),
+        compilation("forward", batch),
+        compilation("capture", batch),
+        compilation("sweep", batch, site="resid_pre"),
+        Case(
+            "recompile",
+            "programs made by 100 different edits",
+            (Side("mechjax", "recompile", {"n_edits": 100}, runs=1),),
+            facts={"traces": 1, "compilations_after_the_first": 0},
+        ),
+    )

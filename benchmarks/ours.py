@@ -1,0 +1,116 @@
+"""mechjax's worker: the jobs that the peers run, through public calls, and two that only a compiler has."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import mechjax as mj
+from benchmarks.worker import Job
+from mechjax.base.catalogue import SITES
+
+OVER = {"resid_pre": ("layer", "pos"), "z": ("layer", "head")}
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+def sites_of(model: Any, tokens: Any) -> list[str]:
+    """Every site that costs nothing to form: what a cache of everything holds."""
+    return [name for name in mj.list_sites(model, tokens) if not SITES[name].costly]
+
+
+def program(model: Any, job: str, site: str | None = None) -> Callable[..., Any]:
+    """The computation of a job as a function of tokens."""
+    if job == "forward":
+        return model
+    if job == "capture":
+        return lambda tokens: mj.capture(model, sites_of(model, tokens))(tokens)
+    return lambda clean, corrupt: (
+        mj.patching.activation_patch(
+            model, clean, corrupt, mj.metrics.logit_diff(5, 7), site=site, over=OVER[site or ""]
+        ).scores
+    )
+
+
+def load(settings: dict[str, Any]) -> tuple[dict[str, Job], dict[str, str]]:
+    if jax.default_backend() != settings["device"]:
+        raise RuntimeError(
+            f"--device {settings['device']}, but jax {jax.__version__} runs on {jax.default_backend()}"
+        )
+    model, _ = mj.load(settings["checkpoint"])
+    jax.block_until_ready(model)
+
+    def forward(tokens: np.ndarray):
+        ids = jnp.asarray(tokens)
+        return lambda: jax.block_until_ready(model(ids)), lambda logits: {"logits": np.asarray(logits)}
+
+    def capture(tokens: np.ndarray, compared: list[str]):
+        ids = jnp.asarray(tokens)
+
+        def collect(result: Any) -> dict[str, np.ndarray]:
+            logits, acts = result
+            return {"logits": np.asarray(logits)} | {site: np.asarray(acts[site]) for site in compared}
+
+        return lambda: jax.block_until_ready(program(model, "capture")(ids)), collect
+
+    def sweep(clean: np.ndarray, corrupt: np.ndarray, site: str):
+        pair = jnp.asarray(clean), jnp.asarray(corrupt)
+        work = program(model, "sweep", site)
+        return lambda: jax.block_until_ready(work(*pair)), lambda scores: {"scores": np.asarray(scores)}
+
+    jobs: dict[str, Job] = {"forward": forward, "capture": capture, "sweep": sweep}
+    jobs |= {
+        "compile": lambda **job: compile_job(model, **job),
+        "recompile": lambda **job: recompile_job(model, **job),
+    }
+    return jobs, {"jax": jax.__version__, "mechjax": mj.__version__, "device": jax.devices()[0].device_kind}
+
+
+def compile_job(model: Any, *, n_layers: int, job: str, batch: list[int], site: str | None = None):
+    """Trace, lower and compile a job for a model of `n_layers` layers, from shapes alone: no weights are made."""
+    config = dataclasses.replace(model.config, n_layers=n_layers)
+    shapes, treedef = jax.tree.flatten(
+        jax.eval_shape(lambda key: mj.init(config, key=key), jax.random.key(0))
+    )
+    tokens = [jax.ShapeDtypeStruct(tuple(batch), jnp.int32)] * (2 if job == "sweep" else 1)
+
+    def traced(leaves: list[Any], *tokens: Any) -> Any:
+        return jax.tree.leaves(program(jax.tree.unflatten(treedef, leaves), job, site)(*tokens))
+
+    def work() -> Any:
+        jax.clear_caches()
+        return jax.jit(traced).lower(shapes, *tokens).compile()
+
+    return work, lambda compiled: {"temp_mb": compiled.memory_analysis().temp_size_in_bytes / 2**20}
+
+
+def recompile_job(model: Any, tokens: np.ndarray, *, n_edits: int):
+    """How often `n_edits` edits (vector, layer, head, position differ) trace one jitted function or compile eagerly."""
+    config, n_pos = model.config, tokens.shape[-1]
+    ids, rng = jnp.asarray(tokens), np.random.default_rng(0)
+    traces, compilations = [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **kwargs: compilations.append(event) if event == COMPILED else None
+    )
+
+    def draw() -> Any:
+        value = jnp.asarray(rng.standard_normal(config.d_head, dtype=np.float32))
+        layer, head, pos = (int(rng.integers(n)) for n in (config.n_layers, config.n_heads, n_pos))
+        return mj.replace("z", value, layer=layer, head=head, pos=pos)
+
+    @jax.jit
+    def jitted(model: Any, edit: Any, ids: Any) -> Any:
+        traces.append(1)
+        return mj.intervene(model, [edit])(ids)
+
+    def work() -> dict[str, int]:
+        jax.block_until_ready(jitted(model, draw(), ids))
+        jax.block_until_ready(mj.run(model, ids, edits=[draw()]))
+        warm = len(compilations)
+        for _ in range(n_edits - 1):
+            jax.block_until_ready((jitted(model, draw(), ids), mj.run(model, ids, edits=[draw()])))
+        return {"traces": len(traces), "compilations_after_the_first": len(compilations) - warm}
+
+    return work, lambda counts: counts

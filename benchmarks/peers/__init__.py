@@ -1,0 +1,1 @@
+"""The peers: one module and one requirements file each; each runs in a virtual environment of its own."""

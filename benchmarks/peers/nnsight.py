@@ -1,0 +1,60 @@
+"""nnsight: one trace per edit, the loop that its tutorials write."""
+
+import importlib.metadata
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+from nnsight import NNsight
+from transformers import GPT2LMHeadModel
+
+from benchmarks.peers.torch_device import choose, finished, last_difference
+from benchmarks.worker import Job
+
+
+def load(settings: dict[str, Any]) -> tuple[dict[str, Job], dict[str, str]]:
+    device = choose(settings)
+    model = NNsight(GPT2LMHeadModel.from_pretrained(settings["checkpoint"]).eval().to(device))
+    n_layers, n_heads = model.config.n_layer, model.config.n_head
+    d_head = model.config.n_embd // n_heads
+
+    def record(ids: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        resid, z = [], []
+        with model.trace(ids, use_cache=False):
+            for layer in range(n_layers):
+                resid.append(model.transformer.h[layer].input.save())
+                z.append(model.transformer.h[layer].attn.c_proj.input.save())
+        return resid, z
+
+    def patch_resid_pre(ids: torch.Tensor, layer: int, pos: int, value: torch.Tensor) -> torch.Tensor:
+        with model.trace(ids, use_cache=False):
+            model.transformer.h[layer].input[:, pos] = value[:, pos]
+            score = last_difference(model.output.logits).save()
+        return score
+
+    def patch_z(ids: torch.Tensor, layer: int, head: int, value: torch.Tensor) -> torch.Tensor:
+        its = slice(head * d_head, (head + 1) * d_head)
+        with model.trace(ids, use_cache=False):
+            model.transformer.h[layer].attn.c_proj.input[..., its] = value[..., its]
+            score = last_difference(model.output.logits).save()
+        return score
+
+    def sweep(clean: np.ndarray, corrupt: np.ndarray, site: str):
+        ids = torch.from_numpy(corrupt).to(device)
+        resid, z = record(torch.from_numpy(clean).to(device))
+        patch, values, width = {
+            "resid_pre": (patch_resid_pre, resid, ids.shape[1]),
+            "z": (patch_z, z, n_heads),
+        }[site]
+
+        def work() -> list[torch.Tensor]:
+            places = itertools.product(range(n_layers), range(width))
+            return [patch(ids, layer, column, values[layer]) for layer, column in places]
+
+        return finished(work), lambda scores: {
+            "scores": torch.stack(scores).reshape(n_layers, width).cpu().numpy()
+        }
+
+    versions = {"torch": torch.__version__, "nnsight": importlib.metadata.version("nnsight")}
+    return {"sweep": sweep}, versions

@@ -1,0 +1,92 @@
+"""The side that computes: a loop that answers JSON lines, the same for mechjax and for every peer.
+
+`python -m benchmarks.worker MODULE` calls the module's `load(settings)`, which loads the checkpoint once and returns
+the jobs by name and the versions that matter. A request `{"job", "arrays": {name: path.npy}, "params"}` is answered
+with `{"seconds", "peak_mb", "arrays": {name: path.npy}, "facts"}`. Only numpy and the standard library are imported
+here: this file runs in every environment.
+
+A job takes its arrays and parameters and returns two functions: the work, which alone is timed, and what turns its
+result into named arrays (written as .npy files) and plain numbers (`facts`).
+"""
+
+import functools
+import gc
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Job = Callable[..., tuple[Callable[[], Any], Callable[[Any], dict[str, Any]]]]
+MEMORY = Path("/proc/self/status")
+
+
+def main() -> None:
+    """Load the module named in argv, then answer requests until stdin closes."""
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # libraries print: nothing but answers may go to the real stdout
+    settings = json.loads(sys.stdin.readline())
+    jobs: dict[str, Job] = {}
+
+    def load() -> dict[str, Any]:
+        loaded, versions = importlib.import_module(sys.argv[1]).load(settings)
+        jobs.update(loaded)
+        return {"versions": versions}
+
+    def answer(action: Callable[[], dict[str, Any]]) -> None:
+        try:
+            reply = action()
+        except Exception:
+            reply = {"error": traceback.format_exc()}
+        channel.write(json.dumps(reply) + "\n")
+
+    answer(load)
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer(functools.partial(run, jobs[request["job"]], request, Path(settings["folder"])))
+
+
+def run(job: Job, request: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """One timed run of one job."""
+    inputs = {name: np.load(path) for name, path in request["arrays"].items()}
+    work, collect = job(**inputs, **request["params"])
+    gc.collect()
+    forget_peak()
+    start = time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - start
+    reply: dict[str, Any] = {"seconds": seconds, "peak_mb": peak_mb(), "arrays": {}, "facts": {}}
+    for name, value in collect(result).items():
+        if isinstance(value, np.ndarray):
+            path = str(folder / f"{os.getpid()}-{name}.npy")
+            np.save(path, value)
+            reply["arrays"][name] = path
+        else:
+            reply["facts"][name] = value
+    return reply
+
+
+def forget_peak() -> None:
+    """Start the process's memory high-water mark anew (Linux only; elsewhere the mark is of the whole life)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak_mb() -> float | None:
+    """Memory high-water mark since `forget_peak`, the loaded model included; None where the system does not say."""
+    if not MEMORY.exists():
+        return None
+    kilobytes = next(line.split()[1] for line in MEMORY.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(kilobytes) / 1024
+
+
+if __name__ == "__main__":
+    main()
