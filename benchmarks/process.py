@@ -93,7 +93,8 @@ def environment(device: str, threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # cold means cold
-        "JAX_PLATFORMS": "cpu" if device == "cpu" else "cuda",
+        "JAX_PLATFORMS": "cpu" if device == "cpu" else "",  # empty: the best that jax finds
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the other side needs the GPU's memory too
     }
     return os.environ | variables
 

@@ -17,6 +17,11 @@ def seconds(value: float) -> str:
     return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
 
 
+def words(pairs: dict[str, Any]) -> str:
+    """Names and values in one cell."""
+    return "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in pairs.items())
+
+
 def rows(line: dict[str, Any]) -> list[str]:
     """The rows of one case: one per side."""
     found = []
@@ -33,9 +38,8 @@ def rows(line: dict[str, Any]) -> list[str]:
             line["goals"].get(name, ""),
             "" if difference is None else f"{difference:.1e} (allowed {line['tolerance']:.0e})",
         ]
-        if number == 0 and not line["ratios"]:
-            cells[5] = ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in side["facts"].items())
-            cells[6] = ", ".join(sorted(set(line["goals"].values())))
+        if number == 0 and not line["ratios"]:  # a case that counts
+            cells[5], cells[6] = words(side["facts"]), words(line["goals"])
         found.append("| " + " | ".join(cells) + " |")
     return found
 
@@ -46,12 +50,14 @@ def heading(lines: list[dict[str, Any]]) -> str:
     versions = {
         k: v for line in lines for side in line["sides"].values() for k, v in side["versions"].items()
     }
+    commits = sorted({line["commit"][:9] + (" with changes" if line["changed"] else "") for line in lines})
+    load = max(line["load_at_start"] for line in lines)
     libraries = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
     batch, pos = last["batch"]
     return (
         f"**{last['device']}**: {last['machine']}, {last['cores']} used; {last['model']} shape, {batch} prompts x "
         f"{pos} tokens, {last['dtype']}; {libraries}; "
-        f"commit {', '.join(sorted({line['commit'][:9] for line in lines}))}."
+        f"commit {', '.join(commits)}; load of the machine before: {load}."
     )
 
 
