@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,10 +15,11 @@ from typing import Any
 
 from benchmarks import checkpoint, table
 from benchmarks.cases import Case, cases
-from benchmarks.measure import measure
-from benchmarks.process import ROOT, Worker, pin
+from benchmarks.measure import NumbersDiffer, measure
+from benchmarks.process import ROOT, Worker, WorkerFailed, pin
 
 BATCH = (8, 16)
+BUSY = 0.5  # load of the machine above which times are worth little
 
 
 def arguments() -> argparse.Namespace:
@@ -27,10 +29,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--without", nargs="+", default=[], help="peers to leave out, such as nnsight")
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="threads, and cores, of every side")
+    parser.add_argument("--runs", type=int, help="at most so many runs of each side")
     parser.add_argument(
-        "--quick", action="store_true", help="a tiny model, two runs each, nothing written: does it work?"
+        "--quick", action="store_true", help="tiny model, 2 runs, nothing written: does it work?"
     )
-    parser.add_argument("--out", type=Path, help="file to append to; default benchmarks/results/DEVICE.jsonl")
+    parser.add_argument("--out", type=Path, help="append here, not to benchmarks/results/DEVICE.jsonl")
     return parser.parse_args()
 
 
@@ -40,10 +43,9 @@ def chosen(options: argparse.Namespace) -> list[Case]:
     for case in cases(BATCH):
         if options.cases and case.name not in options.cases:
             continue
-        sides = tuple(side for side in case.sides if side.worker not in options.without)
-        if options.quick:
-            sides = tuple(replace(side, runs=min(side.runs, 2)) for side in sides)
-        picked.append(replace(case, sides=sides))
+        sides = [side for side in case.sides if side.worker not in options.without]
+        most = options.runs or (2 if options.quick else max(side.runs for side in sides))
+        picked.append(replace(case, sides=tuple(replace(side, runs=min(side.runs, most)) for side in sides)))
     return picked
 
 
@@ -62,6 +64,7 @@ def provenance(options: argparse.Namespace, shape: str) -> dict[str, Any]:
         "device": options.device,
         "cores": options.threads,
         "machine": f"{cpu_name()}, {os.cpu_count()} cores",
+        "load_at_start": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "model": shape,
         "batch": BATCH,
@@ -77,44 +80,51 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def main() -> None:
-    options = arguments()
-    pin(options.threads)
+def run(options: argparse.Namespace, out: Path | None) -> list[str]:
+    """Run the cases, print their rows, append their lines to `out`, and say which goals were missed."""
     shape = "tiny" if options.quick else "gpt2-small"
-    out = options.out or (
-        None if options.quick else ROOT / "benchmarks" / "results" / f"{options.device}.jsonl"
-    )
-    failed = []
+    d_vocab = checkpoint.SHAPES[shape]["vocab_size"]
+    about = provenance(options, shape)
+    if about["load_at_start"] > BUSY:
+        print(f"the machine is busy (load {about['load_at_start']}): times are worth little", file=sys.stderr)
+    pin(options.threads)
+    missed: list[str] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         model = checkpoint.write(folder / "checkpoint", shape)
         workers: dict[str, Worker] = {}
         for case in chosen(options):
-            for name in {side.worker: None for side in case.sides}:
-                if name not in workers:
-                    workers[name] = Worker(
-                        name,
-                        environments=options.environments.absolute(),
-                        checkpoint=model,
-                        folder=folder,
-                        device=options.device,
-                        threads=options.threads,
-                    )
-                    stack.callback(workers[name].close)
-            load = os.getloadavg()[0]
-            d_vocab = checkpoint.SHAPES[shape]["vocab_size"]
-            line = measure(case, workers, batch=BATCH, d_vocab=d_vocab, folder=folder)
-            line |= {"load_before": round(load, 2)} | provenance(options, shape)
+            for name in {side.worker: None for side in case.sides if side.worker not in workers}:
+                workers[name] = Worker(
+                    name,
+                    environments=options.environments.absolute(),
+                    checkpoint=model,
+                    folder=folder,
+                    device=options.device,
+                    threads=options.threads,
+                )
+                stack.callback(workers[name].close)
+            line = measure(case, workers, batch=BATCH, d_vocab=d_vocab, folder=folder) | about
             print("\n".join(table.rows(line)), flush=True)
-            failed += line["missed"]
+            missed += line["missed"]
             if out:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 with out.open("a") as file:
                     file.write(json.dumps(line) + "\n")
-    if out and options.out is None:
+    return missed
+
+
+def main() -> None:
+    options = arguments()
+    kept = None if options.quick else ROOT / "benchmarks" / "results" / f"{options.device}.jsonl"
+    try:
+        missed = run(options, options.out or kept)
+    except (NumbersDiffer, WorkerFailed) as error:
+        raise SystemExit(str(error)) from None
+    if kept and not options.out:
         table.write()
-    if failed:
-        raise SystemExit("goals missed: " + "; ".join(failed))
+    if missed:
+        raise SystemExit("goals missed: " + "; ".join(missed))
 
 
 if __name__ == "__main__":
