@@ -8,7 +8,6 @@ copy on CPU, so that a load needs no more memory than its weights.
 
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,7 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax.base.errors import ArgumentError, CheckpointError, MechjaxError, UnsupportedModelError, did_you_mean
+from mechjax.base.errors import (
+    ArgumentError,
+    CheckpointError,
+    MechjaxError,
+    UnsupportedModelError,
+    did_you_mean,
+)
+from mechjax.base.progress import bar
 from mechjax.hub import Checkpoint, Tokenizer, fetch, is_hub_name, read_config
 from mechjax.hub.folder import CONFIG
 from mechjax.models.config import Config
@@ -59,11 +65,15 @@ def load(
     folder = _locate(name_or_folder, revision)
     config, family = _understand(folder, precision)
     checkpoint = Checkpoint(folder)
-    pieces = list(_plan(checkpoint, config, family))
+    pieces = _plan(checkpoint, config, family)
     kept = _choose_dtype(dtype, checkpoint, pieces)
     params: dict[str, jax.Array] = {}
-    for rule in family.rules_for(config):
-        params |= _read(rule, [piece for piece in pieces if piece.rule is rule], checkpoint, config, kept)
+    with bar("Reading weights", len(pieces)) as progress:
+        progress.advance(0)  # nothing compiles here
+        for rule in family.rules_for(config):
+            mine = [piece for piece in pieces if piece.rule is rule]
+            params |= _read(rule, mine, checkpoint, config, kept)
+            progress.advance(len(mine))
     return assemble(config, params), Tokenizer.from_folder(folder)
 
 
@@ -113,7 +123,7 @@ class _Piece:
     layer: int | None
 
 
-def _plan(checkpoint: Checkpoint, config: Config, family: Family) -> Iterator[_Piece]:
+def _plan(checkpoint: Checkpoint, config: Config, family: Family) -> list[_Piece]:
     """Every tensor that the model needs, after checking that they are all there, fit, and that none is left over."""
     left = dict.fromkeys(checkpoint.entries)
     if config.n_layers > len(left):
@@ -143,7 +153,7 @@ def _plan(checkpoint: Checkpoint, config: Config, family: Family) -> Iterator[_P
         )
     _check_shapes(pieces, checkpoint, config)
     _check_tied(left, pieces, checkpoint)
-    yield from pieces
+    return pieces
 
 
 def _check_shapes(pieces: list[_Piece], checkpoint: Checkpoint, config: Config) -> None:

@@ -1,0 +1,395 @@
+"""Checkpoints as models: equal to transformers, streamed, and refused by name where anything does not fit."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from mechjax.base.errors import (
+    ArgumentError,
+    CheckpointError,
+    HubError,
+    MechjaxError,
+    UnsupportedModelError,
+)
+from mechjax.models.load import load, zoo
+from mechjax.models.params import parameters
+from tests.hub.hub_server import Hub, Model, run_against
+from tests.models.tiny_checkpoints import FAMILIES, tiny
+from tests.tolerances import TOL
+
+MODULE = sys.modules["mechjax.models.load"]  # the package may offer the function under the module's name
+TOKENS = np.random.default_rng(0).integers(0, 50, (2, 7))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Every family saved by transformers, whole and in shards: folders["gpt2"], folders["gpt2-sharded"]."""
+    home = tmp_path_factory.mktemp("checkpoints")
+    for family in FAMILIES:
+        tiny(family).save_pretrained(home / family)
+        tiny(family).save_pretrained(home / f"{family}-sharded", max_shard_size="10KB")
+    return {path.name: path for path in home.iterdir()}
+
+
+@pytest.fixture
+def gpt2(folders, tmp_path):
+    """A copy of the GPT-2 folder to spoil."""
+    return Path(shutil.copytree(folders["gpt2"], tmp_path / "gpt2"))
+
+
+def edit_config(folder: Path, **changes) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def edit_weights(folder: Path, change) -> Path:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def assert_same_bits(one, other) -> None:
+    one, other = parameters(one), parameters(other)
+    assert one.keys() == other.keys()
+    for path, leaf in one.items():
+        assert leaf.dtype == other[path].dtype
+        np.testing.assert_array_equal(np.asarray(leaf).view(np.uint8), np.asarray(other[path]).view(np.uint8))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_load__checkpoint_of_transformers__gives_its_logits(folders, family):
+    import torch
+
+    model, tokenizer = load(folders[family])
+    with torch.no_grad():
+        expected = tiny(family)(torch.tensor(TOKENS)).logits.numpy()
+    np.testing.assert_allclose(model(TOKENS), expected, **TOL["float32", "parity"])
+    assert tokenizer is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_load__shards__equal_the_single_file(folders, family):
+    assert len(list(folders[f"{family}-sharded"].glob("*.safetensors"))) > 2
+    assert_same_bits(load(folders[family])[0], load(folders[f"{family}-sharded"])[0])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_load__dtype__is_the_checkpoints_own_unless_asked_for(gpt2, dtype):
+    asked = load(gpt2, dtype=dtype)[0]
+    assert {leaf.dtype.name for leaf in parameters(asked).values()} == {dtype}
+    edit_weights(gpt2, lambda tensors: tensors.update({n: t.astype(dtype) for n, t in tensors.items()}))
+    assert_same_bits(load(gpt2)[0], asked)
+    assert parameters(load(gpt2, dtype=jnp.float32)[0])["W_E"].dtype == jnp.float32
+
+
+def test_load__precision__is_the_configs(folders):
+    assert load(folders["gpt2"])[0].config.precision == "highest"
+    assert load(folders["gpt2"], precision="default")[0].config.precision == "default"
+
+
+def test_load__bare_model__has_the_same_weights(folders, gpt2):
+    def strip(tensors):
+        for name in list(tensors):
+            tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+
+    assert_same_bits(load(edit_weights(gpt2, strip))[0], load(folders["gpt2"])[0])
+
+
+def test_load__name_of_a_shipped_model__is_that_folder(gpt2, monkeypatch):
+    monkeypatch.setattr(MODULE, "zoo", lambda: {"tasks-4l": gpt2})
+    assert_same_bits(load("tasks-4l")[0], load(gpt2)[0])
+    with pytest.raises(
+        CheckpointError, match=r"`task-4l` is neither a model that ships.*nor a folder. Did you mean `ta"
+    ):
+        load("task-4l")
+
+
+def test_zoo__folders__hold_a_config():
+    assert all((folder / "config.json").is_file() for folder in zoo().values())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "no/such/folder", "./nowhere", "/nowhere/at/all"])
+def test_load__unknown_name__explains_the_three_spellings(name):
+    with pytest.raises(
+        CheckpointError, match=r"nor a folder.*spelled `org/name`, such as `openai-community/gpt2`"
+    ):
+        load(name)
+
+
+def test_load__hub_name_offline__says_how():
+    with pytest.raises(HubError, match=r"`org/model` is not in the local cache, and HF_HUB_OFFLINE is set"):
+        load("org/model")
+
+
+def test_load__revision_of_a_folder__is_refused(gpt2):
+    with pytest.raises(ArgumentError, match=r"revision='main' is for names on the Hub"):
+        load(gpt2, revision="main")
+
+
+@pytest.mark.parametrize("dtype", ["float31", "int32", 7, "torch.float32"])
+def test_load__dtype_that_is_no_float__is_refused(gpt2, dtype):
+    with pytest.raises(ArgumentError, match=r"is not one of float32, bfloat16, float16, float64"):
+        load(gpt2, dtype=dtype)
+
+
+def test_load__float64_without_x64__is_refused_rather_than_cut(gpt2):
+    edit_weights(gpt2, lambda tensors: tensors.update({n: t.astype(np.float64) for n, t in tensors.items()}))
+    with pytest.raises(ArgumentError, match=r"would be float64, which JAX cuts to float32"):
+        load(gpt2)
+    assert load(gpt2, dtype="float32")[0].W_E.dtype == jnp.float32
+
+
+def test_load__mixed_dtypes__asks_which(gpt2):
+    edit_weights(
+        gpt2, lambda t: t.update({"transformer.wpe.weight": t["transformer.wpe.weight"].astype(np.float16)})
+    )
+    with pytest.raises(CheckpointError, match=r"mixes dtypes: float16 \(`transformer.wpe.weight`\), float32"):
+        load(gpt2)
+
+
+def test_load__quantized_weights__are_refused(gpt2):
+    edit_weights(
+        gpt2, lambda t: t.update({"transformer.wpe.weight": t["transformer.wpe.weight"].astype(np.int8)})
+    )
+    with pytest.raises(
+        CheckpointError, match=r"`transformer.wpe.weight` of .* is int8: quantized weights are not"
+    ):
+        load(gpt2)
+
+
+def test_load__missing_weights__are_named_with_what_is_there_instead(gpt2):
+    edit_weights(
+        gpt2, lambda t: t.update({"transformer.h.1.ln_7.weight": t.pop("transformer.h.1.ln_2.weight")})
+    )
+    message = r"lacks 1 tensor that its config calls for: `transformer.h.1.ln_2.weight`. Did you mean `.*ln_7.weight`"
+    with pytest.raises(CheckpointError, match=message):
+        load(gpt2)
+
+
+def test_load__left_over_weights__are_named(gpt2):
+    edit_weights(gpt2, lambda t: t.update({"transformer.h.1.lora_A": np.zeros(3, np.float32)}))
+    with pytest.raises(
+        CheckpointError, match=r"holds 1 tensor that a gpt2 model .* not have: `transformer.h.1.lora_A`"
+    ):
+        load(gpt2)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"), [(2, r"holds 12 tensors that"), (4, r"lacks 12 tensors that its")]
+)
+def test_load__other_number_of_layers__is_refused(gpt2, layers, message):
+    with pytest.raises(CheckpointError, match=message):
+        load(edit_config(gpt2, n_layer=layers))
+
+
+def test_load__wrong_shape__names_both(gpt2):
+    with pytest.raises(
+        CheckpointError, match=r"`transformer.wte.weight` of .* shape \(50, 16\); its .* for \(51, 16\)"
+    ):
+        load(edit_config(gpt2, vocab_size=51))
+
+
+def test_load__tied_model_that_stores_another_unembedding__is_refused(folders, gpt2):
+    edit_weights(gpt2, lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"].copy()}))
+    assert_same_bits(load(gpt2)[0], load(folders["gpt2"])[0])
+    edit_weights(gpt2, lambda t: t.update({"lm_head.weight": t["lm_head.weight"] + 1}))
+    with pytest.raises(
+        CheckpointError, match=r"ties the unembedding .* `lm_head.weight` differs from `transformer.wte"
+    ):
+        load(gpt2)
+
+
+def test_load__unknown_architecture__lists_the_known(gpt2):
+    with pytest.raises(
+        UnsupportedModelError, match=r"GPT2LMHeadModle is not implemented.*Did you mean `GPT2LMHeadModel"
+    ):
+        load(edit_config(gpt2, architectures=["GPT2LMHeadModle"]))
+
+
+def test_load__unknown_config_key__is_named(gpt2):
+    with pytest.raises(UnsupportedModelError, match=r"keys that are unknown for gpt2: `multi_query` = True"):
+        load(edit_config(gpt2, multi_query=True))
+
+
+def test_load__bin_only__names_the_converter(gpt2):
+    (gpt2 / "model.safetensors").rename(gpt2 / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"weights only as pytorch_model.bin.*save_pretrained"):
+        load(gpt2)
+
+
+ABSURD = [
+    {"n_layer": 10**9},
+    {"n_layer": 10**5},
+    {"vocab_size": 2**40},
+    {"n_embd": 0},
+    {"n_head": -1},
+    {"n_embd": 1e3},
+]
+ABSURD += [
+    {"architectures": 5},
+    {"architectures": [[]]},
+    {"activation_function": []},
+    {"layer_norm_epsilon": "x"},
+]
+ABSURD += [{"layer_norm_epsilon": float("nan")}, {"n_inner": 2**62}, {"n_layer": None}]
+
+
+@pytest.mark.parametrize("change", ABSURD, ids=str)
+def test_load__absurd_config__is_refused_before_allocating(gpt2, change, monkeypatch):
+    def allocate(*_):
+        raise AssertionError("memory was asked for")
+
+    monkeypatch.setattr(MODULE, "_aligned", allocate)
+    with pytest.raises(MechjaxError, match=r"\w+"):
+        load(edit_config(gpt2, **change))
+
+
+def test_load__mistral_of_a_billion_layers__is_refused(folders, tmp_path):
+    folder = Path(shutil.copytree(folders["llama"], tmp_path / "m"))
+    change = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 4}
+    with pytest.raises(MechjaxError, match=r"num_hidden_layers|n_layers|parameters"):
+        load(edit_config(folder, **change, num_hidden_layers=10**12))
+
+
+JSON = (
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5) | st.just([])
+)
+JSON |= st.dictionaries(st.text(max_size=5), st.integers(), max_size=2) | st.lists(
+    st.text(max_size=3), max_size=2
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_load__drawn_config_values__load_or_fail_typed(folders, tmp_path, family, data):
+    folder = tmp_path / family
+    if not folder.exists():
+        shutil.copytree(folders[family], folder)
+    original = (folders[family] / "config.json").read_text()
+    key = data.draw(st.sampled_from(sorted(json.loads(original))))
+    (folder / "config.json").write_text(original)
+    with contextlib.suppress(MechjaxError):  # anything else is a failure
+        load(edit_config(folder, **{key: data.draw(JSON)}))
+
+
+def test_load__from_the_hub__is_checked_before_its_weights_are_fetched(folders, tmp_path):
+    files = {path.name: path.read_bytes() for path in folders["neox-sharded"].iterdir()}
+    config = json.loads(files["config.json"]) | {"architectures": ["MambaForCausalLM"]}
+    other = {**files, "config.json": json.dumps(config).encode()}
+    code = """
+from mechjax.models.load import load
+model, tokenizer = load("org/neox")
+print(float(abs(model.W_E).sum()), tokenizer)
+try:
+    load("org/mamba", revision="main")
+except ValueError as error:
+    print(error)
+"""
+    with Hub({"org/neox": Model({"main": files}), "org/mamba": Model({"main": other})}) as hub:
+        first, second = run_against(hub.endpoint, tmp_path, code).splitlines()
+        hub.shutdown()
+    expected = np.abs(tiny("neox").get_input_embeddings().weight.detach().numpy()).sum()
+    assert float(first.split()[0]) == pytest.approx(float(expected), rel=1e-6)
+    assert first.endswith("None")
+    assert "MambaForCausalLM is not implemented" in second
+    assert not any("mamba" in request and request.endswith(".safetensors") for request in hub.requests)
+
+
+def write_llama(folder: Path, *, d_model: int, n_layers: int, d_mlp: int, d_vocab: int) -> int:
+    """A random Llama in three shards, tensors dealt in turn; returns the bytes of its weights."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": d_vocab,
+        "hidden_size": d_model,
+    }
+    config |= {"num_hidden_layers": n_layers, "num_attention_heads": 8, "intermediate_size": d_mlp}
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = {"model.embed_tokens.weight": (d_vocab, d_model), "lm_head.weight": (d_vocab, d_model)}
+    shapes["model.norm.weight"] = (d_model,)
+    for layer in range(n_layers):
+        block = {f"self_attn.{name}_proj": (d_model, d_model) for name in "qkvo"}
+        block |= {
+            "mlp.gate_proj": (d_mlp, d_model),
+            "mlp.up_proj": (d_mlp, d_model),
+            "mlp.down_proj": (d_model, d_mlp),
+        }
+        block |= {"input_layernorm": (d_model,), "post_attention_layernorm": (d_model,)}
+        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in block.items()}
+    rng = np.random.default_rng(0)
+    weight_map = {name: f"model-{place % 3 + 1:05}-of-00003.safetensors" for place, name in enumerate(shapes)}
+    for shard in sorted(set(weight_map.values())):
+        mine = [name for name in shapes if weight_map[name] == shard]
+        save_file({name: rng.standard_normal(shapes[name], np.float32) for name in mine}, folder / shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return sum(4 * int(np.prod(shape)) for shape in shapes.values())
+
+
+def peak_of_a_load(folder: Path) -> tuple[int, int]:
+    """(anonymous bytes before the load, the most there ever were), of a fresh process that loads `folder`."""
+    code = f"""
+import sys
+from mechjax.models.load import load
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon")), flush=True)
+sys.stdin.readline()
+model, _ = load({str(folder)!r})
+"""
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(Path(__file__).parents[2])}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], env=env, **pipes) as child:
+        before = peak = int(child.stdout.readline())
+        child.stdin.write("\n")
+        child.stdin.flush()
+        while child.poll() is None:
+            status = Path(f"/proc/{child.pid}/status").read_text()
+            peak = max(
+                [peak, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))]
+            )
+            time.sleep(0.002)
+    assert child.returncode == 0
+    return before * 1024, peak * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_load__shards__needs_no_more_memory_than_its_weights(tmp_path):
+    weights = write_llama(tmp_path / "m", d_model=512, n_layers=6, d_mlp=2048, d_vocab=12_000)
+    before, peak = peak_of_a_load(tmp_path / "m")
+    assert weights > 140e6
+    assert peak - before <= 1.2 * weights
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_load__a_gigabyte_in_three_shards__peaks_at_most_a_fifth_above_its_weights(tmp_path, record_property):
+    weights = write_llama(tmp_path / "m", d_model=1024, n_layers=12, d_mlp=4096, d_vocab=32_000)
+    _, peak = peak_of_a_load(tmp_path / "m")
+    record_property("peak_over_weights", peak / weights)
+    assert weights > 1e9
+    assert peak <= 1.2 * weights  # the interpreter and JAX included
+
+
+def test_load__on_cpu__takes_buffers_over_without_a_copy(gpt2, monkeypatch):
+    buffers = []
+    original = MODULE._aligned
+    monkeypatch.setattr(MODULE, "_aligned", lambda *args: buffers.append(original(*args)) or buffers[-1])
+    model, _ = load(gpt2)
+    if jax.default_backend() == "cpu":
+        pointers = {leaf.unsafe_buffer_pointer() for leaf in parameters(model).values()}
+        assert pointers == {buffer.ctypes.data for buffer in buffers}
