@@ -47,7 +47,10 @@ _GPT2, _LLAMA, _NEOX = "transformer.h.{}.", "model.layers.{}.", "gpt_neox.layers
 _TABLE = (
     SiteEntry(
         "embed", _RESID, "Token embedding, as added to the residual stream.",
-        ("hook_embed", "embed.hook_out", "transformer.wte.output", "model.embed_tokens.output", "gpt_neox.embed_in.output"),
+        (
+            "hook_embed", "embed.hook_out", "transformer.wte.output", "model.embed_tokens.output",
+            "gpt_neox.embed_in.output",
+        ),
         layered=False,
     ),
     SiteEntry(
@@ -61,7 +64,10 @@ _TABLE = (
     ),
     SiteEntry(
         "attn_in", _RESID, "What attention reads, before its norm; editing it leaves the residual stream alone.",
-        ("blocks.{}.hook_attn_in", _GPT2 + "ln_1.input", _LLAMA + "input_layernorm.input", _NEOX + "input_layernorm.input"),
+        (
+            "blocks.{}.hook_attn_in", _GPT2 + "ln_1.input", _LLAMA + "input_layernorm.input",
+            _NEOX + "input_layernorm.input",
+        ),
     ),
     SiteEntry(
         "ln1.scale", _SCALE, "What the first norm divides by: root of the mean square plus epsilon.",
@@ -135,7 +141,8 @@ _TABLE = (
     ),
     SiteEntry(
         "resid_mid", _RESID, "Residual stream between attention and MLP.",
-        ("blocks.{}.hook_resid_mid",), condition="models with serial residuals (in parallel ones nothing stands between)",
+        ("blocks.{}.hook_resid_mid",),
+        condition="models with serial residuals (in parallel ones nothing stands between)",
     ),
     SiteEntry(
         "mlp_in", _RESID, "What the MLP reads, before its norm; editing it leaves the residual stream alone.",
@@ -175,7 +182,10 @@ _TABLE = (
     ),
     SiteEntry(
         "mlp_out", _RESID, "What the MLP writes to the residual stream.",
-        ("blocks.{}.hook_mlp_out", "blocks.{}.mlp.hook_out", _GPT2 + "mlp.output", _LLAMA + "mlp.output", _NEOX + "mlp.output"),
+        (
+            "blocks.{}.hook_mlp_out", "blocks.{}.mlp.hook_out", _GPT2 + "mlp.output", _LLAMA + "mlp.output",
+            _NEOX + "mlp.output",
+        ),
     ),
     SiteEntry(
         "resid_post", _RESID, "Residual stream leaving the block.",
@@ -203,6 +213,7 @@ SITES: dict[str, SiteEntry] = {entry.name: entry for entry in _TABLE}
 """Every site by name, in forward order."""
 
 _BY_SPELLING = {spelling: entry.name for entry in _TABLE for spelling in entry.spellings}
+_BY_SPELLING |= {s.removeprefix("blocks.{}."): name for s, name in _BY_SPELLING.items()}  # of all layers
 
 # TransformerLens' `get_act_name`: a name, a layer, and for norms which norm ("z5", "pre5", "scale5ln1").
 _SHORT = {name: name for name, entry in SITES.items() if entry.layered} | {
@@ -217,8 +228,8 @@ _SHORT_FORM = re.compile(r"([a-z_]+?)(\d+)(?:(ln[12]))?")
 def canonical(name: str) -> tuple[str, int | None]:
     """mechjax's name for a site, and the layer that the spelling names.
 
-    Accepts TransformerLens names ("blocks.3.attn.hook_z") and their short forms ("z3", "scale3ln1"), module paths of
-    Hugging Face models with `.input` or `.output` ("transformer.h.3.mlp.output") and nnsight's way of writing them
+    Accepts TransformerLens names ("blocks.3.attn.hook_z", "attn.hook_z") and short forms ("z3", "scale3ln1"), paths of
+    Hugging Face modules with `.input` or `.output` ("transformer.h.3.mlp.output") and nnsight's way of writing them
     ("transformer.h[3].mlp.output", "model.layers[3].output[0]"). A suffix after `@` is kept ("z3@cotangent").
 
     Args:

@@ -1,5 +1,7 @@
-"""Causal attention with explicit heads (Vaswani et al. 2017, arXiv:1706.03762; grouped keys: Ainslie et al. 2023,
-arXiv:2305.13245; sliding windows: Jiang et al. 2023, arXiv:2310.06825; soft-caps: Gemma 2, arXiv:2408.00118).
+"""Causal attention with explicit heads (Vaswani et al. 2017, arXiv:1706.03762).
+
+Grouped keys: Ainslie et al. 2023, arXiv:2305.13245. Sliding windows: Jiang et al. 2023, arXiv:2310.06825. Soft-caps:
+Gemma Team 2024, arXiv:2408.00118.
 
 Scores and softmax are float32 whatever the model's dtype.
 """
@@ -52,7 +54,11 @@ class Attention(eqx.Module):
                 y = contract("...m,mhd->...hd", normalized, W, config)
             return mark(y if b is None else y + b, letter)
 
-        q, k, v = project("q", self.W_Q, self.b_Q), project("k", self.W_K, self.b_K), project("v", self.W_V, self.b_V)
+        q, k, v = (
+            project("q", self.W_Q, self.b_Q),
+            project("k", self.W_K, self.b_K),
+            project("v", self.W_V, self.b_V),
+        )
         if sequence.rotation is not None:
             q = mark(rotate(q, sequence.rotation, config), "rot_q")
             k = mark(rotate(k, sequence.rotation, config), "rot_k")
@@ -98,7 +104,9 @@ class Attention(eqx.Module):
 
     @staticmethod
     def _mix(
-        pattern: Float[Array, "*batch head query key"], v: Float[Array, "*batch key kv_head d_head"], config: Config
+        pattern: Float[Array, "*batch head query key"],
+        v: Float[Array, "*batch key kv_head d_head"],
+        config: Config,
     ) -> Float[Array, "*batch query head d_head"]:
         groups = (config.n_kv_heads, config.n_heads // config.n_kv_heads)
         grouped = pattern.reshape(*pattern.shape[:-3], *groups, *pattern.shape[-2:])

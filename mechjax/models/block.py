@@ -33,7 +33,9 @@ class Block(eqx.Module):
         """The residual after this block; `self` holds one layer's weights, `layer` only says which."""
         mark = marks_of(layer, config.n_layers)
         resid = mark(resid, "resid_pre")
-        attn_out = mark(self.attn(mark(resid, "attn_in"), self.ln1, sequence, window, config, mark), "attn_out")
+        attn_out = mark(
+            self.attn(mark(resid, "attn_in"), self.ln1, sequence, window, config, mark), "attn_out"
+        )
         serial = config.residual == "serial"
         mid = mark(resid + attn_out, "resid_mid") if serial else resid
         normalized = self.ln2(mark(mid, "mlp_in"), config, lambda x, name: mark(x, f"ln2.{name}"))

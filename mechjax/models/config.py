@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from mechjax.base.errors import ArgumentError
 
 MAX_PARAMETERS = 2**40
 """More parameters than this are refused: a config that asks for them is hostile or mistaken."""
+MAX_LAYERS = 2**16
+"""So are more layers."""
 
 _DERIVED: Any = None  # replaced in __post_init__
 
@@ -46,6 +48,8 @@ class Config:
         ArgumentError: A number that is absurd or contradicts another; the message names the field.
     """
 
+    __no_type_check__: ClassVar[bool] = True  # checks itself, with better messages, for users too
+
     d_vocab: int
     n_ctx: int
     d_model: int
@@ -76,12 +80,13 @@ class Config:
     precision: Literal["highest", "default"] = "highest"
 
     def __post_init__(self) -> None:
-        for name in ("d_vocab", "n_ctx", "d_model", "n_layers", "n_heads"):
+        for name in ("d_vocab", "n_ctx", "d_model", "n_heads"):
             _check_count(name, getattr(self, name))
+        _check_count("n_layers", self.n_layers, MAX_LAYERS)
         self._default("n_kv_heads", self.n_heads)
         if self.d_head is None and self.d_model % self.n_heads:
             raise ArgumentError(
-                f"`d_model` = {self.d_model} is no multiple of `n_heads` = {self.n_heads}: change one, or pass `d_head`."
+                f"`d_model` = {self.d_model} is no multiple of `n_heads` = {self.n_heads}: change one or pass `d_head`."
             )
         self._default("d_head", self.d_model // self.n_heads)
         self._default("d_mlp", 4 * self.d_model)
@@ -100,10 +105,12 @@ class Config:
             object.__setattr__(self, name, value)
 
     def _check_choices(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
+        for name, hint in type(self).__annotations__.items():
             value = getattr(self, name)
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                raise ArgumentError(f"`{name}` = {value!r} is not one of {', '.join(map(repr, get_args(hint)))}.")
+            if get_origin(hint) is Literal and value not in list(get_args(hint)):
+                raise ArgumentError(
+                    f"`{name}` = {value!r} is not one of {', '.join(map(repr, get_args(hint)))}."
+                )
             if hint is bool and not isinstance(value, bool):
                 raise ArgumentError(f"`{name}` = {value!r} must be True or False.")
 
@@ -163,7 +170,9 @@ class Config:
             "mlp.W_in": (m, f), "mlp.W_gate": (m, f), "mlp.W_out": (f, m),
             "mlp.b_in": (f,), "mlp.b_gate": (f,), "mlp.b_out": (m,),
         }  # fmt: skip
-        layers = {f"blocks.{path}": (self.n_layers, *shape) for path, shape in block.items() if has.get(path, True)}
+        layers = {
+            f"blocks.{path}": (self.n_layers, *shape) for path, shape in block.items() if has.get(path, True)
+        }
         first = {"W_E": (v, m), "W_pos": (self.n_ctx, m)}
         last = {"ln_final.w": (m,), "ln_final.b": (m,), "W_U": (m, v), "b_U": (v,)}
         return {path: shape for path, shape in (first | layers | last).items() if has.get(path, True)}
@@ -174,6 +183,6 @@ class Config:
         return sum(map(math.prod, self.shapes.values()))
 
 
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
-        raise ArgumentError(f"`{name}` = {value!r} must be a whole number from 1 to 2**31 - 1.")
+def _check_count(name: str, value: Any, most: int = 2**31 - 1) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise ArgumentError(f"`{name}` = {value!r} must be a whole number from 1 to {most:,}.")

@@ -2,16 +2,17 @@
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from mechjax.models.config import Config
 
 
-def contract(spec: str, x: Array, y: Array, config: Config, dtype: jnp.dtype | None = None) -> Array:
+def contract(spec: str, x: Array, y: Array, config: Config, dtype: DTypeLike | None = None) -> Array:
     """`einsum` of two arrays at the config's precision.
 
-    The default of a TPU for float32 is bfloat16 passes, of a GPU it may be TF32; "highest" asks for float32. Of narrower
-    numbers there is only one product, whatever the precision, so they are left to the device.
+    A TPU's default for float32 is bfloat16 passes, a GPU's may be TF32; "highest" asks for float32. Products of narrower
+    numbers are exact in float32 whatever the precision, so they are left to the device.
     """
     exact = config.precision == "highest" and x.dtype == jnp.float32
     precision = lax.Precision.HIGHEST if exact else lax.Precision.DEFAULT

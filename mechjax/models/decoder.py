@@ -99,7 +99,8 @@ class Decoder(eqx.Module):
     ) -> Float[Array, "*batch pos d_model"]:
         """The residual stream after block `layer`, which may be traced."""
         weights, window = jax.tree.map(
-            lambda stacked: lax.dynamic_index_in_dim(stacked, layer, keepdims=False), (self.blocks, self.windows)
+            lambda stacked: lax.dynamic_index_in_dim(stacked, layer, keepdims=False),
+            (self.blocks, self.windows),
         )
         return weights(resid, sequence, window, layer, self.config)
 
@@ -122,11 +123,13 @@ class Decoder(eqx.Module):
         """How many positions a query of each layer sees; None where no layer has a window."""
         if self.config.windows is None:
             return None
-        return jnp.array([_SEES_ALL if window is None else window for window in self.config.windows], jnp.int32)
+        return jnp.array(
+            [_SEES_ALL if window is None else window for window in self.config.windows], jnp.int32
+        )
 
     def __hash__(self) -> NoReturn:
         raise JitError(
-            "A model cannot be hashed, which `jax.jit(model)` needs: its weights would become constants of the program. "
+            "A model cannot be hashed, which `jax.jit(model)` needs: its weights would become constants. "
             "Use `equinox.filter_jit(model)(tokens)`, or pass the model as an argument: "
             "`equinox.filter_jit(lambda model, tokens: model(tokens))`. A plain `model(tokens)` is compiled already."
         )
@@ -162,12 +165,17 @@ def as_tokens(
             ) from None
         tokens = tokens.astype(np.int32) if tokens.size == 0 else tokens
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise TokenError(f"Token ids must be integers, got {tokens.dtype}. Text goes through the tokenizer first.")
+        raise TokenError(
+            f"Token ids must be integers, got {tokens.dtype}. Text goes through the tokenizer first."
+        )
     if tokens.ndim == 0 or tokens.shape[-1] == 0:
-        raise ShapeError(f"Token ids need a shape (*batch, pos) with at least one position, got {tokens.shape}.")
+        raise ShapeError(
+            f"Token ids need a shape (*batch, pos) with at least one position, got {tokens.shape}."
+        )
     if config.positions == "learned" and tokens.shape[-1] > config.n_ctx:
         raise ShapeError(
-            f"{tokens.shape[-1]} tokens, but the model has {config.n_ctx} learned positions (`n_ctx`): shorten the prompts."
+            f"{tokens.shape[-1]} tokens, but the model has {config.n_ctx} learned positions (`n_ctx`): shorten "
+            "the prompts."
         )
     if mask is not None and mask.shape != tokens.shape:
         raise ShapeError(f"`mask` has shape {mask.shape}, tokens have {tokens.shape}: they must be equal.")

@@ -14,8 +14,10 @@ STD = 0.02
 
 
 def init(config: Config, *, key: Key[Array, ""] | Array, dtype: Any = jnp.float32) -> Decoder:
-    """A decoder with random weights: normal with deviation 0.02, what writes to the residual stream divided by
-    `sqrt(2 * n_layers)`; norms' scales 1, biases 0.
+    """A decoder with random weights.
+
+    Matrices are normal with deviation 0.02, those that write to the residual stream divided by `sqrt(2 * n_layers)`;
+    scales of norms are 1, biases 0.
 
     Args:
         config: Shape and choices.
@@ -33,4 +35,7 @@ def init(config: Config, *, key: Key[Array, ""] | Array, dtype: Any = jnp.float3
         return std * jax.random.normal(key, shape, dtype)
 
     keys = jax.random.split(key, len(config.shapes))
-    return assemble(config, {path: draw(path, shape, k) for (path, shape), k in zip(config.shapes.items(), keys)})
+    return assemble(
+        config,
+        {path: draw(path, shape, k) for (path, shape), k in zip(config.shapes.items(), keys, strict=True)},
+    )

@@ -20,7 +20,10 @@ class Norm(eqx.Module):
     b: Float[Array, "*layer d_model"] | None
 
     def __call__(
-        self, x: Float[Array, "... d_model"], config: Config, mark: Callable[[Array, str], Array] | None = None
+        self,
+        x: Float[Array, "... d_model"],
+        config: Config,
+        mark: Callable[[Array, str], Array] | None = None,
     ) -> Float[Array, "... d_model"]:
         """Normalise `x`; `mark` names "scale" and "normalized"."""
         named = mark or (lambda value, _: value)
@@ -28,7 +31,7 @@ class Norm(eqx.Module):
         if config.norm == "layer":
             centered = centered - centered.mean(-1, keepdims=True)
         scale = named(jnp.sqrt(jnp.square(centered).mean(-1, keepdims=True) + config.norm_eps), "scale")
-        y = centered / scale * self.w
+        y = centered / scale * self.w.astype(jnp.float32)
         if self.b is not None:
-            y = y + self.b
+            y = y + self.b.astype(jnp.float32)
         return named(y.astype(x.dtype), "normalized")

@@ -1,9 +1,9 @@
 """Where tokens stand: positions, who sees whom, rotation.
 
-Positions count real tokens, so padding, wherever it stands, shifts nothing. Real tokens see real tokens and padding sees
-padding: no row of attention is empty, so no NaN is born in padding, and none of it reaches a real position.
+Positions count real tokens, so padding, wherever it stands, shifts nothing. Real tokens see real tokens and padding
+sees padding: no row of attention is empty, so no NaN is born in padding, and none of it reaches a real position.
 
-Rotation: Su et al. 2021, arXiv:2104.09864, Eq. 34; "halves" as in GPT-NeoX and Llama, "pairs" as in the paper and GPT-J.
+Rotation: Su et al. 2021, arXiv:2104.09864, Eq. 34; "halves" as in GPT-NeoX and Llama, "pairs" as in the paper.
 """
 
 import equinox as eqx
@@ -37,7 +37,10 @@ def count_positions(n_pos: int, mask: Bool[Array, "*batch pos"] | None) -> Int[A
 
 
 def arrange(
-    config: Config, n_pos: int, mask: Bool[Array, "*batch pos"] | None, positions: Int[Array, "*batch pos"] | None
+    config: Config,
+    n_pos: int,
+    mask: Bool[Array, "*batch pos"] | None,
+    positions: Int[Array, "*batch pos"] | None,
 ) -> Sequence:
     """Positions, visibility and rotation of `n_pos` tokens."""
     order = count_positions(n_pos, mask)

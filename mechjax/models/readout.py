@@ -34,7 +34,9 @@ def readout(
         if model.W_U is None:
             columns = jnp.take(model.W_E, tokens, axis=0, mode="fill", fill_value=jnp.nan)
         else:
-            columns = jnp.moveaxis(jnp.take(model.W_U, tokens, axis=1, mode="fill", fill_value=jnp.nan), 0, -1)
+            columns = jnp.moveaxis(
+                jnp.take(model.W_U, tokens, axis=1, mode="fill", fill_value=jnp.nan), 0, -1
+            )
         logits = contract("...m,...km->...k", normalized, columns, config)
         bias = None if model.b_U is None else jnp.take(model.b_U, tokens)
     if bias is not None:

@@ -58,7 +58,9 @@ def resume(model: Decoder, layer: Int[Array, ""] | int) -> Resumed:
     """
     n_layers = model.config.n_layers
     if isinstance(layer, int) and not 0 <= layer <= n_layers:
-        raise SiteError(f"Cannot resume at layer {layer}: the model has {n_layers}, so 0 to {n_layers} are possible.")
+        raise SiteError(
+            f"Cannot resume at layer {layer}: the model has {n_layers}, so 0 to {n_layers} are possible."
+        )
     return Resumed(model, jnp.asarray(layer, jnp.int32))
 
 

@@ -10,19 +10,21 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mechjax.base.errors import UnsupportedModelError
-from mechjax.models.config import Config
+from mechjax.models.config import MAX_LAYERS, Config
 from mechjax.models.families.rule import Rule
 
-NO_EFFECT = frozenset(
-    "architectures model_type transformers_version torch_dtype dtype _name_or_path name_or_path _commit_hash auto_map "
-    "initializer_range use_cache bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id "
-    "unk_token_id cls_token_id mask_token_id task_specific_params tokenizer_class prefix gradient_checkpointing "
-    "output_attentions output_hidden_states output_past return_dict return_dict_in_generate use_return_dict "
-    "torchscript is_encoder_decoder is_decoder id2label label2id num_labels problem_type finetuning_task "
-    "_attn_implementation _attn_implementation_autoset attn_implementation _flash_attn_2_enabled max_length min_length "
-    "do_sample temperature top_k top_p typical_p num_beams num_return_sequences repetition_penalty length_penalty "
-    "no_repeat_ngram_size early_stopping pretraining_tp chunk_size_feed_forward".split()
-)
+NO_EFFECT = frozenset({
+    "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "name_or_path",
+    "_commit_hash", "auto_map", "initializer_range", "use_cache", "bos_token_id", "eos_token_id", "pad_token_id",
+    "sep_token_id", "decoder_start_token_id", "unk_token_id", "cls_token_id", "mask_token_id",
+    "task_specific_params", "tokenizer_class", "prefix", "gradient_checkpointing", "output_attentions",
+    "output_hidden_states", "output_past", "return_dict", "return_dict_in_generate", "use_return_dict",
+    "torchscript", "is_encoder_decoder", "is_decoder", "id2label", "label2id", "num_labels", "problem_type",
+    "finetuning_task", "_attn_implementation", "_attn_implementation_autoset", "attn_implementation",
+    "_flash_attn_2_enabled", "max_length", "min_length", "do_sample", "temperature", "top_k", "top_p", "typical_p",
+    "num_beams", "num_return_sequences", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
+    "early_stopping", "pretraining_tp", "chunk_size_feed_forward",
+})  # fmt: skip
 """Config keys of any family that do not change what the model computes from given tokens."""
 
 
@@ -71,7 +73,7 @@ class Family:
         return None
 
     def ignorable(self, name: str, config: Config) -> bool:
-        """Whether a tensor without a rule is no parameter: a stored mask or table, or a tied embedding's second copy."""
+        """Whether a tensor without a rule is no parameter: a stored mask, or a tied embedding's second copy."""
         spelled = (name, self.prefix + name)
         if any(re.fullmatch(pattern, s) for pattern in self.ignored_weights for s in spelled):
             return True
@@ -93,8 +95,14 @@ class HfConfig(Mapping[str, Any]):
             return self.defaults[key]
         raise UnsupportedModelError(f"The config lacks `{key}`, which every {self.family} config has.")
 
-    def __contains__(self, key: object) -> bool:
-        return key in self.given
+    def count(self, key: str, most: int = MAX_LAYERS) -> int:
+        """A whole number that a table computes with, checked before anything is made of that size."""
+        value = self[key]
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise UnsupportedModelError(
+                f"The config has `{key}` = {value!r}; it must be a whole number from 1 to {most:,}."
+            )
+        return value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.given)
@@ -114,7 +122,8 @@ def read_config(
     """
     reading = HfConfig(hf, family.defaults, family.name)
     fields = {
-        ours: theirs(reading) if callable(theirs) else reading[theirs] for ours, theirs in family.config.items()
+        ours: theirs(reading) if callable(theirs) else reading[theirs]
+        for ours, theirs in family.config.items()
     }
     for key, accepted in family.required.items():
         if key in hf and hf[key] not in accepted:
@@ -166,7 +175,11 @@ def activation(key: str) -> Callable[[HfConfig], str]:
 
 def rotation(hf: HfConfig, *, theta_key: str, part_key: str, part_default: float) -> tuple[float, float]:
     """(base, part of the head that rotates), from transformers 5's `rope_parameters` or the older spellings."""
-    nested = dict(hf["rope_scaling"] or {}) | dict(hf["rope_parameters"] or {})
+    nested = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        if not isinstance(given := hf[key] or {}, dict):
+            raise UnsupportedModelError(f"The config has `{key}` = {given!r}; it must be an object.")
+        nested |= given
     kind = nested.pop("type", "default")
     kind = nested.pop("rope_type", kind)
     base = nested.pop("rope_theta", hf[theta_key])
@@ -177,4 +190,9 @@ def rotation(hf: HfConfig, *, theta_key: str, part_key: str, part_default: float
             f"{', '.join(f'`{key}` = {value!r}' for key, value in nested.items())}), which is not implemented: only "
             "the default rotation is."
         )
-    return base, part_default if part is None else part
+    part = part_default if part is None else part
+    if not isinstance(part, (int, float)) or not 0 < part <= 1:
+        raise UnsupportedModelError(
+            f"The config rotates {part!r} of each head; it must be a number above 0, at most 1."
+        )
+    return base, part

@@ -77,9 +77,9 @@ GPT2 = Family(
         "reorder_and_upcast_attn": (False,),
         "add_cross_attention": (False,),
     },
-    ignored=frozenset(
-        "n_ctx resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation "
-        "summary_proj_to_labels summary_first_dropout".split()
-    ),
+    ignored=frozenset({
+        "n_ctx", "resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_type", "summary_use_proj",
+        "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
+    }),
     ignored_weights=(r"transformer\.h\.\d+\.attn\.(masked_)?bias",),
 )  # fmt: skip

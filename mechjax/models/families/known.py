@@ -43,9 +43,15 @@ def config_to_hf(config: Config) -> tuple[dict[str, Any], Family]:
 
 
 def _family(hf: Mapping[str, Any]) -> Family:
-    names = hf.get("architectures") or ()
+    names = hf.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UnsupportedModelError(
+            f"The config has `architectures` = {names!r}; it must be a list of class names."
+        )
     for family in FAMILIES:
-        if set(family.architectures) & set(names) or (not names and hf.get("model_type") == family.model_type):
+        if set(family.architectures) & set(names) or (
+            not names and hf.get("model_type") == family.model_type
+        ):
             return family
     asked = ", ".join(names) or str(hf.get("model_type"))
     known = [name for family in FAMILIES for name in family.architectures]

@@ -1,5 +1,6 @@
-"""Llama (Touvron et al. 2023, arXiv:2302.13971) and Mistral (Jiang et al. 2023, arXiv:2310.06825): RMSNorm, rotary
-positions in halves, serial residual, gated MLP, grouped keys; Mistral with a sliding window on every layer.
+"""Llama (Touvron et al. 2023, arXiv:2302.13971) and Mistral (Jiang et al. 2023, arXiv:2310.06825).
+
+RMSNorm, rotary positions in halves, serial residual, gated MLP, grouped keys; Mistral with a window on every layer.
 """
 
 from typing import Any
@@ -20,6 +21,11 @@ def _rotary_base(hf: HfConfig) -> float:
             "meant is unclear; only 1.0 is accepted."
         )
     return base
+
+
+def _windows(hf: HfConfig) -> tuple[int, ...] | None:
+    window = hf["sliding_window"]
+    return None if window is None else (window,) * hf.count("num_hidden_layers")
 
 
 _CONFIG = {
@@ -106,7 +112,7 @@ MISTRAL = Family(
     architectures=("MistralForCausalLM",),
     model_type="mistral",
     config=_CONFIG
-    | {"windows": lambda hf: hf["sliding_window"] and (hf["sliding_window"],) * hf["num_hidden_layers"]},
+    | {"windows": _windows},
     choices=_CHOICES | {"qkv_bias": False, "out_bias": False, "mlp_bias": False},
     weights=_WEIGHTS,
     prefix="model.",

@@ -1,6 +1,6 @@
-"""GPT-NeoX (Black et al. 2022, arXiv:2204.06745) and Pythia (Biderman et al. 2023, arXiv:2304.01373): LayerNorm, rotary
-positions on part of each head, attention and MLP in parallel with a norm each (or serial), biases.
+"""GPT-NeoX (Black et al. 2022, arXiv:2204.06745) and Pythia (Biderman et al. 2023, arXiv:2304.01373).
 
+LayerNorm, rotary positions on part of each head, attention and MLP in parallel with a norm each (or serial), biases.
 Queries, keys and values are fused head by head.
 """
 
@@ -18,7 +18,9 @@ def _rotation(hf: HfConfig) -> tuple[float, float]:
 
 
 def _rotary_dim(hf: HfConfig) -> int:
-    return int(hf["hidden_size"] // hf["num_attention_heads"] * _rotation(hf)[1])
+    return int(
+        hf.count("hidden_size", 2**31 - 1) // hf.count("num_attention_heads", 2**31 - 1) * _rotation(hf)[1]
+    )
 
 
 def _to_hf(config: Config) -> dict[str, Any]:
@@ -87,6 +89,6 @@ NEOX = Family(
         "rotary_emb_base": 10000.0, "rotary_pct": None, "rope_parameters": None, "rope_scaling": None,
         "rope_theta": None, "partial_rotary_factor": None,
     },
-    ignored=frozenset("attention_dropout hidden_dropout classifier_dropout".split()),
+    ignored=frozenset({"attention_dropout", "hidden_dropout", "classifier_dropout"}),
     ignored_weights=(r"gpt_neox\.layers\.\d+\.attention\.((masked_)?bias|rotary_emb\.inv_freq)",),
 )  # fmt: skip

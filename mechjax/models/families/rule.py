@@ -1,7 +1,7 @@
 """Weight rules: one Hugging Face tensor, the parameters that it holds, and how its axes are laid out. Invertible.
 
-A layout is written as in einops: "m (part h d) -> part m h d" cuts a fused GPT-2 matrix into `part` parameters, and read
-from right to left it fuses them again. The letters are sizes of the config: v vocabulary, p positions, m d_model,
+A layout is written as in einops: "m (part h d) -> part m h d" cuts a fused GPT-2 matrix into `part` parameters, and
+read from right to left it fuses them again. The letters are sizes of the config: v vocabulary, p positions, m d_model,
 h heads, n key heads, d d_head, f d_mlp; `part` counts the rule's parameters.
 """
 
@@ -40,7 +40,11 @@ class Rule:
 
     def names(self, config: Config) -> tuple[str, ...]:
         """The tensor's name in every layer."""
-        return tuple(self.name.format(layer) for layer in range(config.n_layers)) if self.layered else (self.name,)
+        return (
+            tuple(self.name.format(layer) for layer in range(config.n_layers))
+            if self.layered
+            else (self.name,)
+        )
 
     def match(self, name: str) -> tuple["Rule", int | None] | None:
         """(this rule, the layer) where `name` is such a tensor; the layer is None for tensors outside the blocks."""
@@ -87,5 +91,5 @@ def rearrange(array: Any, source: str, target: str, sizes: Mapping[str, int]) ->
 
 
 def _groups(side: str) -> list[list[str]]:
-    """ "m (h d)" -> [["m"], ["h", "d"]]."""
+    """Axes by group: [["m"], ["h", "d"]] of "m (h d)"."""
     return [(group or axis).split() for group, axis in re.findall(r"\(([^)]*)\)|(\w+)", side)]
