@@ -20,6 +20,7 @@ import numpy as np
 from mechjax.base.errors import (
     ArgumentError,
     CheckpointError,
+    HubError,
     MechjaxError,
     UnsupportedModelError,
     did_you_mean,
@@ -88,7 +89,10 @@ def _locate(name_or_folder: str | os.PathLike[str], revision: str | None) -> Pat
     name = os.fspath(name_or_folder)
     shipped, folder = zoo().get(name), Path(name).expanduser()
     if shipped is None and not folder.is_dir() and is_hub_name(name):
-        return fetch(name, revision=revision, check=_understand)
+        try:
+            return fetch(name, revision=revision, check=_understand)
+        except HubError as error:
+            raise HubError(f"{error} There is no folder `{name}` here either.") from None
     if revision is not None:
         raise ArgumentError(f"revision={revision!r} is for names on the Hub (`org/name`); `{name}` is none.")
     if shipped is None and not folder.is_dir():

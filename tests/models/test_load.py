@@ -24,8 +24,10 @@ from mechjax.base.errors import (
     MechjaxError,
     UnsupportedModelError,
 )
+from mechjax.models.config import Config
+from mechjax.models.export import export
 from mechjax.models.load import load, zoo
-from mechjax.models.params import parameters
+from mechjax.models.params import assemble, parameters
 from tests.hub.hub_server import Hub, Model, run_against
 from tests.models.tiny_checkpoints import FAMILIES, tiny
 from tests.tolerances import TOL
@@ -44,10 +46,21 @@ def folders(tmp_path_factory):
     return {path.name: path for path in home.iterdir()}
 
 
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """A random GPT-2 in one file, made without transformers."""
+    config = Config(d_vocab=50, n_ctx=32, d_model=16, n_layers=3, n_heads=4, activation="gelu_new")
+    rng = np.random.default_rng(0)
+    params = {
+        path: jnp.asarray(rng.standard_normal(shape, np.float32)) for path, shape in config.shapes.items()
+    }
+    return export(assemble(config, params), tmp_path_factory.mktemp("pristine") / "gpt2", family="gpt2")
+
+
 @pytest.fixture
-def gpt2(folders, tmp_path):
-    """A copy of the GPT-2 folder to spoil."""
-    return Path(shutil.copytree(folders["gpt2"], tmp_path / "gpt2"))
+def gpt2(pristine, tmp_path):
+    """A copy of `pristine` to spoil."""
+    return Path(shutil.copytree(pristine, tmp_path / "gpt2"))
 
 
 def edit_config(folder: Path, **changes) -> Path:
@@ -97,17 +110,17 @@ def test_load__dtype__is_the_checkpoints_own_unless_asked_for(gpt2, dtype):
     assert parameters(load(gpt2, dtype=jnp.float32)[0])["W_E"].dtype == jnp.float32
 
 
-def test_load__precision__is_the_configs(folders):
-    assert load(folders["gpt2"])[0].config.precision == "highest"
-    assert load(folders["gpt2"], precision="default")[0].config.precision == "default"
+def test_load__precision__is_the_configs(pristine):
+    assert load(pristine)[0].config.precision == "highest"
+    assert load(pristine, precision="default")[0].config.precision == "default"
 
 
-def test_load__bare_model__has_the_same_weights(folders, gpt2):
+def test_load__bare_model__has_the_same_weights(pristine, gpt2):
     def strip(tensors):
         for name in list(tensors):
             tensors[name.removeprefix("transformer.")] = tensors.pop(name)
 
-    assert_same_bits(load(edit_weights(gpt2, strip))[0], load(folders["gpt2"])[0])
+    assert_same_bits(load(edit_weights(gpt2, strip))[0], load(pristine)[0])
 
 
 def test_load__name_of_a_shipped_model__is_that_folder(gpt2, monkeypatch):
@@ -132,7 +145,9 @@ def test_load__unknown_name__explains_the_three_spellings(name):
 
 
 def test_load__hub_name_offline__says_how():
-    with pytest.raises(HubError, match=r"`org/model` is not in the local cache, and HF_HUB_OFFLINE is set"):
+    with pytest.raises(
+        HubError, match=r"`org/model` is not in the local cache.*There is no folder `org/model` here"
+    ):
         load("org/model")
 
 
@@ -204,9 +219,9 @@ def test_load__wrong_shape__names_both(gpt2):
         load(edit_config(gpt2, vocab_size=51))
 
 
-def test_load__tied_model_that_stores_another_unembedding__is_refused(folders, gpt2):
+def test_load__tied_model_that_stores_another_unembedding__is_refused(pristine, gpt2):
     edit_weights(gpt2, lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"].copy()}))
-    assert_same_bits(load(gpt2)[0], load(folders["gpt2"])[0])
+    assert_same_bits(load(gpt2)[0], load(pristine)[0])
     edit_weights(gpt2, lambda t: t.update({"lm_head.weight": t["lm_head.weight"] + 1}))
     with pytest.raises(
         CheckpointError, match=r"ties the unembedding .* `lm_head.weight` differs from `transformer.wte"
@@ -293,6 +308,8 @@ def test_load__from_the_hub__is_checked_before_its_weights_are_fetched(folders, 
     config = json.loads(files["config.json"]) | {"architectures": ["MambaForCausalLM"]}
     other = {**files, "config.json": json.dumps(config).encode()}
     code = """
+from mechjax.models.config import Config
+from mechjax.models.export import export
 from mechjax.models.load import load
 model, tokenizer = load("org/neox")
 print(float(abs(model.W_E).sum()), tokenizer)
@@ -346,6 +363,8 @@ def peak_of_a_load(folder: Path) -> tuple[int, int]:
     """(anonymous bytes before the load, the most there ever were), of a fresh process that loads `folder`."""
     code = f"""
 import sys
+from mechjax.models.config import Config
+from mechjax.models.export import export
 from mechjax.models.load import load
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon")), flush=True)
 sys.stdin.readline()
