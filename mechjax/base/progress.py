@@ -23,32 +23,41 @@ _T = TypeVar("_T")
 class Bar:
     """One progress bar; made by `bar`."""
 
-    def __init__(self, progress: Progress, description: str, total: int | None) -> None:
+    def __init__(self, progress: Progress, total: int | None, *, compiles: bool) -> None:
         self._progress = progress
+        self._note = " [dim](compiling)[/]" if compiles else ""
+        self._description = ""
+        self._task = progress.add_task("", total=total)
+
+    def begin(self, description: str) -> None:
+        """Say what is being done; until the next `advance` it also says that it compiles."""
         self._description = description
-        self._task = progress.add_task(f"{description} [dim](compiling)[/]", total=total)
+        self._progress.update(self._task, description=f"{description}{self._note}")
 
     def advance(self, steps: int = 1) -> None:
-        """Count `steps` as done; after the first, what was compiled is compiled."""
+        """Count `steps` as done; after the first, what had to be compiled is compiled."""
         self._progress.update(self._task, advance=steps, description=self._description)
 
 
 @contextmanager
 def bar(
-    description: str, total: int | None = None, *, console: Console | None = None
+    description: str, total: int | None = None, *, compiles: bool = True, console: Console | None = None
 ) -> Generator[Bar, None, None]:
     """Show a bar while the block runs.
 
     Args:
         description: What is being done, such as `"Patching the residual stream"`.
         total: How many steps there are; None where that is not known.
+        compiles: Whether the first step includes compilation.
         console: Where to draw; standard error by default. Nothing is drawn unless it is a terminal.
     """
     console = console or Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     columns = (*columns, TimeRemainingColumn(compact=True))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield Bar(progress, description, total)
+        shown = Bar(progress, total, compiles=compiles)
+        shown.begin(description)
+        yield shown
 
 
 def track(

@@ -1,5 +1,7 @@
 """How results look: self-contained HTML pages, inline views for notebooks, text tables for the terminal."""
 
+from mechjax.viz.arcs import Arc as Arc
+from mechjax.viz.arcs import arcs as arcs
 from mechjax.viz.attention import attention as attention
 from mechjax.viz.attention import tokens_line as tokens_line
 from mechjax.viz.bars import BarRow as BarRow
@@ -10,5 +12,8 @@ from mechjax.viz.html import Html as Html
 from mechjax.viz.html import escape as escape
 from mechjax.viz.html import tag as tag
 from mechjax.viz.page import Page as Page
+from mechjax.viz.page import check_writable as check_writable
 from mechjax.viz.page import section as section
+from mechjax.viz.scores import scores_page as scores_page
+from mechjax.viz.scores import scores_text as scores_text
 from mechjax.viz.text import heat_table as heat_table

@@ -10,18 +10,20 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mechjax.base.errors import ShapeError
-from mechjax.viz.heatmap import STRONG, cell, number
+from mechjax.viz.heatmap import cell, number, shade
 from mechjax.viz.html import Html, tag
 
 
-def tokens_line(tokens: Sequence[str], roles: Mapping[int, str] | None = None) -> Html:
-    """A sentence, token by token, with the roles of some of them written underneath."""
+def tokens_line(
+    tokens: Sequence[str], roles: Mapping[int, str] | None = None, after: Html | None = None
+) -> Html:
+    """A sentence, token by token, with the roles of some of them written underneath, and what comes after it."""
     roles = roles or {}
     spans = [
         tag("span", shown(token), role and tag("small", role), class_="tok role" if role else "tok")
         for token, role in ((token, roles.get(i)) for i, token in enumerate(tokens))
     ]
-    return tag("p", spans, class_="tokens")
+    return tag("p", spans, after and (tag("span", "→", class_="to"), after), class_="tokens")
 
 
 def shown(token: str) -> str:
@@ -59,9 +61,19 @@ def attention(
     buttons = []
     for k, name in enumerate(names):
         share, chosen = float(numbers[query, k]), k == query
-        classes = "tok" + (" from" if chosen else "") + (" hi" if share > STRONG else "")
-        said = {"data_tip": f"{names[query]} → {name}: {number(share)}", "aria_pressed": str(chosen).lower()}
-        buttons.append(tag("button", name, type="button", class_=classes, style=f"--v:{share:.3f}", **said))
+        classes = "tok" + (" from" if chosen else "") + shade(share)
+        tip, pressed = f"{names[query]} → {name}: {number(share)}", "true" if chosen else "false"
+        buttons.append(
+            tag(
+                "button",
+                name,
+                type="button",
+                class_=classes,
+                style=f"--v:{share:.3f}",
+                data_tip=tip,
+                aria_pressed=pressed,
+            )
+        )
     line = tag("p", buttons, class_="tokens look", role="group", aria_label=f"Attention of {title}")
     head = tag("figcaption", tag("b", title), " ", note)
     return tag("figure", head, line, _whole(numbers, names, title), class_="attention")
@@ -76,8 +88,13 @@ def _whole(numbers: Float[np.ndarray, "query key"], names: Sequence[str], title:
         )
         for name, row in zip(names, numbers, strict=True)
     ]  # fmt: skip
+    top = tag("thead", tag("tr", tag("td", class_="corner"), heads))
     table = tag(
-        "table", tag("caption", f"{title}: every row is a token, and says how much it attends to each token"),
-        tag("thead", tag("tr", tag("td", class_="corner"), heads)), tag("tbody", lines), class_="heat dense pattern",
-    )  # fmt: skip
-    return tag("details", tag("summary", "the whole pattern"), tag("div", table, class_="scroll"))
+        "table", top, tag("tbody", lines), class_="heat dense", aria_label=f"Attention pattern of {title}"
+    )
+    what = tag(
+        "p",
+        "Each row is a word, and says how its attention is shared out over the words before it.",
+        class_="fine",
+    )
+    return tag("details", tag("summary", "the whole pattern"), what, tag("div", table, class_="scroll"))

@@ -13,9 +13,6 @@ from jaxtyping import Array, Float
 from mechjax.base.errors import ShapeError
 from mechjax.viz.html import Html, tag
 
-STRONG = 0.55
-"""A share of the full colour beyond which text on it is light in light mode and dark in dark mode."""
-
 _DENSE = 14  # more columns than this are drawn small
 
 
@@ -27,13 +24,24 @@ def number(value: float) -> str:
     return "0.00" if text == "\N{MINUS SIGN}0.00" else text
 
 
+def shade(share: float) -> str:
+    """How strong a colour is, in a word for the style sheet, which chooses the colour of text upon it."""
+    return " hi" if share > 0.72 else " mid" if share > 0.5 else ""
+
+
 def cell(value: float, limit: float, tip: str | None = None, **attributes: str | None) -> Html:
     """One coloured cell. `limit` is the size that takes the full colour."""
     if math.isnan(value):
         return tag("td", number(value), class_="gap", data_tip=tip, **attributes)
     share = min(abs(value) / limit, 1.0) if limit else 0.0
-    names = ("n" if value < 0 else "p") + (" hi" if share > STRONG else "")
-    return tag("td", number(value), class_=names, style=f"--v:{share:.3f}", data_tip=tip, **attributes)
+    return tag(
+        "td",
+        number(value),
+        class_=("n" if value < 0 else "p") + shade(share),
+        style=f"--v:{share:.3f}",
+        data_tip=tip,
+        **attributes,
+    )
 
 
 def heatmap(
@@ -85,11 +93,9 @@ def heatmap(
         ]
         lines.append(tag("tr", tag("th", row, scope="row"), cells))
     dense = " dense" if len(columns) > _DENSE else ""
-    table = tag(
-        "table", tag("caption", caption), tag("thead", tag("tr", tag("td", corner, class_="corner"), heads)),
-        tag("tbody", lines), class_=f"heat{dense}",
-    )  # fmt: skip
-    return tag("div", table, class_="scroll")
+    top = tag("thead", tag("tr", tag("td", corner, class_="corner"), heads))
+    table = tag("table", top, tag("tbody", lines), class_=f"heat{dense}", aria_label=caption)
+    return tag("figure", tag("figcaption", caption), tag("div", table, class_="scroll"), class_="map")
 
 
 def legend(low: str, middle: str, high: str) -> Html:

@@ -13,7 +13,7 @@ class Html(str):
     __slots__ = ()
 
 
-_EMPTY = ("br", "hr", "img", "input", "link", "meta", "rect", "line", "circle", "path")
+_EMPTY = ("br", "hr", "img", "input", "link", "meta")  # those of HTML; in SVG every element is closed
 
 Child = str | int | float | None | Iterable["Child"]
 

@@ -7,7 +7,8 @@ what it is wherever it is opened.
 import base64
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
@@ -55,14 +56,9 @@ class Page(eqx.Module):
             WriteError: The file cannot be written.
         """
         path = Path(path).expanduser().absolute()
-        try:
+        with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(self.html, encoding="utf-8")
-        except OSError as error:
-            raise WriteError(
-                f"cannot write the page to `{path}`: {error.strerror or error}. Choose a file in a folder that can be "
-                "written."
-            ) from error
         return path
 
     def _repr_html_(self) -> str:
@@ -72,6 +68,32 @@ class Page(eqx.Module):
             style="border:1px solid #8884;border-radius:8px",
         )  # fmt: skip
         return str(frame)
+
+
+def check_writable(path: str | Path) -> None:
+    """Find out before a long computation whether its page can be written; changes nothing that is there.
+
+    Raises:
+        WriteError: It cannot.
+    """
+    path = Path(path).expanduser().absolute()
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        was_there = path.exists()
+        path.open("a").close()
+        if not was_there:
+            path.unlink()
+
+
+@contextmanager
+def _writing(path: Path) -> Generator[None, None, None]:
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(
+            f"cannot write the page to `{path}`: {error.strerror or error}. Choose a file in a folder that you may "
+            "write to."
+        ) from error
 
 
 def section(title: str, *children: Html | str | None, id_: str | None = None) -> Html:

@@ -16,7 +16,6 @@ def heat_table(
     rows: Sequence[str],
     columns: Sequence[str],
     *,
-    title: str = "",
     limit: float | None = None,
 ) -> Table:
     """A table of coloured numbers for `rich`.
@@ -25,7 +24,6 @@ def heat_table(
         values: What to show. Shape (row, column).
         rows: Names of the rows, first row on top.
         columns: Names of the columns.
-        title: What the table shows.
         limit: The size that is strongest; the largest size by default.
     """
     numbers = np.asarray(values, np.float64)

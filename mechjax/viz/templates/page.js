@@ -33,7 +33,8 @@
       tokens.forEach((other, key) => {
         const share = Number(cells[key].textContent);
         other.classList.toggle("from", key === query);
-        other.classList.toggle("hi", share > 0.55);
+        other.classList.toggle("hi", share > 0.72);
+        other.classList.toggle("mid", share > 0.5 && share <= 0.72);
         other.setAttribute("aria-pressed", String(key === query));
         other.setAttribute("style", "--v:" + share);
         other.dataset.tip = token.textContent + " → " + other.textContent + ": " + cells[key].textContent;

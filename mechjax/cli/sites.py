@@ -1,0 +1,37 @@
+"""`mechjax sites MODEL`: every activation that has a name, its axes and its shape."""
+
+import jax
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from mechjax.base.catalogue import SITES
+from mechjax.models.load import load
+from mechjax.transform import list_sites
+
+
+def sites(model: tyro.conf.Positional[str]) -> None:
+    """List the sites of a model: what `capture` reads and edits change.
+
+    Args:
+        model: A shipped model, a folder in Hugging Face layout, or a name on the Hub.
+    """
+    decoder, _ = load(model)
+    found = list_sites(decoder, jax.ShapeDtypeStruct((1, 8), jnp.int32))
+    console, wide = Console(), max(map(len, found))
+    console.print(
+        Text.assemble((model, "bold"), f", one prompt of 8 tokens, {decoder.config.n_layers} layers\n")
+    )
+    for name, info in found.items():
+        entry = SITES[name]
+        sizes = zip(info.local[info.n_batch :], info.axes, strict=True)
+        where = " in every layer" if info.stacked else ""
+        console.print(
+            Text.assemble(
+                (f"{name:<{wide}}  ", "bold"), " × ".join(f"{size} {axis}" for size, axis in sizes), where
+            )
+        )
+        said = f"{entry.meaning} Formed on request." if entry.costly else entry.meaning
+        console.print(Padding(Text(said, style="dim"), (0, 0, 0, wide + 2)))

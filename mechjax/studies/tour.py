@@ -1,0 +1,314 @@
+"""The tour: which heads of a small trained transformer find out who receives the gift, and how we know.
+
+The model `tasks-4l` reads "When Mary and John went to the store, John gave a ring to" and answers "Mary" (indirect
+object identification; Wang et al. 2022, arXiv:2211.00593). The corrupt prompt has "Mary gave a ring to", whose answer
+is "John". Three experiments, each on `n` held-out prompts:
+
+1. Put one piece of the clean run's residual stream into the corrupt run: where is the answer?  (`activation_patch`)
+2. Put one head's output in: which heads carry it, and where do they write?
+3. Take the three leading heads away (mean ablation): is the answer gone, and is it for three random heads?
+"""
+
+import time
+import webbrowser
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import cast
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mechjax.base.errors import ArgumentError
+from mechjax.base.progress import bar
+from mechjax.base.prompts import Prompts
+from mechjax.base.records import Record
+from mechjax.hub import Tokenizer
+from mechjax.metrics import Metric, logit_diff
+from mechjax.models.decoder import Decoder
+from mechjax.models.load import load
+from mechjax.patching import PatchScores, activation_patch
+from mechjax.studies.tour_page import tour_page
+from mechjax.tasks import Pairs, ioi
+from mechjax.transform import Activations, capture, intervene, mean_ablate, means
+from mechjax.viz import Page, check_writable
+
+MODEL = "tasks-4l"
+LEADING = 3
+"""How many heads the tour names and takes away."""
+TRIPLES = 20
+"""How many random triples of other heads are taken away for comparison."""
+
+Stage = Callable[[str], AbstractContextManager[None]]
+
+
+class Story(Record):
+    """One prompt, told in detail.
+
+    Attributes:
+        residual: Recovered by the residual stream entering each layer, at each token.
+        patterns: Attention patterns of the leading heads.
+        tokens: The clean prompt, piece by piece (static).
+        corrupt_tokens: Its corrupt version (static).
+        at: Index in `tokens` of each named position (static).
+        answer: The right next token (static).
+        wrong: The wrong one (static).
+        guesses: The model's next tokens with their probabilities, the first first (static).
+    """
+
+    residual: Float[Array, "layer pos"]
+    patterns: Float[Array, "leader query key"]
+    tokens: tuple[str, ...] = eqx.field(static=True)
+    corrupt_tokens: tuple[str, ...] = eqx.field(static=True)
+    at: tuple[int, ...] = eqx.field(static=True)
+    answer: str = eqx.field(static=True)
+    wrong: str = eqx.field(static=True)
+    guesses: tuple[tuple[str, float], ...] = eqx.field(static=True)
+
+
+class Tour(Record):
+    """What the tour found. Shows itself as a page in a notebook.
+
+    Recovered is 0 where a patched corrupt run still answers as the corrupt one and 1 where it answers as the clean one.
+
+    Attributes:
+        heads: Recovered by each head's output (`z`) at all positions.
+        residual: Recovered by the residual stream entering each layer, at each named position.
+        places: Recovered by each head's output at each named position.
+        looks: Attention of the leading heads from one named position to another, mean over prompts.
+        intact: Logit difference of the clean prompts: the right name above the wrong one, mean over prompts.
+        ablated: The same with the leading heads mean-ablated.
+        random: The same with each of the random triples of other heads mean-ablated.
+        story: One prompt in detail.
+        leading: (layer, head) of the leading heads, the first first (static).
+        roles: The named positions (static).
+        model: The model's name (static).
+        n: How many prompts (static).
+        seed: Which prompts and triples (static).
+        seconds: What took how long, compilation included (static).
+    """
+
+    heads: Float[Array, "layer head"]
+    residual: Float[Array, "layer role"]
+    places: Float[Array, "layer head role"]
+    looks: Float[Array, "leader role seen"]
+    intact: Float[Array, ""]
+    ablated: Float[Array, ""]
+    random: Float[Array, " triple"]
+    story: Story
+    leading: tuple[tuple[int, int], ...] = eqx.field(static=True)
+    roles: tuple[str, ...] = eqx.field(static=True)
+    model: str = eqx.field(static=True)
+    n: int = eqx.field(static=True)
+    seed: int = eqx.field(static=True)
+    seconds: tuple[tuple[str, float], ...] = eqx.field(static=True)
+
+    def axis_labels(self) -> dict[str, tuple[str, ...]]:
+        """Names of the named positions and of the leading heads."""
+        return {"role": self.roles, "seen": self.roles, "leader": self.names}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The leading heads as the field writes them, such as `L2.H3`."""
+        return tuple(f"L{layer}.H{head}" for layer, head in self.leading)
+
+    @property
+    def drop(self) -> float:
+        """Share of the logit difference that goes with the leading heads."""
+        return float(1 - self.ablated / self.intact)
+
+    @property
+    def random_drop(self) -> float:
+        """Median share that goes with three random other heads."""
+        return float(1 - jnp.median(self.random) / self.intact)
+
+    @property
+    def page(self) -> Page:
+        """The page that tells it."""
+        return tour_page(self)
+
+    def _repr_html_(self) -> str:
+        return self.page._repr_html_()
+
+
+def tour(path: str | Path | None = None, *, n: int = 64, seed: int = 0, open_browser: bool = False) -> Tour:
+    """Run the tour on `tasks-4l`, the model that ships with mechjax.
+
+    Args:
+        path: Where to write the page, one HTML file; None writes none.
+        n: How many held-out prompts.
+        seed: Which prompts, and which random heads.
+        open_browser: Whether to show the page in a browser; needs `path`.
+
+    Returns:
+        The record, which shows itself as the page in a notebook.
+
+    Raises:
+        ArgumentError: Fewer than two prompts, or a browser without a page.
+        WriteError: The page cannot be written.
+    """
+    if n < 2:
+        raise ArgumentError(f"n={n} prompts asked for: a mean over prompts needs two or more. Pass n >= 2.")
+    if open_browser and path is None:
+        raise ArgumentError(
+            "open_browser=True needs a page to show: pass a path such as 'mechjax-tour.html'."
+        )
+    if path is not None:
+        check_writable(path)  # found out before the work, not after it
+    model, tokenizer = load(MODEL)
+    tokenizer = cast(Tokenizer, tokenizer)
+    found = explore(model, tokenizer, ioi(tokenizer, n, seed=seed), name=MODEL, seed=seed)
+    if path is not None:
+        written = found.page.write(path)
+        if open_browser:
+            webbrowser.open(written.as_uri())
+    return found
+
+
+def explore(model: Decoder, tokenizer: Tokenizer, pairs: Pairs, *, name: str, seed: int = 0) -> Tour:
+    """The tour's three experiments, on any decoder and pairs.
+
+    Args:
+        model: The decoder; it needs twice as many heads as the tour takes away.
+        tokenizer: Its tokenizer.
+        pairs: Clean and corrupt prompts with named positions.
+        name: The model's name.
+        seed: Which random heads are taken away for comparison.
+
+    Raises:
+        ArgumentError: Too few heads to compare three with three others.
+    """
+    c = model.config
+    if c.n_layers * c.n_heads < 2 * LEADING:
+        raise ArgumentError(
+            f"the model has {c.n_layers * c.n_heads} heads; comparing {LEADING} heads with {LEADING} others needs "
+            f"{2 * LEADING} or more."
+        )
+    metric, roles = logit_diff(pairs.correct, pairs.wrong), tuple(pairs.positions)
+    at = jnp.stack([pairs.positions[role] for role in roles])  # (role, batch)
+    seconds: list[tuple[str, float]] = []
+    with _stages(5, seconds) as stage:
+        with stage("Patching the residual stream"):
+            stream = _patched(model, pairs, metric, "resid_pre", ("layer", "pos"))
+        with stage("Patching heads"):
+            heads = _patched(model, pairs, metric, "z", ("layer", "head")).recovered
+        with stage("Patching heads, position by position"):
+            places = _patched(model, pairs, metric, "z", ("layer", "head", "pos"), pairs.positions).recovered
+        leading = _largest(heads, LEADING)
+        with stage("Reading attention"):
+            logits, acts = capture(model, ["pattern"])(pairs.clean)
+            patterns = jnp.stack([acts["pattern"][layer, :, head] for layer, head in leading])
+            story = _story(tokenizer, pairs, stream, logits, patterns, at)
+        with stage("Taking heads away"):
+            triples = jnp.asarray([leading, *_random_triples(c.n_layers, c.n_heads, leading, seed)])
+            left = _without(model, pairs.clean, metric, means(model, pairs.clean, ["z"]), triples)
+    example = jnp.arange(at.shape[1])
+    at_roles = jnp.take_along_axis(stream.per_example, at[None], axis=1).mean(-1)
+    corrupt, gap = stream.corrupt.mean(), stream.clean.mean() - stream.corrupt.mean()
+    return Tour(
+        heads=heads,
+        residual=(at_roles - corrupt) / gap,
+        places=places,
+        looks=patterns[:, example, at[:, None], at[None]].mean(-1),
+        intact=stream.clean.mean(),
+        ablated=left[0],
+        random=left[1:],
+        story=story,
+        leading=leading,
+        roles=roles,
+        model=name,
+        n=len(pairs.clean_text),
+        seed=seed,
+        seconds=tuple(seconds),
+    )
+
+
+@contextmanager
+def _stages(total: int, seconds: list[tuple[str, float]]) -> Generator[Stage, None, None]:
+    """A progress bar whose stages are timed."""
+    with bar("", total) as progress:
+
+        @contextmanager
+        def stage(name: str) -> Generator[None, None, None]:
+            start = time.perf_counter()
+            progress.begin(name)
+            yield
+            progress.advance()
+            seconds.append((name, round(time.perf_counter() - start, 2)))
+
+        yield stage
+
+
+def _patched(
+    model: Decoder,
+    pairs: Pairs,
+    metric: Metric,
+    site: str,
+    over: tuple[str, ...],
+    positions: dict[str, Array] | None = None,
+) -> PatchScores:
+    scores = activation_patch(
+        model, pairs.clean, pairs.corrupt, metric, site=site, over=over, positions=positions
+    )
+    return jax.block_until_ready(scores)
+
+
+def _largest(scores: Float[Array, "layer head"], n: int) -> tuple[tuple[int, int], ...]:
+    order = np.argsort(-np.asarray(scores), axis=None, kind="stable")[:n]
+    return tuple(
+        (int(layer), int(head)) for layer, head in (np.unravel_index(i, scores.shape) for i in order)
+    )
+
+
+def _story(
+    tokenizer: Tokenizer,
+    pairs: Pairs,
+    stream: PatchScores,
+    logits: Float[Array, "batch pos d_vocab"],
+    patterns: Float[Array, "leader batch query key"],
+    at: Int[Array, "role batch"],
+) -> Story:
+    """The shortest prompt that the model answers right."""
+    lengths = np.asarray(pairs.clean.lengths)
+    which = int(np.lexsort((lengths, ~np.asarray(stream.clean > 0)))[0])
+    real = np.flatnonzero(np.asarray(pairs.clean.mask[which]))
+    clean, corrupt = stream.clean[which], stream.corrupt[which]
+    chances = jax.nn.softmax(logits[which, real[-1]])
+    guesses = [(tokenizer.decode([int(i)]), float(chances[i])) for i in np.argsort(-np.asarray(chances))[:3]]
+    sides = [Prompts(side.tokens[which], side.mask[which]) for side in (pairs.clean, pairs.corrupt)]
+    return Story(
+        residual=((stream.per_example[..., which] - corrupt) / (clean - corrupt))[:, real],
+        patterns=patterns[:, which][:, real][:, :, real],
+        tokens=tuple(tokenizer.str_tokens(sides[0])),
+        corrupt_tokens=tuple(tokenizer.str_tokens(sides[1])),
+        at=tuple(int(np.searchsorted(real, i)) for i in np.asarray(at[:, which])),
+        answer=tokenizer.decode([int(pairs.correct[which])]),
+        wrong=tokenizer.decode([int(pairs.wrong[which])]),
+        guesses=tuple(guesses),
+    )
+
+
+def _random_triples(
+    n_layers: int, n_heads: int, leading: tuple[tuple[int, int], ...], seed: int
+) -> list[list[tuple[int, int]]]:
+    rng = np.random.default_rng(seed)
+    others = [
+        (layer, head) for layer in range(n_layers) for head in range(n_heads) if (layer, head) not in leading
+    ]
+    return [[others[i] for i in rng.choice(len(others), LEADING, replace=False)] for _ in range(TRIPLES)]
+
+
+@eqx.filter_jit
+def _without(
+    model: Decoder, clean: Prompts, metric: Metric, mean: Activations, triples: Int[Array, "triple three two"]
+) -> Float[Array, " triple"]:
+    """The metric, mean over prompts, with each triple of heads mean-ablated."""
+
+    def one(triple: Int[Array, "three two"]) -> Float[Array, ""]:
+        edits = [mean_ablate("z", mean, layer=head[0], head=head[1]) for head in triple]
+        return metric(intervene(model, edits)(clean), clean.mask).mean()
+
+    return jax.lax.map(one, triples)
