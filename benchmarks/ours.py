@@ -22,17 +22,15 @@ def sites_of(model: Any, tokens: Any) -> list[str]:
     return [name for name in mj.list_sites(model, tokens) if not SITES[name].costly]
 
 
-def program(model: Any, job: str, site: str | None = None) -> Callable[..., Any]:
+def program(model: Any, job: str, site: str) -> Callable[..., Any]:
     """The computation of a job as a function of tokens."""
     if job == "forward":
         return model
     if job == "capture":
-        return lambda tokens: mj.capture(model, sites_of(model, tokens))(tokens)
-    return lambda clean, corrupt: (
-        mj.patching.activation_patch(
-            model, clean, corrupt, mj.metrics.logit_diff(5, 7), site=site, over=OVER[site or ""]
-        ).scores
-    )
+        return mj.capture(model, sites_of(model, jax.ShapeDtypeStruct((1, 1), jnp.int32)))
+    metric, over = mj.metrics.logit_diff(5, 7), OVER[site]
+    patch = mj.patching.activation_patch
+    return lambda clean, corrupt: patch(model, clean, corrupt, metric, site=site, over=over).scores
 
 
 def load(settings: dict[str, Any]) -> tuple[dict[str, Job], dict[str, str]]:
@@ -46,13 +44,13 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, Job], dict[str, str]]:
         return lambda: jax.block_until_ready(model(ids)), lambda logits: {"logits": np.asarray(logits)}
 
     def capture(tokens: np.ndarray, compared: list[str]):
-        ids = jnp.asarray(tokens)
+        ids, work = jnp.asarray(tokens), program(model, "capture", "")
 
         def collect(result: Any) -> dict[str, np.ndarray]:
             logits, acts = result
             return {"logits": np.asarray(logits)} | {site: np.asarray(acts[site]) for site in compared}
 
-        return lambda: jax.block_until_ready(program(model, "capture")(ids)), collect
+        return lambda: jax.block_until_ready(work(ids)), collect
 
     def sweep(clean: np.ndarray, corrupt: np.ndarray, site: str):
         pair = jnp.asarray(clean), jnp.asarray(corrupt)
@@ -71,7 +69,7 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, Job], dict[str, str]]:
     }
 
 
-def compile_job(model: Any, *, n_layers: int, job: str, batch: list[int], site: str | None = None):
+def compile_job(model: Any, *, n_layers: int, job: str, batch: list[int], site: str = ""):
     """Trace, lower and compile a job for a model of `n_layers` layers, from shapes alone: no weights are made."""
     config = dataclasses.replace(model.config, n_layers=n_layers)
     shapes, treedef = jax.tree.flatten(
@@ -84,9 +82,15 @@ def compile_job(model: Any, *, n_layers: int, job: str, batch: list[int], site: 
 
     def work() -> Any:
         jax.clear_caches()
-        return jax.jit(traced).lower(shapes, *tokens).compile()
+        lowered = jax.jit(traced).lower(shapes, *tokens)
+        return lowered, lowered.compile()
 
-    return work, lambda compiled: {"temp_mb": compiled.memory_analysis().temp_size_in_bytes / 2**20}
+    def collect(result: Any) -> dict[str, float]:
+        lowered, compiled = result
+        temporary = compiled.memory_analysis().temp_size_in_bytes
+        return {"program_lines": lowered.as_text().count("\n"), "temp_mb": round(temporary / 2**20, 1)}
+
+    return work, collect
 
 
 def recompile_job(model: Any, tokens: np.ndarray, *, n_edits: int):

@@ -54,7 +54,11 @@ class Worker:
                 cwd=ROOT,
                 env=environment(device, threads),
             )
-        self.versions: dict[str, str] = self._ask(settings)["versions"]
+        try:
+            self.versions: dict[str, str] = self._ask(settings)["versions"]
+        except WorkerFailed:
+            self.close()
+            raise
         self.start_s = time.perf_counter() - start
 
     def run(self, job: str, arrays: dict[str, str], params: dict[str, Any]) -> dict[str, Any]:
@@ -77,8 +81,9 @@ class Worker:
 
     def close(self) -> None:
         """End the process: it stops at the end of its input."""
-        if self._process.stdin:
-            self._process.stdin.close()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                pipe.close()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
