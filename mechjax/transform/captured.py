@@ -61,6 +61,10 @@ class Activations(Record, Mapping[str, Array]):
             raise SiteError(f"`{name}` asks for layer {layer} of `{known}`; captured are layers {rows}.")
         return self.arrays[known][rows.index(layer)]
 
+    def __contains__(self, name: object) -> bool:
+        known, layer = canonical(name) if isinstance(name, str) else ("", None)
+        return known in self.arrays and (layer is None or layer in (self.layers[known] or ()))
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.arrays)
 

@@ -8,10 +8,10 @@ concern.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core as jex
 from jaxtyping import Array
 
-from mechjax.base.errors import SiteError
 from mechjax.transform.changes import change
 from mechjax.transform.request import Env, Request, State, write_row
 from mechjax.transform.rules import rule_for
@@ -91,10 +91,7 @@ def _at_site(request: Request, eqn: Any, operands: list[Any], env: Env, state: S
     buffers, counts = dict(state.buffers), dict(state.counts)
     if request.reads_here(eqn):
         for read in (r for r in reads if r.site == name):
-            value = _read(read, x, layer, info, dims)
-            buffers[name], counts[name] = write_row(
-                buffers[name], counts[name], value, read.rows(info), layer, info.layers
-            )
+            buffers[name], counts[name] = _written(read, x, layer, info, dims, buffers[name], counts[name])
     return [x], State(buffers, counts, hits)
 
 
@@ -115,19 +112,28 @@ def _edited(edits: Any, x: Array, layer: Any, info: SiteInfo, dims: Any, offsets
     return x, tuple(updated)
 
 
-def _read(read: Any, x: Array, layer: Any, info: SiteInfo, dims: Any) -> Array:
-    if any(layer_dim is not None for _, layer_dim in dims):
-        raise SiteError(
-            f"site `{info.name}` cannot be captured here: its layer is mapped over by vmap, so its rows have no "
-            "place. Capture inside the mapped function: vmap(capture(f, ...))."
-        )
+def _written(read: Any, x: Array, layer: Any, info: SiteInfo, dims: Any, buffer: Array,
+             count: Array) -> tuple[Array, Array]:  # fmt: skip
+    """The buffer with what is kept of `x` in the row of its layer."""
+    rows = read.rows(info)
 
-    def run(x: Array) -> Array:
+    def value(x: Array) -> Array:
         return read.value(x, info, layer)
 
-    for dim, _ in dims:
-        run = jax.vmap(run, in_axes=dim, out_axes=0)
-    return run(x)
+    def write(x: Array, layer: Any, buffer: Array) -> tuple[Array, Array]:
+        return write_row(buffer, jnp.zeros_like(count), read.value(x, info, layer), rows, layer, info.layers)
+
+    run: Any = value
+    if all(layer_dim is None for _, layer_dim in dims):
+        for dim, _ in dims:
+            run = jax.vmap(run, in_axes=dim, out_axes=0)
+        return write_row(buffer, count, run(x), rows, layer, info.layers)
+    run = write  # the layer itself is mapped over: every example writes its own row
+    at = 0 if rows is None else 1
+    for dim, layer_dim in dims:
+        run = jax.vmap(run, in_axes=(dim, layer_dim, at), out_axes=(at, 0))
+    buffer, ran = run(x, layer, buffer)
+    return buffer, count + ran.reshape(-1, *count.shape).max(0)
 
 
 def _offsets(info: SiteInfo, dims: Any, x: Array) -> tuple[Any, ...]:

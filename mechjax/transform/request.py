@@ -57,9 +57,7 @@ class At:
     layer: Any
 
 
-@jax.tree_util.register_pytree_node_class
-@dataclass
-class State:
+class State(eqx.Module):
     """What runs along through every loop and branch.
 
     Attributes:
@@ -72,28 +70,12 @@ class State:
     counts: dict[str, Array]
     hits: tuple[Array, ...]
 
-    def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
-        return (self.buffers, self.counts, self.hits), None
 
-    @classmethod
-    def tree_unflatten(cls, _: None, parts: tuple[Any, ...]) -> "State":
-        return cls(*parts)
-
-
-@jax.tree_util.register_pytree_node_class
-@dataclass
-class Env:
+class Env(eqx.Module):
     """The arrays that an equation may need besides its operands: the edits' numbers and the loop's counter."""
 
     numbers: Any
     counter: Any = None
-
-    def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
-        return (self.numbers, self.counter), None
-
-    @classmethod
-    def tree_unflatten(cls, _: None, parts: tuple[Any, ...]) -> "Env":
-        return cls(*parts)
 
 
 class Request:

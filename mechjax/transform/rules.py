@@ -136,16 +136,17 @@ def _shard_map(evaluate: Any, request: Request, eqn: Any, xs: list[Any], env: En
     params = eqn.params
     everywhere = PartitionSpec()
     buffers = {name: _buffer_spec(request, name, buffer.ndim) for name, buffer in state.buffers.items()}
-    specs = State(buffers, everywhere, everywhere)  # type: ignore[arg-type]
 
-    def run(xs: Any, env: Env, state: State) -> Outcome:
-        return evaluate(request, params["jaxpr"], (), xs, env, state)
+    def run(xs: Any, env: Env, buffers: Any, rest: Any) -> Any:
+        outs, after = evaluate(request, params["jaxpr"], (), xs, env, State(buffers, *rest))
+        return outs, after.buffers, (after.counts, after.hits)
 
-    return jax.shard_map(
-        run, mesh=params["mesh"], in_specs=(list(params["in_specs"]), everywhere, specs),
-        out_specs=(list(params["out_specs"]), specs), check_vma=params["check_vma"],
+    outs, after, rest = jax.shard_map(
+        run, mesh=params["mesh"], in_specs=(list(params["in_specs"]), everywhere, buffers, everywhere),
+        out_specs=(list(params["out_specs"]), buffers, everywhere), check_vma=params["check_vma"],
         axis_names=set(compat.manual_axes(params)),
-    )(xs, env, state)  # fmt: skip
+    )(xs, env, state.buffers, (state.counts, state.hits))  # fmt: skip
+    return outs, State(after, *rest)
 
 
 def _buffer_spec(request: Request, name: str, ndim: int) -> PartitionSpec:

@@ -138,6 +138,8 @@ def intervene(fn: Callable[..., Any], edits: Edit | Sequence[Edit]) -> Callable[
     wrong = [e for e in edits if not isinstance(e, Edit)]
     if wrong:
         raise ArgumentError(f"intervene takes edits such as mechjax.zero('z', layer=0); got {type(wrong[0]).__name__}.")
+    if isinstance(fn, Transformed):  # one program for both, so that a miss reaches the captures too
+        return Transformed(fn.fn, (*fn.edits, *edits), fn.reads)
     return Transformed(hold(fn), edits) if edits else fn
 
 
@@ -178,7 +180,10 @@ def capture(
             raise SiteError(f"captured twice: `{name}`. Name each site once.")
         wanted[name] = chosen if layer is None else (*(wanted.get(name) or ()), layer)
     reducer = None if reduce is None else hold(reduce)
-    return Transformed(hold(fn), (), tuple(Read(n, at, kept, reducer) for n, at in wanted.items()))
+    reads = tuple(Read(n, at, kept, reducer) for n, at in wanted.items())
+    if isinstance(fn, Transformed) and not fn.reads:
+        return Transformed(fn.fn, fn.edits, reads)
+    return Transformed(hold(fn), (), reads)
 
 
 def run(
