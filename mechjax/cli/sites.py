@@ -30,7 +30,9 @@ def sites(model: tyro.conf.Positional[str]) -> None:
         where = " in every layer" if info.stacked else ""
         console.print(
             Text.assemble(
-                (f"{name:<{wide}}  ", "bold"), " × ".join(f"{size} {axis}" for size, axis in sizes), where
+                (f"{name:<{wide}}  ", "bold"),
+                " × ".join("1" if axis == "one" else f"{size} {axis}" for size, axis in sizes),
+                where,
             )
         )
         said = f"{entry.meaning} Formed on request." if entry.costly else entry.meaning

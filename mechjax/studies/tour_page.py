@@ -59,7 +59,7 @@ def tour_page(tour: Any) -> Page:
         _words(),
         _closing(tour),
     ]
-    return Page(f"mechjax tour: {', '.join(tour.names)}", escape(parts))
+    return Page(f"mechjax tour: {_listed(tour.names)}", escape(parts))
 
 
 def _percent(share: float) -> str:

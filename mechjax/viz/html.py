@@ -5,6 +5,7 @@
 
 import html
 from collections.abc import Iterable
+from typing import Any
 
 
 class Html(str):
@@ -15,7 +16,7 @@ class Html(str):
 
 _EMPTY = ("br", "hr", "img", "input", "link", "meta")  # those of HTML; in SVG every element is closed
 
-Child = str | int | float | None | Iterable["Child"]
+Child = str | int | float | None | Iterable[Any]
 
 
 def escape(child: Child) -> Html:

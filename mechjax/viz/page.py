@@ -90,9 +90,13 @@ def _writing(path: Path) -> Generator[None, None, None]:
     try:
         yield
     except OSError as error:
+        why = (
+            f"`{error.filename}` is no folder"
+            if isinstance(error, FileExistsError)
+            else error.strerror or str(error)
+        )
         raise WriteError(
-            f"cannot write the page to `{path}`: {error.strerror or error}. Choose a file in a folder that you may "
-            "write to."
+            f"cannot write the page to `{path}`: {why}. Choose a file in a folder that you may write to."
         ) from error
 
 

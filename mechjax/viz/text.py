@@ -29,9 +29,7 @@ def heat_table(
     numbers = np.asarray(values, np.float64)
     sizes = np.abs(numbers[np.isfinite(numbers)])
     full = (limit if limit is not None else float(sizes.max(initial=0.0))) or 1.0
-    table = Table(
-        title=title or None, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0)
-    )
+    table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("")
     for name in columns:
         table.add_column(Text(name), justify="right")  # as Text: names come from tokens, and are no markup
