@@ -67,7 +67,8 @@ class Attention(eqx.Module):
         if wanted("result"):
             out = mark(contract("...hd,hdm->...hm", z, self.W_O, config), "result").sum(-2)
         else:
-            out = contract("...hd,hdm->...m", z, self.W_O, config)
+            merged = z.reshape(*z.shape[:-2], -1), self.W_O.reshape(-1, self.W_O.shape[-1])  # else XLA copies W_O
+            out = contract("...i,im->...m", *merged, config)
         return out if self.b_O is None else out + self.b_O
 
     @staticmethod

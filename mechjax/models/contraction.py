@@ -11,8 +11,8 @@ from mechjax.models.config import Config
 def contract(spec: str, x: Array, y: Array, config: Config, dtype: DTypeLike | None = None) -> Array:
     """`einsum` of two arrays at the config's precision.
 
-    A TPU's default for float32 is bfloat16 passes, a GPU's may be TF32; "highest" asks for float32. Products of narrower
-    numbers are exact in float32 whatever the precision, so they are left to the device.
+    A TPU's default for float32 is bfloat16 passes, a GPU's may be TF32; "highest" asks for float32. Products of
+    narrower numbers are exact in float32 whatever the precision, so they are left to the device.
     """
     exact = config.precision == "highest" and x.dtype == jnp.float32
     precision = lax.Precision.HIGHEST if exact else lax.Precision.DEFAULT
