@@ -46,19 +46,22 @@ class Attention(eqx.Module):
         """What attention writes, given the residual that it reads."""
         normalized = norm(read, config, lambda x, name: mark(x, f"ln1.{name}"))
 
+        read_by = {
+            letter: self._split(read, normalized, norm, f"{letter}_input", heads, config, mark)
+            if wanted(f"{letter}_input")
+            else normalized
+            for letter, heads in (("q", config.n_heads), ("k", config.n_kv_heads), ("v", config.n_kv_heads))
+        }
+
         def project(letter: str, W: Array, b: Array | None) -> Array:
-            if wanted(f"{letter}_input"):
-                x = self._split(read, normalized, norm, f"{letter}_input", W.shape[-2], config, mark)
-                y = contract("...hm,mhd->...hd", x, W, config)
-            else:
-                y = contract("...m,mhd->...hd", normalized, W, config)
+            per_head = read_by[letter] is not normalized
+            spec = "...hm,mhd->...hd" if per_head else "...m,mhd->...hd"
+            y = contract(spec, read_by[letter], W, config)
             return mark(y if b is None else y + b, letter)
 
-        q, k, v = (
-            project("q", self.W_Q, self.b_Q),
-            project("k", self.W_K, self.b_K),
-            project("v", self.W_V, self.b_V),
-        )
+        q = project("q", self.W_Q, self.b_Q)
+        k = project("k", self.W_K, self.b_K)
+        v = project("v", self.W_V, self.b_V)
         if sequence.rotation is not None:
             q = mark(rotate(q, sequence.rotation, config), "rot_q")
             k = mark(rotate(k, sequence.rotation, config), "rot_k")
@@ -67,7 +70,10 @@ class Attention(eqx.Module):
         if wanted("result"):
             out = mark(contract("...hd,hdm->...hm", z, self.W_O, config), "result").sum(-2)
         else:
-            merged = z.reshape(*z.shape[:-2], -1), self.W_O.reshape(-1, self.W_O.shape[-1])  # else XLA copies W_O
+            merged = (
+                z.reshape(*z.shape[:-2], -1),
+                self.W_O.reshape(-1, self.W_O.shape[-1]),
+            )  # else XLA copies W_O
             out = contract("...i,im->...m", *merged, config)
         return out if self.b_O is None else out + self.b_O
 

@@ -61,7 +61,7 @@ class Decoder(eqx.Module):
             positions: Position of each token, where not simply the count of real tokens before it.
 
         Raises:
-            TokenError: An id that is no token. (Inside `jit` the ids cannot be seen: its logits are NaN there.)
+            TokenError: An id that is no token. (Inside `jit` ids cannot be seen: there such an example's logits are NaN.)
             ShapeError: Shapes that do not agree, or more tokens than there are learned positions.
         """
         tokens, mask = as_tokens(tokens, mask, self.config)
@@ -76,13 +76,12 @@ class Decoder(eqx.Module):
     ) -> Float[Array, "*batch pos d_model"]:
         """The residual stream entering the first block."""
         tokens, mask = as_tokens(tokens, mask, self.config)
-        resid = mark(jnp.take(self.W_E, tokens, axis=0, mode="fill"), "embed")
+        resid = mark(_rows(self.W_E, tokens), "embed")
         if self.W_pos is None:
             return resid
         if positions is None:
             positions = count_positions(tokens.shape[-1], mask)
-        pos_embed = jnp.take(self.W_pos, positions, axis=0, mode="fill")
-        return resid + mark(jnp.broadcast_to(pos_embed, resid.shape), "pos_embed")
+        return resid + mark(jnp.broadcast_to(_rows(self.W_pos, positions), resid.shape), "pos_embed")
 
     def arrange(
         self,
@@ -135,6 +134,11 @@ class Decoder(eqx.Module):
         )
 
 
+def _rows(table: Array, ids: Array) -> Array:
+    """Rows of a table; NaN for ids that it does not have (`jnp.take` would wrap negative ones)."""
+    return table.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+
 @eqx.filter_jit
 def _forward(model: Decoder, tokens: Array, mask: Array | None, positions: Array | None) -> Array:
     resid = model.embed(tokens, mask=mask, positions=positions)
@@ -181,11 +185,15 @@ def as_tokens(
         raise ShapeError(f"`mask` has shape {mask.shape}, tokens have {tokens.shape}: they must be equal.")
     if not isinstance(tokens, jax.core.Tracer):
         ids = np.asarray(tokens)
-        wrong = ids[(ids < 0) | (ids >= config.d_vocab)]
+        real = True if mask is None or isinstance(mask, jax.core.Tracer) else np.asarray(mask, bool)
+        wrong = ids[((ids < 0) | (ids >= config.d_vocab)) & real]
         if wrong.size:
             raise TokenError(
                 f"Token id {int(wrong[0])} is out of range: the model has {config.d_vocab} tokens, 0 to "
                 f"{config.d_vocab - 1}. Were these ids made by another model's tokenizer?"
             )
-    mask = None if mask is None else jnp.asarray(mask, bool)
-    return jnp.asarray(tokens, jnp.int32), mask
+    tokens = jnp.asarray(tokens, jnp.int32)
+    if mask is None:
+        return tokens, None
+    mask = jnp.asarray(mask, bool)
+    return jnp.where(mask, tokens, 0), mask  # padding may be any id, none of which may reach a real position

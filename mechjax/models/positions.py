@@ -17,16 +17,16 @@ class Sequence(eqx.Module):
     """What every layer needs to know of where the tokens stand.
 
     Attributes:
-        positions: Position of each token. Shape (*batch, pos), or (pos,) when all examples agree.
-        visible: Which key each query sees, windows aside. Shape (*batch, query, key) or (query, key).
-        distance: How many real tokens back each key is; None where no layer has a window.
-        rotation: Cosine and sine of each position's angles, (*batch, pos, rotary_dim / 2); None without rotation.
+        positions: Position of each token. Shape (*batch, pos); here and below without batch axes where all examples agree.
+        visible: Which key each query sees, windows aside. Shape (*batch, query, key).
+        distance: How many real tokens back each key is. Shape (*batch, query, key); None where no layer has a window.
+        rotation: Cosine and sine of each position's angles. Shapes (*batch, pos, rotary_dim / 2); None without rotation.
     """
 
-    positions: Int[Array, "*batch pos"]
-    visible: Bool[Array, "*batch query key"]
-    distance: Int[Array, "*batch query key"] | None
-    rotation: tuple[Float[Array, "*batch pos half"], Float[Array, "*batch pos half"]] | None
+    positions: Int[Array, "... pos"]
+    visible: Bool[Array, "... query key"]
+    distance: Int[Array, "... query key"] | None
+    rotation: tuple[Float[Array, "... pos half"], Float[Array, "... pos half"]] | None
 
 
 def count_positions(n_pos: int, mask: Bool[Array, "*batch pos"] | None) -> Int[Array, "*positions"]:

@@ -11,7 +11,6 @@ import pytest
 from numpy.testing import assert_allclose
 
 import mechjax as mj
-from mechjax.base.catalogue import SITES
 from mechjax.models import assemble, parameters
 from tests.parity.cases import CASES, D_VOCAB, N_BATCH, N_LAYERS, N_POS, hf_sites, in_mechjax, pair
 from tests.tolerances import TOL
@@ -35,11 +34,7 @@ def everything():
     def captured(name):
         if name not in kept:
             case = pair(name)
-            config = case.model.config
-            lacks = {"pos_embed": config.positions != "learned", "rot_q": config.positions != "rotary",
-                     "rot_k": config.positions != "rotary", "resid_mid": config.residual == "parallel",
-                     "mlp_pre_linear": config.mlp == "plain"}  # fmt: skip
-            sites = [site for site in SITES if not lacks.get(site)]
+            sites = list(mj.list_sites(case.model, case.tokens))
             kept[name] = mj.capture(case.model, sites)(case.tokens)
         return kept[name]
 

@@ -1,0 +1,75 @@
+from collections import Counter
+
+import jax
+import pytest
+
+import mechjax as mj
+from mechjax.base.catalogue import SITES, canonical
+from mechjax.models import Config
+
+
+def test_sites__of_models_that_have_them__stand_in_the_tables_order_with_its_axes():
+    seen = {}
+    for residual, positions, mlp in (("serial", "learned", "plain"), ("parallel", "rotary", "gated")):
+        config = Config(
+            d_vocab=7, n_ctx=5, d_model=4, n_layers=2, n_heads=2, n_kv_heads=1,
+            residual=residual, positions=positions, mlp=mlp,
+        )  # fmt: skip
+        model = mj.init(config, key=jax.random.key(0))
+        table = mj.list_sites(model, jax.numpy.zeros((1, 3), int))
+        assert list(table) == [name for name in SITES if name in set(table)]
+        seen |= dict(table)
+    assert seen.keys() == SITES.keys()
+    for name, entry in SITES.items():
+        assert seen[name].axes == entry.axes
+        assert seen[name].stacked == entry.layered
+
+
+def test_costly_sites__when_nobody_asks__are_not_formed(tiny_model, tiny_tokens):
+    costly = {name for name, entry in SITES.items() if entry.costly}
+    assert costly == {"q_input", "k_input", "v_input", "result"}
+    plain = str(jax.make_jaxpr(lambda model, tokens: model(tokens))(tiny_model, tiny_tokens))
+    assert not [name for name in costly if f"name={name}" in plain]
+
+
+def test_spellings__every_one__leads_to_its_site_alone():
+    spellings = Counter(spelling for entry in SITES.values() for spelling in entry.spellings)
+    assert set(spellings.values()) == {1}
+    for name, entry in SITES.items():
+        for spelling in entry.spellings:
+            assert entry.layered == ("{}" in spelling)
+            assert canonical(spelling.format(11)) == (name, 11 if entry.layered else None)
+    assert all(canonical(name) == (name, None) for name in SITES)
+
+
+@pytest.mark.parametrize(
+    ("spelled", "meant"),
+    [
+        ("blocks.3.attn.hook_z", ("z", 3)),
+        ("attn.hook_z", ("z", None)),
+        ("hook_resid_post", ("resid_post", None)),
+        ("z3", ("z", 3)),
+        ("resid_post12", ("resid_post", 12)),
+        ("pre5", ("mlp_pre", 5)),
+        ("attn5", ("pattern", 5)),
+        ("scale4ln1", ("ln1.scale", 4)),
+        ("normalized0ln2", ("ln2.normalized", 0)),
+        ("transformer.h[3].mlp.output", ("mlp_out", 3)),
+        ("transformer.h[3].attn.output[0]", ("attn_out", 3)),
+        ("model.layers[7].output[0]", ("resid_post", 7)),
+        ("model.layers.7.self_attn.o_proj.input", ("z", 7)),
+        ("gpt_neox.layers.2.attention.dense.output", ("attn_out", 2)),
+        ("lm_head.output", ("logits", None)),
+        ("resid_post@cotangent", ("resid_post@cotangent", None)),
+        ("blocks.1.hook_resid_pre@cotangent", ("resid_pre@cotangent", 1)),
+    ],
+)
+def test_canonical__others_spellings__are_understood(spelled, meant):
+    assert canonical(spelled) == meant
+
+
+@pytest.mark.parametrize(
+    "name", ["h", "h3", "my.site", "blocks.3.attn.hook_y", "embed3", "", "z-1", "layers.0.z"]
+)
+def test_canonical__unknown_names__come_back_unchanged(name):
+    assert canonical(name) == (name, None)
