@@ -1,0 +1,49 @@
+"""The README's examples run as they stand, and what they say is so."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import mechjax as mj
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SCREEN, TRAINING = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def _run(code: str) -> dict:
+    space: dict = {}
+    exec(compile(code, "README.md", "exec"), space)
+    return space
+
+
+def test_screen__as_it_stands__gives_what_its_comments_say():
+    space = _run(SCREEN)
+    config = space["model"].config
+    assert space["acts"]["pattern"].shape[:3] == (config.n_layers, 1, config.n_heads)
+    assert space["grads"]["resid_pre"].shape == (config.n_layers, 1, 15, config.d_model)
+    assert space["scores"].recovered.shape == (config.n_layers, 15)
+    assert space["scores"].recovered[0, 10] == pytest.approx(1.0, abs=1e-4)  # only that token differs
+    assert float(space["scores"].clean[0]) > 0 > float(space["scores"].corrupt[0])
+    assert space["scores"].top(3)[0][0].startswith("L")
+    assert "resid_post" in space["sites"]
+
+
+def test_training__in_ten_lines__learns_to_repeat():
+    body = [line for line in TRAINING.split("\n\n", 1)[1].splitlines() if line]
+    assert len(body) == 10
+    space = _run(TRAINING)
+    assert float(space["value"]) < 0.05
+    assert isinstance(space["model"], mj.models.Decoder)
+
+
+def test_commands__of_the_readme__are_the_ones_that_set_everything_up():
+    assert "pip install -e . && mechjax tour" in README
+    assert "pip install -e '.[test]' && pytest" in README
+    assert (ROOT / "notebooks" / "tour.png").stat().st_size < 400_000
+
+
+def test_glossary__of_the_readme__has_twelve_words():
+    table = README.split("## Twelve words")[1].split("##")[0]
+    assert len(re.findall(r"^\| (?!word|---)", table, re.M)) == 12
