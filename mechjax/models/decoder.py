@@ -61,7 +61,7 @@ class Decoder(eqx.Module):
             positions: Position of each token, where not simply the count of real tokens before it.
 
         Raises:
-            TokenError: An id that is no token. (Inside `jit` ids cannot be seen: there such an example's logits are NaN.)
+            TokenError: An id that is no token. (Inside `jit` it cannot be seen, and that example's logits are NaN.)
             ShapeError: Shapes that do not agree, or more tokens than there are learned positions.
         """
         tokens, mask = as_tokens(tokens, mask, self.config)

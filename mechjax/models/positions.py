@@ -14,13 +14,13 @@ from mechjax.models.config import Config
 
 
 class Sequence(eqx.Module):
-    """What every layer needs to know of where the tokens stand.
+    """What every layer needs to know of where the tokens stand. Without batch axes where all examples agree.
 
     Attributes:
-        positions: Position of each token. Shape (*batch, pos); here and below without batch axes where all examples agree.
+        positions: Position of each token. Shape (*batch, pos).
         visible: Which key each query sees, windows aside. Shape (*batch, query, key).
         distance: How many real tokens back each key is. Shape (*batch, query, key); None where no layer has a window.
-        rotation: Cosine and sine of each position's angles. Shapes (*batch, pos, rotary_dim / 2); None without rotation.
+        rotation: Cosine and sine of the angles. Shapes (*batch, pos, rotary_dim / 2); None without rotation.
     """
 
     positions: Int[Array, "... pos"]

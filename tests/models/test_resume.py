@@ -50,9 +50,8 @@ def test_resume__mapped_over_layers__keeps_the_branch(tiny_model, mask, whole):
     each = lambda pair: mj.resume(tiny_model, pair[0])(pair[1], mask=mask)
     mapped = jax.lax.map(each, (jnp.arange(3), acts["resid_pre"]))
     assert_allclose(mapped, jnp.broadcast_to(logits, mapped.shape), **TOL["float32", "layout"])
-    text = str(jax.make_jaxpr(lambda model, x: jax.lax.map(
-        lambda pair: mj.resume(model, pair[0]).blocks(pair[1]), (jnp.arange(3), x)))(tiny_model, acts["resid_pre"]))  # fmt: skip
-    assert "cond[" in text
+    sweep = lambda model, x: jax.lax.map(lambda pair: mj.resume(model, pair[0])(pair[1]), (jnp.arange(3), x))
+    assert "cond[" in str(jax.make_jaxpr(sweep)(tiny_model, acts["resid_pre"]))
 
 
 @pytest.mark.parametrize("layer", [-1, 4])

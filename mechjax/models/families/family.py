@@ -173,7 +173,7 @@ def activation(key: str) -> Callable[[HfConfig], str]:
     return read
 
 
-def rotation(hf: HfConfig, *, theta_key: str, part_key: str, part_default: float) -> tuple[float, float]:
+def rotation(hf: HfConfig, *, theta_key: str, part_key: str, part_default: float) -> tuple[Any, float]:
     """(base, part of the head that rotates), from transformers 5's `rope_parameters` or the older spellings."""
     nested = {}
     for key in ("rope_scaling", "rope_parameters"):
@@ -195,4 +195,4 @@ def rotation(hf: HfConfig, *, theta_key: str, part_key: str, part_default: float
         raise UnsupportedModelError(
             f"The config rotates {part!r} of each head; it must be a number above 0, at most 1."
         )
-    return base, part
+    return base, float(part)

@@ -13,7 +13,7 @@ from mechjax.models.families.rule import Rule
 _BLOCK = "gpt_neox.layers.{}."
 
 
-def _rotation(hf: HfConfig) -> tuple[float, float]:
+def _rotation(hf: HfConfig) -> tuple[Any, float]:
     return rotation(hf, theta_key="rotary_emb_base", part_key="rotary_pct", part_default=0.25)
 
 

@@ -1,0 +1,71 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mechjax.models import Config
+from mechjax.models.families import FAMILIES, Rule, config_from_hf
+from mechjax.models.families.rule import rearrange
+
+CONFIGS = {
+    "gpt2": {"vocab_size": 11, "n_positions": 9, "n_embd": 12, "n_layer": 2, "n_head": 3, "n_inner": 20},
+    "llama": {
+        "vocab_size": 11, "max_position_embeddings": 9, "hidden_size": 12, "num_hidden_layers": 2, "head_dim": 6,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 20, "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "mistral": {
+        "vocab_size": 11, "max_position_embeddings": 9, "hidden_size": 12, "num_hidden_layers": 2, "head_dim": 6,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 20, "sliding_window": 3,
+    },
+    "neox": {
+        "vocab_size": 11, "max_position_embeddings": 9, "hidden_size": 12, "num_hidden_layers": 2,
+        "num_attention_heads": 3, "intermediate_size": 20, "rotary_pct": 0.5,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_rules__of_every_family__cover_its_parameters_and_invert(family):
+    config, found = config_from_hf(CONFIGS[family.name] | {"model_type": family.model_type})
+    assert found is family
+    rng = np.random.default_rng(0)
+    covered = []
+    for rule in family.rules_for(config):
+        tensor = rng.normal(size=rule.shape(config))
+        parts = rule.split(tensor, config)
+        covered += parts
+        for path, part in parts.items():
+            assert part.shape == config.shapes[path][1 if rule.layered else 0 :]
+        np.testing.assert_array_equal(rule.join(parts, config), tensor)
+        np.testing.assert_array_equal(
+            rule.join({path: jnp.asarray(part) for path, part in parts.items()}, config),
+            tensor.astype(np.float32),
+        )
+        for layer, name in enumerate(rule.names(config)):
+            expected = (rule, layer if rule.layered else None)
+            assert family.match(name, config) == expected
+            assert family.match(name.removeprefix(family.prefix), config) == expected
+    assert sorted(covered) == sorted(config.shapes)
+
+
+def test_rearrange__fused_heads__come_out_part_by_part():
+    sizes = {"h": 2, "part": 3, "d": 2, "m": 1}
+    fused = np.arange(12)[:, None]
+    q, k, v = rearrange(fused, "(h part d) m", "part m h d", sizes)
+    np.testing.assert_array_equal(q[0], [[0, 1], [6, 7]])
+    np.testing.assert_array_equal(k[0], [[2, 3], [8, 9]])
+    np.testing.assert_array_equal(v[0], [[4, 5], [10, 11]])
+
+
+def test_match__other_names__is_none():
+    rule = Rule("h.{}.ln_1.weight", ("blocks.ln1.w",), "m")
+    for name in (
+        "h.1.ln_1.weights",
+        "h.x.ln_1.weight",
+        "h.1.ln_2.weight",
+        "hh1.ln_1.weight",
+        "h.1.ln_1xweight",
+    ):
+        assert rule.match(name) is None
+    config = Config(d_vocab=3, n_ctx=3, d_model=4, n_layers=2, n_heads=2)
+    assert rule.names(config) == ("h.0.ln_1.weight", "h.1.ln_1.weight")
