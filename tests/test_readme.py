@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 import mechjax as mj
@@ -14,7 +15,8 @@ SCREEN, TRAINING = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 def _run(code: str) -> dict:
     space: dict = {}
-    exec(compile(code, "README.md", "exec"), space)
+    with jax.numpy_dtype_promotion("standard"):  # as readers have it, and as optax needs it
+        exec(compile(code, "README.md", "exec"), space)
     return space
 
 
