@@ -94,7 +94,7 @@ def _shapes(edit: Any) -> Any:
 
 
 def _identity(fn: Any) -> Any:
-    return fn.held[0] if isinstance(fn, Held) else None if fn is None else jax.tree.structure(fn)
+    return fn.fn if isinstance(fn, Held) else None if fn is None else jax.tree.structure(fn)
 
 
 def _reason(mine: _Fingerprint) -> str:
@@ -108,7 +108,7 @@ def _reason(mine: _Fingerprint) -> str:
     if twins:
         _warn_of_fresh_functions(mine, len({f.fns for f in twins}) + 1)
         return "new function in apply"
-    return "new sites" if all(f.sites != mine.sites for f in same) else "new edits"
+    return "new edits" if all(f.edits != mine.edits for f in same) else "new sites"
 
 
 def _warn_of_fresh_functions(mine: _Fingerprint, n: int) -> None:

@@ -7,27 +7,38 @@ import equinox as eqx
 import jax
 
 
-class Held(eqx.Module):
-    """A plain function inside a pytree, compared by identity.
+@jax.tree_util.register_pytree_node_class
+class Held:
+    """A plain function inside a pytree: no leaves, compared by identity of the function.
 
-    Functions that JAX transforms return (`jax.vmap(model)`) are held here too: equinox warns where one is stored as a
-    field itself, since it takes it for a method.
+    Not an equinox module: equinox warns where a function that a JAX transform returned (`jax.vmap(model)`) is stored
+    in one, since it takes it for a method.
     """
 
-    held: tuple[Callable[..., Any]] = eqx.field(static=True)
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""
-        return self.held[0](*args, **kwargs)
+        return self.fn(*args, **kwargs)
+
+    def tree_flatten(self) -> tuple[tuple[()], Callable[..., Any]]:
+        """No leaves; the function is structure."""
+        return (), self.fn
+
+    @classmethod
+    def tree_unflatten(cls, fn: Callable[..., Any], _: tuple[()]) -> "Held":
+        """Hold the function again."""
+        return cls(fn)
 
 
 def hold(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` itself where it is a pytree with arrays, else `fn` held as a static part."""
     if isinstance(fn, eqx.Module) or any(eqx.is_array(leaf) for leaf in jax.tree.leaves(fn)):
         return fn
-    return Held((fn,))
+    return Held(fn)
 
 
 def unhold(fn: Callable[..., Any]) -> Callable[..., Any]:
     """The function that `hold` was given."""
-    return fn.held[0] if isinstance(fn, Held) else fn
+    return fn.fn if isinstance(fn, Held) else fn

@@ -1,6 +1,7 @@
 """Law 1: untransformed, sites cost nothing. The compiled program is the one without sites."""
 
 import re
+from collections import Counter
 
 import jax
 import pytest
@@ -19,13 +20,18 @@ PROGRAMS = {
 }
 
 
+# Everything but fusion: which of two equal neighbours is fused first depends on the order of instructions, and sites
+# leave a dead counter behind in reverse mode that is gone before, but has moved others.
+NO_FUSION = {"xla_disable_hlo_passes": "fusion"}
+INSTRUCTION = re.compile(r"= \(?(\w+\[[^\]]*\])[^=]*?[)}\] ] ?([a-z][\w-]*)\(")
+
+
 def compiled(fn, *args):
-    """The optimised program, without names of source lines."""
-    text = jax.jit(fn).lower(*args).compile().as_text()
-    text = re.sub(r"(, )?metadata=\{[^}]*\}", "", text)
-    text = re.sub(r"(, )?stack_frame_id=\d+", "", text)
-    body = text.split("\n\n", 1)[1]  # the header hashes the names
-    return sorted(re.sub(r"%?[\w.\-]+ = ", "", line.strip()).split("(")[0] for line in body.splitlines() if " = " in line)
+    """The instructions of the optimised program with the shapes of their results, counted."""
+    text = jax.jit(fn).lower(*args).compile(compiler_options=NO_FUSION).as_text()
+    found = Counter(INSTRUCTION.findall(text))
+    assert sum(found.values()) > 10, text  # or the pattern no longer reads what XLA prints
+    return found
 
 
 def law_1(nesting, program):

@@ -80,7 +80,8 @@ def law_4(f, first, second):
 
 def law_5_vmap(f, name, layer):
     """`intervene(vmap(f)) == vmap(intervene(f))`, captures too, for an edit that depends on the rank of what it sees."""
-    edit = [mj.replace(name, np.arange(POS * UNIT).reshape(POS, UNIT) / 5, layer=layer, pos=[0, 2])]
+    edit = [mj.replace(name, np.arange(POS * UNIT).reshape(POS, UNIT) / 5, layer=layer, pos=[0, 2]),
+            mj.apply("post", centered, layer=layer)]  # fmt: skip
     inside, acts_inside = jax.vmap(mj.capture(mj.intervene(f, edit), SITES))(BATCH)
     outside, acts_outside = mj.capture(mj.intervene(jax.vmap(f), edit), SITES)(BATCH)
     close(inside, outside)
@@ -88,6 +89,11 @@ def law_5_vmap(f, name, layer):
         close(np.moveaxis(acts_inside[site], 0, 1), acts_outside[site])
     last = mj.intervene(jax.vmap(f, in_axes=1, out_axes=1), edit)(np.moveaxis(BATCH, 0, 1))
     close(np.moveaxis(last, 1, 0), outside)
+
+
+def centered(x, info):
+    """What it does depends on the rank that it sees."""
+    return x - x.mean(0)
 
 
 def law_5_grad(f, name, layer):
