@@ -212,8 +212,12 @@ _TABLE = (
 SITES: dict[str, SiteEntry] = {entry.name: entry for entry in _TABLE}
 """Every site by name, in forward order."""
 
-_BY_SPELLING = {spelling: entry.name for entry in _TABLE for spelling in entry.spellings}
-_BY_SPELLING |= {s.removeprefix("blocks.{}."): name for s, name in _BY_SPELLING.items()}  # of all layers
+_BY_SPELLING = {
+    known: entry.name
+    for entry in _TABLE
+    for spelling in entry.spellings
+    for known in (spelling, spelling.removeprefix("blocks.{}."))  # without its layer: of all layers
+}
 
 # TransformerLens' `get_act_name`: a name, a layer, and for norms which norm ("z5", "pre5", "scale5ln1").
 _SHORT = {name: name for name, entry in SITES.items() if entry.layered} | {

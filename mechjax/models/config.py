@@ -131,8 +131,7 @@ class Config:
             value = getattr(self, name)
             if value is None and name.endswith("softcap"):
                 continue
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not (number and math.isfinite(value) and value > 0):
+            if not _is_positive(value):
                 raise ArgumentError(f"`{name}` = {value!r} must be a positive, finite number.")
         if self.windows is not None:
             if not isinstance(self.windows, tuple) or len(self.windows) != self.n_layers:
@@ -181,6 +180,10 @@ class Config:
     def n_params(self) -> int:
         """Number of parameters."""
         return sum(map(math.prod, self.shapes.values()))
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
 def _check_count(name: str, value: Any, most: int = 2**31 - 1) -> None:

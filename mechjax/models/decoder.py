@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.errors import JitError, ShapeError, TokenError
@@ -183,9 +184,9 @@ def as_tokens(
         )
     if mask is not None and mask.shape != tokens.shape:
         raise ShapeError(f"`mask` has shape {mask.shape}, tokens have {tokens.shape}: they must be equal.")
-    if not isinstance(tokens, jax.core.Tracer):
+    if not isinstance(tokens, Tracer):
         ids = np.asarray(tokens)
-        real = True if mask is None or isinstance(mask, jax.core.Tracer) else np.asarray(mask, bool)
+        real = True if mask is None or isinstance(mask, Tracer) else np.asarray(mask, bool)
         wrong = ids[((ids < 0) | (ids >= config.d_vocab)) & real]
         if wrong.size:
             raise TokenError(
