@@ -84,6 +84,13 @@ def test_attention__softcap_window_and_mask__are_what_scores_say(rich_model, tin
         np.testing.assert_array_equal(acts["pattern"][layer] > 0, jnp.broadcast_to(visible, scores.shape))
 
 
+def test_resume__with_windows_and_rotation__equals_the_whole_run(rich_model, tiny_tokens):
+    logits, acts = mj.capture(rich_model, "resid_pre")(tiny_tokens)
+    for layer in range(3):
+        resumed = mj.resume(rich_model, layer)(acts["resid_pre"][layer])
+        assert_allclose(resumed, logits, **TOL["float32", "layout"])
+
+
 def test_rotary_pairs__are_halves_with_dimensions_interleaved(rich_model, tiny_tokens):
     order = jnp.array([0, 2, 1, 3])  # halves (i, i + 2) stand at pairs (2i, 2i + 1)
     queries_and_keys = lambda model: (model.blocks.attn.W_Q, model.blocks.attn.W_K,
