@@ -1,0 +1,17 @@
+"""Fitting: a training loop for any model and loss, its optimiser and its checkpoints."""
+
+from mechjax.fit.checkpoint import (
+    log_spaced as log_spaced,
+)
+from mechjax.fit.checkpoint import (
+    restore_checkpoint as restore_checkpoint,
+)
+from mechjax.fit.checkpoint import (
+    save_checkpoint as save_checkpoint,
+)
+from mechjax.fit.checkpoint import (
+    saved_steps as saved_steps,
+)
+from mechjax.fit.loop import History as History
+from mechjax.fit.loop import fit as fit
+from mechjax.fit.optimizer import adamw as adamw
