@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.text import Text
 
-from mechjax.studies.tour import Tour
 from mechjax.studies.tour import tour as run_tour
+from mechjax.studies.tour_page import Tour
 from mechjax.viz import heat_table
 
 

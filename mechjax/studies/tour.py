@@ -25,16 +25,15 @@ from jaxtyping import Array, Float, Int
 from mechjax.base.errors import ArgumentError
 from mechjax.base.progress import bar
 from mechjax.base.prompts import Prompts
-from mechjax.base.records import Record
 from mechjax.hub import Tokenizer
 from mechjax.metrics import Metric, logit_diff
 from mechjax.models.decoder import Decoder
 from mechjax.models.load import load
 from mechjax.patching import PatchScores, activation_patch
-from mechjax.studies.tour_page import tour_page
+from mechjax.studies.tour_page import Story, Tour
 from mechjax.tasks import Pairs, ioi
 from mechjax.transform import Activations, capture, intervene, mean_ablate, means
-from mechjax.viz import Page, check_writable
+from mechjax.viz import check_writable
 
 MODEL = "tasks-4l"
 LEADING = 3
@@ -43,95 +42,6 @@ TRIPLES = 20
 """How many random triples of other heads are taken away for comparison."""
 
 Stage = Callable[[str], AbstractContextManager[None]]
-
-
-class Story(Record):
-    """One prompt, told in detail.
-
-    Attributes:
-        residual: Recovered by the residual stream entering each layer, at each token.
-        patterns: Attention patterns of the leading heads.
-        tokens: The clean prompt, piece by piece (static).
-        corrupt_tokens: Its corrupt version (static).
-        at: Index in `tokens` of each named position (static).
-        answer: The right next token (static).
-        wrong: The wrong one (static).
-        guesses: The model's next tokens with their probabilities, the first first (static).
-    """
-
-    residual: Float[Array, "layer pos"]
-    patterns: Float[Array, "leader query key"]
-    tokens: tuple[str, ...] = eqx.field(static=True)
-    corrupt_tokens: tuple[str, ...] = eqx.field(static=True)
-    at: tuple[int, ...] = eqx.field(static=True)
-    answer: str = eqx.field(static=True)
-    wrong: str = eqx.field(static=True)
-    guesses: tuple[tuple[str, float], ...] = eqx.field(static=True)
-
-
-class Tour(Record):
-    """What the tour found. Shows itself as a page in a notebook.
-
-    Recovered is 0 where a patched corrupt run still answers as the corrupt one and 1 where it answers as the clean one.
-
-    Attributes:
-        heads: Recovered by each head's output (`z`) at all positions.
-        residual: Recovered by the residual stream entering each layer, at each named position.
-        places: Recovered by each head's output at each named position.
-        looks: Attention of the leading heads from one named position to another, mean over prompts.
-        intact: Logit difference of the clean prompts: the right name above the wrong one, mean over prompts.
-        ablated: The same with the leading heads mean-ablated.
-        random: The same with each of the random triples of other heads mean-ablated.
-        story: One prompt in detail.
-        leading: (layer, head) of the leading heads, the first first (static).
-        roles: The named positions (static).
-        model: The model's name (static).
-        n: How many prompts (static).
-        seed: Which prompts and triples (static).
-        seconds: What took how long, compilation included (static).
-    """
-
-    heads: Float[Array, "layer head"]
-    residual: Float[Array, "layer role"]
-    places: Float[Array, "layer head role"]
-    looks: Float[Array, "leader role seen"]
-    intact: Float[Array, ""]
-    ablated: Float[Array, ""]
-    random: Float[Array, " triple"]
-    story: Story
-    leading: tuple[tuple[int, int], ...] = eqx.field(static=True)
-    roles: tuple[str, ...] = eqx.field(static=True)
-    model: str = eqx.field(static=True)
-    n: int = eqx.field(static=True)
-    seed: int = eqx.field(static=True)
-    seconds: tuple[tuple[str, float], ...] = eqx.field(static=True)
-
-    def axis_labels(self) -> dict[str, tuple[str, ...]]:
-        """Names of the named positions and of the leading heads."""
-        return {"role": self.roles, "seen": self.roles, "leader": self.names}
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The leading heads as the field writes them, such as `L2.H3`."""
-        return tuple(f"L{layer}.H{head}" for layer, head in self.leading)
-
-    @property
-    def drop(self) -> float:
-        """Share of the logit difference that goes with the leading heads."""
-        return float(1 - self.ablated / self.intact)
-
-    @property
-    def random_drop(self) -> float:
-        """Median share that goes with three random other heads."""
-        return float(1 - jnp.median(self.random) / self.intact)
-
-    @property
-    def page(self) -> Page:
-        """The page that tells it."""
-        return tour_page(self)
-
-    def _repr_html_(self) -> str:
-        return self.page._repr_html_()
 
 
 def tour(path: str | Path | None = None, *, n: int = 64, seed: int = 0, open_browser: bool = False) -> Tour:

@@ -1,12 +1,14 @@
-"""The page of the tour: what was done and found, in words for somebody who has never seen inside a transformer.
+"""What the tour found, and the page that tells it to somebody who has never seen inside a transformer.
 
-Every sentence that states a finding is filled in from the numbers of the record.
+Every sentence of the page that states a finding is filled in from the numbers of the record.
 """
 
-from typing import Any
-
+import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
+from mechjax.base.records import Record
 from mechjax.viz import (
     Arc,
     BarRow,
@@ -19,10 +21,10 @@ from mechjax.viz import (
     heatmap,
     legend,
     section,
+    shown,
     tag,
     tokens_line,
 )
-from mechjax.viz.attention import shown
 from mechjax.viz.heatmap import number
 
 _ROLES = {
@@ -31,15 +33,30 @@ _ROLES = {
     "S2": "the repeated name, second time",
     "END": "the last word, where the model answers",
 }
+_LEDE = """A small language model reads a sentence in which two people appear and one of them is named twice.
+The next word should be the other one. It gets this right, even for pairs of names that it never met in
+training. We open it up and look for the parts that do the work."""
+_PATCH = """Now run the model on the changed sentence, but put back one piece of what it had computed on the
+original: its notes at one position, as they enter one layer. If the right answer comes back, that piece carries
+it."""
+_HEADS = """Attention heads are the only parts that carry information from one position to another. So the same
+again, with the output of one head put back at a time:"""
+_LOOKS = """A head looks from one word back at the words before it, and copies from where it looks. The framed
+word is the one that looks; the stronger the colour of a word, the more of the attention it gets. Choose any
+word to see where it looks."""
+_TEST = """Bringing an answer back shows that a head can carry it, not that the model needs it. So we take the
+three heads away: each now says what it says on average, and knows nothing of this sentence. To compare, we do
+the same to random triples of other heads."""
+_LEGEND = ("−1 worse", "0 no change", "1 all of it back")
 _WORDS = {
     "token": "A piece of text, here a word. The model reads tokens and predicts the next one.",
-    "position": "The place of a token in the sentence.",
-    "layer": "One round of computation. This model has a few, counted from 0.",
+    "position": "The place of a token in the sentence. <bos> marks the beginning.",
+    "layer": "One round of computation. Layers are counted from 0.",
     "residual stream": "The running notes at each position. Every layer reads them and adds to them.",
     "attention head": "A part of a layer that copies information between positions. L2.H3 is head 3 of layer 2.",
     "attention pattern": "Where a head copies from: for each position, how its attention is shared out.",
     "logit": "The model's score for a possible next token, before scores become probabilities.",
-    "logit difference": "The score of the right name minus the score of the wrong one. Above zero: the model is right.",
+    "logit difference": "The score of the right name minus that of the wrong one. Above zero, the model is right.",
     "clean, corrupt": "The sentence as it is, and the same sentence with one word changed so that the answer flips.",
     "patching": "Running the model on one sentence with one piece of its computation taken from the other.",
     "recovered": "How far a patch brings the answer back: 0 not at all, 1 all the way.",
@@ -47,23 +64,102 @@ _WORDS = {
 }
 
 
-def tour_page(tour: Any) -> Page:
-    """The page for the record of `mechjax.studies.tour`."""
-    parts = [
-        _opening(tour),
-        _short(tour),
-        _stream(tour),
-        _heads(tour),
-        _looks(tour),
-        _test(tour),
-        _words(),
-        _closing(tour),
-    ]
-    return Page(f"mechjax tour: {_listed(tour.names)}", escape(parts))
+class Story(Record):
+    """One prompt, told in detail.
+
+    Attributes:
+        residual: Recovered by the residual stream entering each layer, at each token.
+        patterns: Attention patterns of the leading heads.
+        tokens: The clean prompt, piece by piece (static).
+        corrupt_tokens: Its corrupt version (static).
+        at: Index in `tokens` of each named position (static).
+        answer: The right next token (static).
+        wrong: The wrong one (static).
+        guesses: The model's next tokens with their probabilities, the first first (static).
+    """
+
+    residual: Float[Array, "layer pos"]
+    patterns: Float[Array, "leader query key"]
+    tokens: tuple[str, ...] = eqx.field(static=True)
+    corrupt_tokens: tuple[str, ...] = eqx.field(static=True)
+    at: tuple[int, ...] = eqx.field(static=True)
+    answer: str = eqx.field(static=True)
+    wrong: str = eqx.field(static=True)
+    guesses: tuple[tuple[str, float], ...] = eqx.field(static=True)
+
+
+class Tour(Record):
+    """What the tour found. Shows itself as a page in a notebook.
+
+    Recovered is 0 where a patched corrupt run still answers as the corrupt one and 1 where it answers as the clean one.
+
+    Attributes:
+        heads: Recovered by each head's output (`z`) at all positions.
+        residual: Recovered by the residual stream entering each layer, at each named position.
+        places: Recovered by each head's output at each named position.
+        looks: Attention of the leading heads from one named position to another, mean over prompts.
+        intact: Logit difference of the clean prompts: the right name above the wrong one, mean over prompts.
+        ablated: The same with the leading heads mean-ablated.
+        random: The same with each of the random triples of other heads mean-ablated.
+        story: One prompt in detail.
+        leading: (layer, head) of the leading heads, the first first (static).
+        roles: The named positions (static).
+        model: The model's name (static).
+        n: How many prompts (static).
+        seed: Which prompts and triples (static).
+        seconds: What took how long, compilation included (static).
+    """
+
+    heads: Float[Array, "layer head"]
+    residual: Float[Array, "layer role"]
+    places: Float[Array, "layer head role"]
+    looks: Float[Array, "leader role seen"]
+    intact: Float[Array, ""]
+    ablated: Float[Array, ""]
+    random: Float[Array, " triple"]
+    story: Story
+    leading: tuple[tuple[int, int], ...] = eqx.field(static=True)
+    roles: tuple[str, ...] = eqx.field(static=True)
+    model: str = eqx.field(static=True)
+    n: int = eqx.field(static=True)
+    seed: int = eqx.field(static=True)
+    seconds: tuple[tuple[str, float], ...] = eqx.field(static=True)
+
+    def axis_labels(self) -> dict[str, tuple[str, ...]]:
+        """Names of the named positions and of the leading heads."""
+        return {"role": self.roles, "seen": self.roles, "leader": self.names}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The leading heads as the field writes them, such as `L2.H3`."""
+        return tuple(f"L{layer}.H{head}" for layer, head in self.leading)
+
+    @property
+    def drop(self) -> float:
+        """Share of the logit difference that goes with the leading heads."""
+        return float(1 - self.ablated / self.intact)
+
+    @property
+    def random_drop(self) -> float:
+        """Median share that goes with three random other heads."""
+        return float(1 - jnp.median(self.random) / self.intact)
+
+    @property
+    def page(self) -> Page:
+        """The page that tells it."""
+        return _page(self)
+
+    def _repr_html_(self) -> str:
+        return self.page._repr_html_()
+
+
+def _page(tour: Tour) -> Page:
+    parts = (_opening, _short, _stream, _heads, _looks, _test, _words, _closing)
+    return Page(f"mechjax tour: {_listed(tour.names)}", escape([part(tour) for part in parts]))
 
 
 def _percent(share: float) -> str:
-    return "less than 1%" if 0 < share < 0.005 else f"{100 * share:.0f}%"
+    return "under 1%" if 0 < share < 0.005 else f"{100 * share:.0f}%"
 
 
 def _listed(names: tuple[str, ...]) -> str:
@@ -71,83 +167,70 @@ def _listed(names: tuple[str, ...]) -> str:
     return f"{', '.join(most)} and {last}"
 
 
-def _roles_at(story: Any, roles: tuple[str, ...]) -> dict[int, str]:
-    return dict(zip(story.at, roles, strict=True))
+def _roles_at(tour: Tour) -> dict[int, str]:
+    return dict(zip(tour.story.at, tour.roles, strict=True))
 
 
-def _sentence(tokens: tuple[str, ...], roles: dict[int, str], answer: str, answer_class: str) -> Html:
-    return tokens_line(tokens, roles, tag("span", shown(answer), class_=f"tok {answer_class}"))
+def _explained(tour: Tour) -> list[str]:
+    return [_ROLES.get(role, "") for role in tour.roles]
 
 
-def _opening(tour: Any) -> Html:
+def _writes(tour: Tour, which: int) -> int:
+    """The named position where a leading head's output matters most."""
+    return int(np.argmax(np.asarray(tour.places[tour.leading[which]])))
+
+
+def _seen(tour: Tour, which: int) -> int:
+    """The named position that it looks at most from there."""
+    return int(np.argmax(np.asarray(tour.looks[which, _writes(tour, which)])))
+
+
+def _opening(tour: Tour) -> Html:
     story = tour.story
     rows = [
-        BarRow(shown(word), chance, _percent(chance), strong=i == 0)
+        BarRow(shown(word), chance, _percent(chance), i == 0)
         for i, (word, chance) in enumerate(story.guesses)
     ]
     return tag(
         "header",
         tag("p", "mechjax tour", class_="eyebrow"),
         tag("h1", f"How does this model know that the answer is {shown(story.answer)}?"),
-        tag(
-            "p", "A small language model, trained for this tour, reads a sentence in which two people appear and one of "
-            "them is named twice. The next word should be the other one. It gets this right, for names that it never "
-            "saw together. We open it up and look for the parts that do the work.", class_="lede",
-        ),
-        _sentence(story.tokens, _roles_at(story, tour.roles), story.answer, "answer"),
+        tag("p", _LEDE, class_="lede"),
+        tokens_line(story.tokens, _roles_at(tour), tag("span", shown(story.answer), class_="tok answer")),
         bars(rows, caption="What the model expects next, and how surely"),
-    )  # fmt: skip
+    )
 
 
-def _short(tour: Any) -> Html:
+def _short(tour: Tour) -> Html:
     chips = [
-        tag(
-            "li",
-            tag("b", name),
-            f"brings back {_percent(float(tour.heads[layer, head]))} of the answer by itself",
-        )
-        for name, (layer, head) in zip(tour.names, tour.leading, strict=True)
+        tag("li", tag("b", name), f"brings back {_percent(float(tour.heads[head]))} of the answer by itself")
+        for name, head in zip(tour.names, tour.leading, strict=True)
     ]
-    story, n_heads = tour.story, tour.heads.size
     return section(
         "The short answer",
-        f"Of its {n_heads} attention heads, three carry most of it. Take these three away, and {_percent(tour.drop)} of "
-        f"the model's lead for the right name is gone. Take three random others away, and the lead usually changes by "
-        f"{_percent(abs(tour.random_drop))}.",
+        f"Of its {tour.heads.size} attention heads, three carry most of it. Take these three away, and "
+        f"{_percent(tour.drop)} of the model's lead for the right name is gone. Take three random others away, and the "
+        f"lead typically changes by {_percent(abs(tour.random_drop))}.",
         tag("ul", chips, class_="chips"),
         arcs(
-            story.tokens, [_arc(tour, i) for i in range(len(tour.leading))], roles=_roles_at(story, tour.roles),
-            caption="What they do here: an arrow from the word that a head looks at to the word where it writes what it saw",
+            tour.story.tokens,
+            [_arc(tour, i) for i in range(len(tour.leading))],
+            roles=_roles_at(tour),
+            caption="What they do here: each arrow goes from the word that a head looks at to the word where it writes",
         ),
-    )  # fmt: skip
+    )
 
 
-def _writes(tour: Any, which: int) -> int:
-    """The named position where a leading head's output matters most."""
-    return int(np.argmax(np.asarray(tour.places[tour.leading[which]])))
-
-
-def _seen(tour: Any, which: int) -> int:
-    """The named position that it looks at most from there."""
-    return int(np.argmax(np.asarray(tour.looks[which, _writes(tour, which)])))
-
-
-def _arc(tour: Any, which: int) -> Arc:
+def _arc(tour: Tour, which: int) -> Arc:
     end, start = (tour.story.at[role] for role in (_writes(tour, which), _seen(tour, which)))
     return Arc(start, end, tour.names[which], float(tour.story.patterns[which, end, start]))
 
 
-def _changed(story: Any) -> Html:
-    pairs = enumerate(zip(story.tokens, story.corrupt_tokens, strict=True))
-    roles = {i: f"was {shown(old)}" for i, (old, new) in pairs if old != new}
-    return _sentence(story.corrupt_tokens, roles, story.wrong, "wrong")
-
-
-def _stream(tour: Any) -> Html:
+def _stream(tour: Tour) -> Html:
     story, numbers = tour.story, np.asarray(tour.residual)
-    layers = [f"layer {i}" for i in range(numbers.shape[0])]
-    first, last = (tour.roles[int(np.argmax(row))] for row in (numbers[0], numbers[-1]))
-    roles_at = _roles_at(story, tour.roles)
+    layers, words = [f"layer {i}" for i in range(numbers.shape[0])], [shown(token) for token in story.tokens]
+    pairs = enumerate(zip(story.tokens, story.corrupt_tokens, strict=True))
+    changed = {i: f"was {shown(old)}" for i, (old, new) in pairs if old != new}
 
     def tip(where: str, value: float, layer: int) -> str:
         return (
@@ -157,119 +240,124 @@ def _stream(tour: Any) -> Html:
     return section(
         "Where is the answer, layer by layer?",
         "Change one word, and the answer flips:",
-        _changed(story),
-        "Now run the model on the changed sentence, but put back one piece of what it had computed on the original: its "
-        "notes at one position, as they enter one layer. If the right answer comes back, that piece carries it.",
+        tokens_line(story.corrupt_tokens, changed, tag("span", shown(story.wrong), class_="tok wrong")),
+        _PATCH,
         heatmap(
-            numbers, layers, tour.roles, under=[_ROLES.get(role, "") for role in tour.roles], limit=1.0,
-            caption=f"How much of the answer comes back (mean of {tour.n} sentences)", corner="entering",
+            numbers,
+            layers,
+            tour.roles,
+            under=_explained(tour),
+            caption=f"How much of the answer comes back (mean of {tour.n} sentences)",
+            corner="entering",
+            limit=1.0,
             tip=lambda i, j: tip(tour.roles[j], float(numbers[i, j]), i),
         ),
-        legend("−1 worse", "0 no change", "1 all of it back"),
-        _journey(first, last),
+        legend(*_LEGEND),
+        _journey(*(tour.roles[int(np.argmax(row))] for row in (numbers[0], numbers[-1]))),
         heatmap(
-            story.residual, layers, [shown(token) for token in story.tokens], limit=1.0,
-            caption="The same for every word of the sentence above", corner="entering",
-            under=[roles_at.get(i, "") for i in range(len(story.tokens))],
-            tip=lambda i, j: tip(f"“{shown(story.tokens[j])}”", float(story.residual[i, j]), i),
+            story.residual,
+            layers,
+            words,
+            caption="The same for every word of the sentence above",
+            corner="entering",
+            limit=1.0,
+            tip=lambda i, j: tip(f"“{words[j]}”", float(story.residual[i, j]), i),
         ),
-    )  # fmt: skip
+    )
 
 
 def _journey(first: str, last: str) -> str:
     if first == last:
         return f"Read it from top to bottom: what decides the answer stays at {first}."
     return (
-        f"Read it from top to bottom: what decides the answer starts at {first} ({_ROLES.get(first, first)}) and has moved "
-        f"to {last} ({_ROLES.get(last, last)}) by the last layer. Something moved it there."
+        f"Read it from top to bottom: what decides the answer starts at {first} ({_ROLES.get(first, first)}) and has "
+        f"moved to {last} ({_ROLES.get(last, last)}) by the last layer. Something moved it there."
     )
 
 
-def _heads(tour: Any) -> Html:
+def _heads(tour: Tour) -> Html:
     numbers, places = np.asarray(tour.heads), np.asarray(tour.places)
-    n_layers, n_heads = numbers.shape
-    picked = np.stack([places[layer, head] for layer, head in tour.leading])
+    picked = np.stack([places[head] for head in tour.leading])
+
+    def tip(name: str, value: float) -> str:
+        return f"{name}: putting this head back recovers {number(value)} of the answer."
+
     return section(
         "Which heads move it?",
-        "Attention heads are the only parts that carry information from one position to another. The same game again, "
-        "with one head's output put back at a time:",
+        _HEADS,
         heatmap(
-            numbers, [f"layer {i}" for i in range(n_layers)], [f"head {i}" for i in range(n_heads)], limit=1.0,
-            caption=f"How much of the answer comes back with one head (mean of {tour.n} sentences)", marked=tour.leading,
-            tip=lambda i, j: f"L{i}.H{j}: putting this head back recovers {number(float(numbers[i, j]))} of the answer.",
+            numbers,
+            [f"layer {i}" for i in range(numbers.shape[0])],
+            [f"head {i}" for i in range(numbers.shape[1])],
+            caption=f"How much of the answer comes back with one head (mean of {tour.n} sentences)",
+            limit=1.0,
+            marked=tour.leading,
+            tip=lambda i, j: tip(f"L{i}.H{j}", float(numbers[i, j])),
         ),
-        legend("−1 worse", "0 no change", "1 all of it back"),
-        "The three leading heads are framed. Where in the sentence does their output matter?",
+        legend(*_LEGEND),
+        "The three leading heads are framed. Where in the sentence does it matter what they write?",
         heatmap(
-            picked, tour.names, tour.roles, under=[_ROLES.get(role, "") for role in tour.roles], limit=1.0,
+            picked,
+            tour.names,
+            tour.roles,
+            under=_explained(tour),
             caption="How much comes back when the head is put back at one position only",
-            tip=lambda i, j: f"{tour.names[i]} at {tour.roles[j]}: {number(float(picked[i, j]))} of the answer.",
+            limit=1.0,
+            tip=lambda i, j: tip(f"{tour.names[i]} at {tour.roles[j]}", float(picked[i, j])),
         ),
-    )  # fmt: skip
+    )
 
 
-def _looks(tour: Any) -> Html:
+def _looks(tour: Tour) -> Html:
     figures = []
     for i, name in enumerate(tour.names):
         writes, seen = _writes(tour, i), _seen(tour, i)
         share = _percent(float(tour.looks[i, writes, seen]))
-        note = (
-            f"does its work at {tour.roles[writes]}. From there {share} of its attention goes to {tour.roles[seen]} (mean "
-            f"of {tour.n} sentences)."
-        )
-        figures.append(
-            attention(
-                tour.story.patterns[i], tour.story.tokens, title=name, note=note, query=tour.story.at[writes]
-            )
-        )
-    return section(
-        "What do they look at?",
-        "A head at one position looks at the words before it and copies from where it looks. The framed word is the one "
-        "that looks; the darker a word, the more of the attention it gets. Choose another word to see where it looks.",
-        *figures,
-    )
+        note = f"does its work at {tour.roles[writes]}. From there, {share} of its attention goes to {tour.roles[seen]}"
+        pattern, tokens = tour.story.patterns[i], tour.story.tokens
+        note += f" (mean of {tour.n} sentences)."
+        figures.append(attention(pattern, tokens, title=name, note=note, query=tour.story.at[writes]))
+    return section("What do they look at?", _LOOKS, *figures)
 
 
-def _test(tour: Any) -> Html:
-    random = np.asarray(tour.random)
-    median = float(np.median(random))
+def _test(tour: Tour) -> Html:
+    random = [float(x) for x in tour.random]
+    median, intact, ablated = float(np.median(random)), float(tour.intact), float(tour.ablated)
     rows = [
-        BarRow("the whole model", float(tour.intact), number(float(tour.intact))),
-        BarRow("without three random heads", median, number(median), ticks=tuple(float(x) for x in random)),
-        BarRow(
-            f"without {_listed(tour.names)}", float(tour.ablated), number(float(tour.ablated)), strong=True
-        ),
+        BarRow("the whole model", intact, number(intact)),
+        BarRow("without three random heads", median, number(median), ticks=tuple(random)),
+        BarRow(f"without {_listed(tour.names)}", ablated, number(ablated), strong=True),
     ]
     return section(
         "Is it really these heads?",
-        "Bringing an answer back shows that a head can carry it, not that the model needs it. So we take the three heads "
-        "away: each says what it says on average, and knows nothing of this sentence. And, for comparison, we do the same "
-        f"to {random.size} random triples of other heads.",
-        bars(rows, caption=f"Logit difference: the right name above the wrong one (mean of {tour.n} sentences)"),
-        tag("p", "Each tick is one random triple; the bar is their median.", class_="fine"),
-    )  # fmt: skip
+        _TEST,
+        bars(
+            rows, caption=f"Logit difference: the right name above the wrong one (mean of {tour.n} sentences)"
+        ),
+        tag(
+            "p", f"Each tick is one of {len(random)} random triples; the bar is their median.", class_="fine"
+        ),
+    )
 
 
-def _words() -> Html:
+def _words(tour: Tour) -> Html:
     return section(
         "Words", tag("dl", [[tag("dt", word), tag("dd", meaning)] for word, meaning in _WORDS.items()])
     )
 
 
-def _closing(tour: Any) -> Html:
+def _closing(tour: Tour) -> Html:
     took = sum(seconds for _, seconds in tour.seconds)
-    code = (
-        "import mechjax as mj\n\n"
-        f"tour = mj.tour(n={tour.n}, seed={tour.seed})\n"
-        "tour.heads           # what each head brings back, [layer, head]\n"
-        "tour.top(5)          # the leading heads by name"
-    )
+    code = f"""import mechjax as mj
+
+tour = mj.tour(n={tour.n}, seed={tour.seed})
+tour.heads           # how much each head brings back, [layer, head]
+tour.top(5)          # the leading heads by name"""
+    about = f"""Model {tour.model}, {tour.n} held-out sentences, seed {tour.seed}; computed in {took:.0f} seconds,
+compilation included. Nothing is estimated: each cell is a run of the model."""
     return tag(
         "footer",
         tag("p", "To do it yourself:"),
         tag("pre", tag("code", code)),
-        tag(
-            "p", f"Model {tour.model}, {tour.n} held-out sentences, seed {tour.seed}; computed in {took:.0f} seconds, "
-            "compilation included. Every number is exact: each cell is a run of the model.", class_="fine",
-        ),
-    )  # fmt: skip
+        tag("p", about, class_="fine"),
+    )

@@ -3,6 +3,7 @@
 from mechjax.viz.arcs import Arc as Arc
 from mechjax.viz.arcs import arcs as arcs
 from mechjax.viz.attention import attention as attention
+from mechjax.viz.attention import shown as shown
 from mechjax.viz.attention import tokens_line as tokens_line
 from mechjax.viz.bars import BarRow as BarRow
 from mechjax.viz.bars import bars as bars

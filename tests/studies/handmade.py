@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax.studies.tour import Story, Tour
+from mechjax.studies.tour_page import Story, Tour
 
 TOKENS = (
     "<bos>",
