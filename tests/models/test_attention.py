@@ -25,8 +25,8 @@ def test_head_inputs__replaced_in_one_head__change_what_that_head_reads_alone(
     here, there = runs
     head, layer = 2, 1
     value = there["attn_in"][layer]
-    edit = mj.replace(site, value[..., None, :], layer=layer, head=head) if site == "q_input" else mj.replace(
-        site, value[..., None, :], layer=layer, kv_head=head)  # fmt: skip
+    axis = "head" if site == "q_input" else "kv_head"
+    edit = mj.replace(site, value[..., None, :], layer=layer, **{axis: head})
     _, edited = mj.run(tiny_model, tiny_tokens, edits=[edit], capture=list(READS.values()))
     for name in READS.values():
         expected = here[name][layer]
