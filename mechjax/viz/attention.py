@@ -81,13 +81,13 @@ def attention(
 
 def _whole(numbers: Float[np.ndarray, "query key"], names: Sequence[str], title: str) -> Html:
     heads = [tag("th", tag("span", name), scope="col") for name in names]
-    lines = [
-        tag(
-            "tr", tag("th", name, scope="row"),
-            [cell(float(v), 1.0, f"{name} → {key}: {number(float(v))}") for key, v in zip(names, row, strict=True)],
-        )
-        for name, row in zip(names, numbers, strict=True)
-    ]  # fmt: skip
+    lines = []
+    for q, (name, row) in enumerate(zip(names, numbers, strict=True)):
+        shares = [
+            (key, float(v), k > q and v == 0) for k, (key, v) in enumerate(zip(names, row, strict=True))
+        ]
+        cells = [cell(v, 1.0, f"{name} → {key}: {number(v)}", quiet=later) for key, v, later in shares]
+        lines.append(tag("tr", tag("th", name, scope="row"), cells))
     top = tag("thead", tag("tr", tag("td", class_="corner"), heads))
     table = tag(
         "table", top, tag("tbody", lines), class_="heat dense", aria_label=f"Attention pattern of {title}"

@@ -29,15 +29,17 @@ def shade(share: float) -> str:
     return " hi" if share > 0.72 else " mid" if share > 0.5 else ""
 
 
-def cell(value: float, limit: float, tip: str | None = None, **attributes: str | None) -> Html:
-    """One coloured cell. `limit` is the size that takes the full colour."""
+def cell(
+    value: float, limit: float, tip: str | None = None, *, quiet: bool = False, **attributes: str | None
+) -> Html:
+    """One coloured cell. `limit` is the size that takes the full colour; a quiet cell is there only to be read."""
     if math.isnan(value):
         return tag("td", number(value), class_="gap", data_tip=tip, **attributes)
     share = min(abs(value) / limit, 1.0) if limit else 0.0
     return tag(
         "td",
         number(value),
-        class_=("n" if value < 0 else "p") + shade(share),
+        class_=("n" if value < 0 else "p") + shade(share) + " quiet" * quiet,
         style=f"--v:{share:.3f}",
         data_tip=tip,
         **attributes,
