@@ -83,10 +83,11 @@ def _whole(numbers: Float[np.ndarray, "query key"], names: Sequence[str], title:
     heads = [tag("th", tag("span", name), scope="col") for name in names]
     lines = []
     for q, (name, row) in enumerate(zip(names, numbers, strict=True)):
-        shares = [
-            (key, float(v), k > q and v == 0) for k, (key, v) in enumerate(zip(names, row, strict=True))
+        cells = [
+            # What comes later cannot be seen: it stands there only to be read.
+            cell(share, 1.0, f"{name} → {names[k]}: {number(share)}", quiet=k > q and share == 0.0)
+            for k, share in enumerate(map(float, row))
         ]
-        cells = [cell(v, 1.0, f"{name} → {key}: {number(v)}", quiet=later) for key, v, later in shares]
         lines.append(tag("tr", tag("th", name, scope="row"), cells))
     top = tag("thead", tag("tr", tag("td", class_="corner"), heads))
     table = tag(
