@@ -70,11 +70,8 @@ class Attention(eqx.Module):
         if wanted("result"):
             out = mark(contract("...hd,hdm->...hm", z, self.W_O, config), "result").sum(-2)
         else:
-            merged = (
-                z.reshape(*z.shape[:-2], -1),
-                self.W_O.reshape(-1, self.W_O.shape[-1]),
-            )  # else XLA copies W_O
-            out = contract("...i,im->...m", *merged, config)
+            W = self.W_O.reshape(config.n_heads * config.d_head, -1)  # merged, or XLA copies it
+            out = contract("...i,im->...m", z.reshape(*z.shape[:-2], W.shape[0]), W, config)
         return out if self.b_O is None else out + self.b_O
 
     @staticmethod

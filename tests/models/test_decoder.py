@@ -41,6 +41,13 @@ def test_call__lists_arrays_prompts_and_extra_batch_axes__agree(tiny_model, tiny
     assert_allclose(jax.vmap(tiny_model)(tiny_tokens), logits, **TOL["float32", "layout"])
 
 
+def test_batch__of_none__gives_empty_logits_and_sites(model):
+    none = jnp.zeros((0, 6), int)
+    logits, acts = mj.capture(model, ["pattern", "resid_post"])(none, mask=none == 0)
+    assert logits.shape == (0, 6, 50)
+    assert acts["pattern"].shape == (3, 0, 4, 6, 6)
+
+
 @pytest.mark.parametrize(
     "real", [slice(3, None), slice(None, -3), [1, 2, 5, 7]], ids=["left", "right", "scattered"]
 )
