@@ -14,6 +14,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jax
+import jaxtyping
 import pytest
 
 # Programs that took a while to compile are kept between runs, in the user's cache folder.
@@ -55,3 +56,11 @@ def tiny_model(tiny_config):
 def tiny_tokens():
     """Four prompts of six tokens of `tiny_config`'s vocabulary. Shape (batch, pos)."""
     return jax.random.randint(jax.random.key(1), (4, 6), 0, 50)
+
+
+@pytest.fixture
+def as_a_user():
+    """Run-time type checks off, as outside the tests: what a user sees for a wrong type is our own message."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -12,8 +12,8 @@ from mechjax.metrics.metric import Metric, position, token_ids
 class LogitDiff(Metric):
     """Logit of `correct` minus logit of `wrong`, in nats."""
 
-    correct: Int[Array, "*batch"]
-    wrong: Int[Array, "*batch"]
+    correct: Int[Array, "..."]
+    wrong: Int[Array, "..."]
 
     def tokens(self) -> Int[Array, "*batch k"]:
         """The two answers."""
@@ -31,7 +31,7 @@ class LogitDiff(Metric):
 class _OfAnswer(Metric):
     """A metric of one answer that needs the whole vocabulary beside it."""
 
-    answer: Int[Array, "*batch"]
+    answer: Int[Array, "..."]
 
     def given(self) -> dict[str, tuple[int, ...]]:
         """One per example at most: position and answer."""

@@ -12,7 +12,7 @@ from mechjax.metrics.metric import Metric, position
 class KL(Metric):
     """KL(reference || model) at a position, in nats."""
 
-    reference: Float[Array, "*batch d_vocab"]
+    reference: Float[Array, "... d_vocab"]
 
     def of(self, logits: Float[Array, "*batch token"]) -> Float[Array, "*batch"]:
         """Sum of p (log p - log q)."""

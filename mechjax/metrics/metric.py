@@ -20,7 +20,7 @@ class Metric(eqx.Module):
         pos: The position it reads: one for all examples, or one per example.
     """
 
-    pos: Int[Array, "*batch"]
+    pos: Int[Array, "..."]
 
     def tokens(self) -> Int[Array, "*batch k"] | None:
         """The tokens whose logits it reads; None for all of the vocabulary."""

@@ -32,7 +32,6 @@ from mechjax.models.readout import readout
 from mechjax.models.resume import resume
 from mechjax.patching.pairing import paired
 from mechjax.patching.scores import PatchScores
-from mechjax.transform.captured import Activations
 from mechjax.transform.edits import replace
 from mechjax.transform.table import SiteInfo
 from mechjax.transform.transforms import capture, intervene, list_sites
@@ -46,18 +45,18 @@ class _Rest(eqx.Module):
     """The model from a residual stream (or from its tokens) to the logits that a metric reads."""
 
     model: Decoder
-    at: Int[Array, " batch"]
-    tokens: Int[Array, "batch k"] | None
+    at: Int[Array, "*batch"]
+    tokens: Int[Array, "*batch k"] | None
     embeds: bool = eqx.field(static=True)
     unembeds: bool = eqx.field(static=True)
 
-    def __call__(self, start: Array, layer: Any, mask: Any) -> Float[Array, "batch token"]:
+    def __call__(self, start: Array, layer: Any, mask: Any) -> Float[Array, "*batch token"]:
         resid = self.model.embed(start, mask=mask) if self.embeds else start
         resid = resume(self.model, layer).blocks(resid, mask=mask)
         if not self.unembeds:
             return readout(self.model, resid, self.at, self.tokens)
         logits = self.model.unembed(resid)
-        read = jnp.take_along_axis(logits, self.at[:, None, None], 1)[:, 0]
+        read = jnp.take_along_axis(logits, self.at[..., None, None], -2)[..., 0, :]
         return read if self.tokens is None else jnp.take_along_axis(read, self.tokens, -1)
 
 
@@ -170,14 +169,14 @@ def _sweep(rest: _Rest, metric: Metric, donor_ids: Array, base_ids: Array, mask:
     """Scores of every cell, per example, and the metric of the donor run and of the base run."""
     model, layers = rest.model, rest.model.config.n_layers
     stacked = SITES[site].layered
-    whole = _Rest(model, rest.at, rest.tokens, True, site in TAIL)
+    # Both runs are one program with an axis in front, which compiles in half the time of two.
+    both = jnp.stack([donor_ids, base_ids])
+    at, columns, masks = jax.tree.map(lambda x: jnp.broadcast_to(x, (2, *x.shape)), (rest.at, rest.tokens, mask))
+    whole = _Rest(model, at, columns, True, site in TAIL)
     wanted = [site, *{"resid_pre"} - {site}] + [f"blocks.{layers - 1}.hook_resid_post"] * (site in TAIL)
-
-    def recorded(ids: Array) -> tuple[Array, Activations]:
-        logits, acts = capture(whole, wanted)(ids, jnp.int32(0), mask)
-        return metric.of(logits), acts
-
-    (of_donor, donor), (of_base, base) = recorded(donor_ids), recorded(base_ids)
+    logits, acts = capture(whole, wanted)(both, jnp.int32(0), masks)
+    of_donor, of_base = metric.of(logits)
+    donor, base = ({name: x[:, i] if acts.layers[name] else x[i] for name, x in acts.items()} for i in range(2))
     swept = tuple(a for a in over if a != "layer")
 
     def cell(layer: Any, index: Array) -> Array:

@@ -17,7 +17,7 @@ from mechjax.transform.table import SiteInfo
 
 def _project_out(x: Array, basis: Array) -> Array:
     # The products run in float32 at highest precision: what is left along a direction should be rounding, not bf16.
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(jnp.float32) if x.dtype.itemsize < jnp.dtype(jnp.float32).itemsize else x
     basis = basis.astype(wide.dtype)
     along = jnp.einsum("...d,kd->...k", wide, basis, precision=jax.lax.Precision.HIGHEST)
     removed = jnp.einsum("...k,kd->...d", along, basis, precision=jax.lax.Precision.HIGHEST)

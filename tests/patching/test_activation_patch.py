@@ -1,0 +1,177 @@
+"""Patching against a plain loop over `intervene` on the whole model: every site, axis, direction and padding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mechjax as mj
+from mechjax.base.catalogue import SITES
+from mechjax.base.errors import ArgumentError, PairingError, ShapeError, SiteError
+from mechjax.transform.log import compile_log
+from tests.tolerances import TOL
+
+SWEEP = TOL["float32", "sweep"]
+CELLS = 5  # cells of each sweep that the loop repeats
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return jax.tree.map(lambda x: x * 3 if x.ndim > 1 else x, tiny_model)  # so that patches have effects
+
+
+@pytest.fixture(scope="module")
+def pair():
+    clean, corrupt = jax.random.randint(jax.random.key(3), (2, 3, 6), 0, 50)
+    return clean, corrupt
+
+
+@pytest.fixture(scope="module")
+def metric():
+    return mj.metrics.logit_diff(np.array([1, 2, 3]), np.array([4, 5, 4]))
+
+
+@pytest.fixture(scope="module")
+def donors(model, pair):
+    names = list(mj.list_sites(model, pair[0]))
+    return [mj.capture(model, names)(side)[1] for side in pair]
+
+
+FEW = ("embed", "resid_pre", "k", "pattern", "result", "mlp_post", "ln_final.normalized", "logits")
+"""Sites of every kind; the other ones follow the same path and are marked slow."""
+
+
+def _cases():
+    """Every site with all axes that it has."""
+    for name, entry in SITES.items():
+        if name not in ("rot_q", "rot_k", "mlp_pre_linear"):  # the model has no rotary positions and no gate
+            over = (("layer",) if entry.layered else ()) + entry.axes
+            yield pytest.param(name, over, id=name, marks=() if name in FEW else pytest.mark.slow)
+
+
+def by_loop(model, base, donor, metric, site, over, shape, mask=None):
+    stacked = donor.layers[site] is not None
+    rng = np.random.default_rng(0)
+    cells = [tuple(rng.integers(n) for n in shape) for _ in range(CELLS)]
+    for cell in cells:
+        edit = mj.replace(site, donor[site], per_layer=stacked, **dict(zip(over, map(int, cell), strict=True)))
+        yield cell, metric(mj.intervene(model, [edit])(base, mask=mask), mask)
+
+
+@pytest.mark.parametrize(("site", "over"), list(_cases()))
+def test_activation_patch__every_site_and_axis__equals_a_loop(model, pair, metric, donors, site, over):
+    result = mj.patching.activation_patch(model, *pair, metric, site=site, over=over)
+    assert result.per_example.shape == (*result.scores.shape, 3)
+    for cell, expected in by_loop(model, pair[1], donors[0], metric, site, over, result.scores.shape):
+        np.testing.assert_allclose(result.per_example[cell], expected, **SWEEP)
+    np.testing.assert_allclose(result.scores, result.per_example.mean(-1), **SWEEP)
+    np.testing.assert_allclose(result.clean, metric(model(pair[0])), **SWEEP)
+    np.testing.assert_allclose(result.corrupt, metric(model(pair[1])), **SWEEP)
+
+
+@pytest.mark.parametrize(
+    ("site", "over"),
+    [("z", ("head", "pos")), ("z", ("pos", "layer", "head")), ("mlp_out", ("pos",)), ("mlp_post", ("layer", "d_mlp"))]
+)
+def test_activation_patch__other_orders_and_all_layers__equal_a_loop(model, pair, metric, donors, site, over):
+    result = mj.patching.activation_patch(model, *pair, metric, site=site, over=over, mode="noise", chunk_size=5)
+    for cell, expected in by_loop(model, pair[0], donors[1], metric, site, over, result.scores.shape):
+        np.testing.assert_allclose(result.per_example[cell], expected, **SWEEP)
+
+
+@pytest.mark.parametrize("name", ["prob", "nll", "rank", "kl"])
+def test_activation_patch__other_metrics__equal_a_loop(model, pair, donors, name):
+    reference = model(pair[0])[:, -1]
+    metric = mj.metrics.kl(reference) if name == "kl" else getattr(mj.metrics, name)(np.array([1, 2, 3]))
+    result = mj.patching.activation_patch(model, *pair, metric, site="resid_pre")
+    for cell, expected in by_loop(model, pair[1], donors[0], metric, "resid_pre", ("layer", "pos"), (3, 6)):
+        np.testing.assert_allclose(result.per_example[cell], expected, **SWEEP)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_activation_patch__ragged_prompts__equal_a_loop_with_the_mask(model, metric, side):
+    lengths = np.array([6, 4, 5])
+    ranks = np.arange(6)
+    mask = (ranks < lengths[:, None]) if side == "right" else (ranks >= 6 - lengths[:, None])
+    clean, corrupt = np.asarray(jax.random.randint(jax.random.key(4), (2, 3, 6), 0, 50))
+    prompts = [mj.Prompts(jnp.asarray(ids), jnp.asarray(mask)) for ids in (clean, corrupt)]
+    result = mj.patching.activation_patch(model, *prompts, metric, site="resid_pre", chunk_size=4)
+    donor = mj.capture(model, "resid_pre")(prompts[0])[1]
+    for cell, expected in by_loop(model, corrupt, donor, metric, "resid_pre", ("layer", "pos"), (3, 6), jnp.asarray(mask)):
+        np.testing.assert_allclose(result.per_example[cell], expected, **SWEEP)
+    # each prompt alone, unpadded, gives its own scores
+    for i, n in enumerate(lengths):
+        real = slice(0, n) if side == "right" else slice(6 - n, 6)
+        alone = mj.patching.activation_patch(
+            model, clean[i : i + 1, real], corrupt[i : i + 1, real],
+            mj.metrics.logit_diff(int(metric.correct[i]), int(metric.wrong[i])), site="resid_pre",
+        )  # fmt: skip
+        np.testing.assert_allclose(result.per_example[:, real, i], alone.per_example[..., 0], rtol=1e-4, atol=1e-4)
+
+
+def test_activation_patch__named_positions__are_those_columns(model, pair, metric):
+    named = {"first": jnp.array([0, 1, 2]), "end": jnp.array([5, 5, 5])}
+    result = mj.patching.activation_patch(model, *pair, metric, site="resid_pre", positions=named)
+    whole = mj.patching.activation_patch(model, *pair, metric, site="resid_pre")
+    assert result.scores.shape == (3, 2)
+    rows = np.arange(3)
+    for j, at in enumerate(named.values()):
+        np.testing.assert_allclose(result.per_example[:, j], whole.per_example[:, at, rows], **SWEEP)
+    assert "first" in str(result.top(6)) and "end" in str(result.top(6))
+
+
+def test_activation_patch__clean_equals_corrupt__changes_nothing_and_recovered_says_so(model, pair, metric):
+    result = mj.patching.activation_patch(model, pair[0], pair[0], metric, site="z", over=("layer", "head"))
+    np.testing.assert_allclose(result.scores, np.full((3, 4), result.clean.mean()), **SWEEP)
+    with pytest.warns(UserWarning, match="`recovered` is undefined"):
+        assert np.isnan(result.recovered).all()
+
+
+def test_activation_patch__whole_first_layer__recovers_all(model, pair, metric):
+    result = mj.patching.activation_patch(model, *pair, metric, site="resid_pre", over=("layer",))
+    np.testing.assert_allclose(result.recovered, np.ones(3), rtol=1e-4, atol=1e-4)
+
+
+def test_activation_patch__new_prompts_and_answers__no_new_program(model, pair):
+    compile_log(clear=True)
+    for i in range(3):
+        metric = mj.metrics.logit_diff(np.array([i, 2, 3]), 4)
+        mode = "noise" if i == 2 else "denoise"
+        mj.patching.activation_patch(model, pair[0] + i - i, pair[1], metric, site="attn_out", mode=mode)
+    assert len(compile_log()) == 3, compile_log()  # capture on each side and the sweep, once
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_activation_patch__bad_arguments__teach(model, pair, metric):
+    patch = mj.patching.activation_patch
+    with pytest.raises(SiteError, match="cannot sweep `heads`: site `z` has layer, pos, head, d_head. Did you mean `head`"):
+        patch(model, *pair, metric, site="z", over=("layer", "heads"))
+    with pytest.raises(SiteError, match="rot_q"):
+        patch(model, *pair, metric, site="rot_q")
+    with pytest.raises(SiteError, match="names one layer; patching sweeps layers"):
+        patch(model, *pair, metric, site="blocks.1.attn.hook_z")
+    with pytest.raises(ArgumentError, match="mode='both': expected 'denoise'"):
+        patch(model, *pair, metric, site="z", mode="both")
+    with pytest.raises(ArgumentError, match="chunk_size=0"):
+        patch(model, *pair, metric, site="z", chunk_size=0)
+    with pytest.raises(ArgumentError, match="name each axis to sweep once"):
+        patch(model, *pair, metric, site="z", over=("layer", "layer"))
+    with pytest.raises(ArgumentError, match="has no 'pos'"):
+        patch(model, *pair, metric, site="z", over=("layer",), positions={"a": jnp.zeros(3, int)})
+    with pytest.raises(ShapeError, match=r"position `a` has shape \(2,\)"):
+        patch(model, *pair, metric, site="z", positions={"a": jnp.zeros(2, int)})
+    with pytest.raises(ShapeError, match="`correct` has shape"):
+        patch(model, *pair, mj.metrics.logit_diff([1, 2], 3), site="z")
+    with pytest.raises(ArgumentError, match="reads token 50; the model has 50 tokens"):
+        patch(model, *pair, mj.metrics.logit_diff(50, 3), site="z")
+
+
+def test_pairing__different_token_counts__are_shown_aligned(model, pair, metric):
+    with pytest.raises(PairingError, match=r"(?s)pair 0 has 6 clean and 5 corrupt tokens.*clean:   .*corrupt: .* \| -"):
+        mj.patching.activation_patch(model, pair[0], pair[1][:, :5], metric, site="z")
+    with pytest.raises(PairingError, match="clean has 3 prompts and corrupt has 2"):
+        mj.patching.activation_patch(model, pair[0], pair[1][:2], metric, site="z")
+    left = mj.Prompts(pair[0], jnp.arange(6) >= jnp.array([[1], [0], [0]]))
+    right = mj.Prompts(pair[1], jnp.arange(6) < jnp.array([[5], [6], [6]]))
+    with pytest.raises(PairingError, match="padded at different places"):
+        mj.patching.activation_patch(model, left, right, metric, site="z")
