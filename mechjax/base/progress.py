@@ -32,7 +32,7 @@ class Bar:
     def begin(self, description: str) -> None:
         """Say what is being done; until the next `advance` it also says that it compiles."""
         self._description = description
-        self._progress.update(self._task, description=f"{description}{self._note}")
+        self._progress.update(self._task, description=f"{description}{self._note}", refresh=True)
 
     def advance(self, steps: int = 1) -> None:
         """Count `steps` as done; after the first, what had to be compiled is compiled."""

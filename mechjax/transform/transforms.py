@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mechjax.base.catalogue import canonical
-from mechjax.base.errors import ArgumentError, JitError, SiteError
+from mechjax.base.errors import ArgumentError, JitError, SiteError, did_you_mean
 from mechjax.transform import log
 from mechjax.transform.captured import Activations, Captured
 from mechjax.transform.check import check
@@ -225,7 +225,9 @@ class SiteList(Mapping[str, SiteInfo]):
     def __getitem__(self, name: str) -> SiteInfo:
         known = canonical(name)[0]
         if known not in self._table:
-            raise SiteError(f"no site `{name}` here; there are {', '.join(self._table)}.")
+            raise SiteError(
+                f"no site `{name}` here; there are {', '.join(self._table)}.{did_you_mean(known, self._table)}"
+            )
         return self._table[known]
 
     def __iter__(self) -> Any:
