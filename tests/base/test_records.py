@@ -233,3 +233,10 @@ def test_repr__of_a_table_of_arrays__names_each():
     text = repr(Table({"z": jnp.eye(2), "q": jnp.zeros((3, 1))}))
     assert "arrays['z']  float32[layer=2, pos=2]  0 to 1, highest at L0 @ 0" in text
     assert "arrays['q']  float32[layer=3, pos=1]" in text
+
+
+def test_save_restore__of_a_model__gives_the_same_model(tiny_model, tiny_tokens, tmp_path):
+    back = restore(save(tiny_model, tmp_path))
+    assert eqx.tree_equal(back, tiny_model)
+    assert back.config == tiny_model.config
+    assert (back(tiny_tokens) == tiny_model(tiny_tokens)).all()
