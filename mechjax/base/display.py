@@ -2,7 +2,7 @@
 
 import dataclasses
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, get_args, get_origin
 
@@ -14,8 +14,10 @@ from mechjax.base.axes import label, names_from_annotation
 from mechjax.base.errors import ArgumentError
 
 _MOST_LINES = 17
+_WIDEST = 40  # rows or columns of a heat map
 _STYLE = "border-collapse:collapse;font:13px system-ui,sans-serif"
 _CELL = "padding:.15em .8em .15em 0;text-align:left;vertical-align:top;border:0"
+_HEAT = "padding:.25em .5em;text-align:center;font-weight:400;border:0"
 
 
 def is_array(value: object) -> bool:
@@ -144,18 +146,39 @@ def as_text(record: Any, names: Mapping[str, Sequence[str]]) -> str:
 
 
 def as_html(record: Any, names: Mapping[str, Sequence[str]]) -> str:
-    """The same as a table for notebooks, with the leading cells. All text is escaped."""
-    body = "".join(
-        f"<tr>{''.join(f'<td style={_CELL!r}>{html.escape(cell)}</td>' for cell in line)}</tr>"
-        for line in islice(facts(record, names), _MOST_LINES)
-    )
-    try:
-        leading = "".join(
-            f"<tr><td style={_CELL!r}>{html.escape(where)}</td><td style={_CELL!r}>{value:.4g}</td></tr>"
-            for where, value in top(record, 5, names)
-        )
-    except ArgumentError:
-        leading = ""
+    """The same for notebooks, with the main field as a heat map where it has two axes. All text is escaped."""
+    lines = islice(facts(record, names), _MOST_LINES)
+    table = "".join(_row(f"<td style={_CELL!r}>{html.escape(cell)}</td>" for cell in line) for line in lines)
     title = f"<b>{html.escape(type(record).__name__)}</b>"
-    table = f"<table style={_STYLE!r}>{body}</table>"
-    return f"<div>{title}{table}{f'<table style={_STYLE!r}>{leading}</table>' if leading else ''}</div>"
+    return f"<div>{title}<table style={_STYLE!r}>{table}</table>{_picture(record, names)}</div>"
+
+
+def _picture(record: Any, names: Mapping[str, Sequence[str]]) -> str:
+    try:
+        main = main_field(record)
+    except ArgumentError:
+        return ""
+    axes, values = axis_names(record, main) or (), np.asarray(getattr(record, main), np.float64)
+    if values.ndim != 2 or max(values.shape) > _WIDEST or not values.size:
+        return ""
+    full = float(np.abs(np.nan_to_num(values)).max()) or 1.0
+    heads = [
+        [label((axis,), (i,), names) for i in range(n)] for axis, n in zip(axes, values.shape, strict=True)
+    ]
+
+    def cell(value: float) -> str:
+        hue, share = ("#2f7bd6" if value >= 0 else "#d9602e"), 0.0 if np.isnan(value) else abs(value) / full
+        # Mixed with nothing, so that it suits light and dark notebooks alike.
+        style = f"{_HEAT};background:color-mix(in srgb,{hue} {80 * share:.0f}%,transparent)"
+        return f"<td style={style!r}>{value:.2f}</td>"
+
+    top_row = _row(f"<th style={_HEAT!r}>{html.escape(head)}</th>" for head in ("", *heads[1]))
+    rows = (
+        _row([f"<th style={_HEAT!r}>{html.escape(h)}</th>", *map(cell, v)])
+        for h, v in zip(heads[0], values, strict=True)
+    )
+    return f"<div style='overflow-x:auto'><table style={_STYLE!r}>{top_row}{''.join(rows)}</table></div>"
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"<tr>{''.join(cells)}</tr>"

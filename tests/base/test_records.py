@@ -1,5 +1,6 @@
 import json
 import os
+import re
 
 import equinox as eqx
 import jax
@@ -85,7 +86,14 @@ def test_rows__without_named_axes__are_refused():
 def test_html__with_hostile_text__is_escaped(scores):
     assert "<b>'" not in scores._repr_html_()
     assert "&lt;b&gt;" in scores._repr_html_()
-    assert "L1 @ END" in scores._repr_html_()
+
+
+def test_html__of_two_axes__is_a_heat_map(scores):
+    page = eqx.tree_at(lambda s: s.scores, scores, scores.scores.at[0, 0].set(jnp.nan))._repr_html_()
+    assert re.findall(r"<th[^>]*>([^<]*)</th>", page) == ["", "@ IO", "@ S1", "@ END", "L0", "L1"]
+    assert re.findall(r"(\d+)%,transparent\)'>([^<]*)</td>", page) == [
+        ("0", "nan"), ("9", "1.00"), ("18", "2.00"), ("27", "3.00"), ("36", "4.00"), ("80", "-9.00"),
+    ]  # fmt: skip
 
 
 def test_record__of_a_wrong_shape__is_refused_under_test():
