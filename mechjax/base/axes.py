@@ -57,7 +57,7 @@ def label(axes: Sequence[str], index: Sequence[int], names: Mapping[str, Sequenc
             parts.append(name)
         elif axis in _PREFIX:
             parts.append(f"{_PREFIX[axis]}{i}")
-        else:
+        elif axis != "one":
             parts.append(f"{axis}={i}")
     return " ".join(part for part in (".".join(parts), place) if part) or "all"
 

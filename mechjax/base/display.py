@@ -4,7 +4,7 @@ import dataclasses
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any, get_args, get_origin
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -27,15 +27,12 @@ def is_array(value: object) -> bool:
     return isinstance(value, np.ndarray)
 
 
-def axis_names(record: Any, field: str) -> tuple[str, ...] | None:
+def names_by_annotation(record: Any, field: str, key: str | None = None) -> tuple[str, ...] | None:
     """Names of the axes of an array field, from its annotation; a starred name may be a static field (`over`)."""
-    return _names(record, field, getattr(record, field))
-
-
-def _names(record: Any, field: str, value: Any) -> tuple[str, ...] | None:
+    value: Any = getattr(record, field) if key is None else getattr(record, field)[key]
     annotation: Any = next(f.type for f in dataclasses.fields(record) if f.name == field)
-    if get_origin(annotation) is dict:  # a table of arrays: the annotation of its values
-        annotation = get_args(annotation)[1]
+    if key is not None:  # a table of arrays: the annotation of its values
+        annotation = next(reversed(get_args(annotation)), None)
     dims = getattr(annotation, "dim_str", None)
     if dims is None or not hasattr(value, "ndim"):
         return None
@@ -52,7 +49,7 @@ def main_field(record: Any) -> str:
         ArgumentError: The record has none.
     """
     for field in dataclasses.fields(record):
-        if is_array(getattr(record, field.name)) and axis_names(record, field.name):
+        if is_array(getattr(record, field.name)) and record.axis_names(field.name):
             return field.name
     raise ArgumentError(f"{type(record).__name__} has no array with named axes, so it has no rows to list.")
 
@@ -60,9 +57,9 @@ def main_field(record: Any) -> str:
 def rows(record: Any, names: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
     """One dictionary per cell of the main field: its place, then every array field with the same axes."""
     main = main_field(record)
-    axes = axis_names(record, main) or ()
+    axes = record.axis_names(main) or ()
     fields = [f.name for f in dataclasses.fields(record) if is_array(getattr(record, f.name))]
-    arrays = {f: np.asarray(getattr(record, f)) for f in fields if axis_names(record, f) == axes}
+    arrays = {f: np.asarray(getattr(record, f)) for f in fields if record.axis_names(f) == axes}
     places = np.ndindex(arrays[main].shape)
     return [
         {axis: names[axis][i] if axis in names else i for axis, i in zip(axes, place, strict=True)}
@@ -74,7 +71,7 @@ def rows(record: Any, names: Mapping[str, Sequence[str]]) -> list[dict[str, Any]
 def top(record: Any, n: int, names: Mapping[str, Sequence[str]]) -> list[tuple[str, float]]:
     """The `n` cells of the main field that are largest in size (NaN never is), as (label, value)."""
     main = main_field(record)
-    axes, values = axis_names(record, main) or (), np.asarray(getattr(record, main), np.float64)
+    axes, values = record.axis_names(main) or (), np.asarray(getattr(record, main), np.float64)
     size = np.where(np.isnan(values), -1.0, np.abs(values)).ravel()
     order = [i for i in np.argsort(-size, kind="stable")[:n] if size[i] >= 0]
     places = [tuple(int(j) for j in np.unravel_index(i, values.shape)) for i in order]
@@ -127,7 +124,7 @@ def facts(record: Any, names: Mapping[str, Sequence[str]]) -> list[tuple[str, st
             plain.append((field.name, _short(value), ""))
             continue
         for key, array in arrays.items():
-            axes = _names(record, field.name, array)
+            axes = record.axis_names(field.name, key)
             spelled = field.name if key is None else f"{field.name}[{key!r}]"
             lines.append((spelled, _kind(array, axes), _range(array, axes, names)))
     return lines + plain
@@ -158,7 +155,7 @@ def _picture(record: Any, names: Mapping[str, Sequence[str]]) -> str:
         main = main_field(record)
     except ArgumentError:
         return ""
-    axes, values = axis_names(record, main) or (), np.asarray(getattr(record, main), np.float64)
+    axes, values = record.axis_names(main) or (), np.asarray(getattr(record, main), np.float64)
     if values.ndim != 2 or max(values.shape) > _WIDEST or not values.size:
         return ""
     full = float(np.abs(np.nan_to_num(values)).max()) or 1.0

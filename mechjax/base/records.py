@@ -33,6 +33,10 @@ class Record(eqx.Module):
     for the names in the static field that it names (`over = ("layer", "pos")`).
     """
 
+    def axis_names(self, field: str, key: str | None = None) -> tuple[str, ...] | None:
+        """Names of the axes of an array field (of one array of a table, by key); None where they are not known."""
+        return display.names_by_annotation(self, field, key)
+
     def axis_labels(self) -> Mapping[str, Sequence[str]]:
         """For some axes, the name of each index: `{"pos": ("IO", "S1", "S2", "END")}`. Override where there are any."""
         return {}
