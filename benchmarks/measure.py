@@ -99,7 +99,7 @@ def summary(side: Side, replies: list[dict[str, Any]], worker: Worker) -> dict[s
         "versions": worker.versions,
         "start_s": round(worker.start_s, 3),
         "first_s": round(replies[0]["seconds"], 4),
-        "warm_runs": max(len(replies) - 1, 1),
+        "warm_runs": len(replies) - 1,
         "median_s": round(float(median), 4),
         "p10_s": round(float(p10), 4),
         "p90_s": round(float(p90), 4),

@@ -26,13 +26,14 @@ def rows(line: dict[str, Any]) -> list[str]:
     """The rows of one case: one per side."""
     found = []
     for number, (name, side) in enumerate(line["sides"].items()):
-        spread = f" ({seconds(side['p10_s'])} to {seconds(side['p90_s'])}; {side['warm_runs']})"
+        spread = f"{seconds(side['p10_s'])} to {seconds(side['p90_s'])}; {side['warm_runs']} runs"
+        note = {0: "its only run", 1: "1 run"}.get(side["warm_runs"], spread)
         difference = line["largest_difference"].get(name)
         cells = [
             f"{line['case']}: {line['what']}" if number == 0 else "",
             name,
             f"{seconds(side['start_s'])} + {seconds(side['first_s'])}",
-            seconds(side["median_s"]) + (spread if side["warm_runs"] > 1 else " (1 run)"),
+            f"{seconds(side['median_s'])} ({note})",
             f"{side['peak_mb']} MB" if side["peak_mb"] else "",
             f"{line['ratios'][name]:.2f}" if name in line["ratios"] else "",
             line["goals"].get(name, ""),
