@@ -6,9 +6,9 @@
 import importlib
 from typing import Any
 
+from mechjax.base.prompts import Prompts as Prompts
 from mechjax.base.records import restore as restore
 from mechjax.base.records import save as save
-from mechjax.base.prompts import Prompts as Prompts
 from mechjax.models import init as init
 from mechjax.models import resume as resume
 from mechjax.parallel.mesh import make_mesh as make_mesh
@@ -36,7 +36,9 @@ _LAZY = {
     "export": "mechjax.models.export",
     "tour": "mechjax.studies.tour",
 }
-_PACKAGES = frozenset({"fit", "hub", "metrics", "models", "parallel", "patching", "studies", "tasks", "transform", "viz"})
+_PACKAGES = frozenset(
+    {"fit", "hub", "metrics", "models", "parallel", "patching", "studies", "tasks", "transform", "viz"}
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -248,6 +248,11 @@ def canonical(name: str) -> tuple[str, int | None]:
     return found + at + suffix, layer
 
 
+def spelled_out(name: str) -> tuple[str, int | None]:
+    """`canonical`, but for short forms ("z3"), which a function's own site may be called."""
+    return (name, None) if _SHORT_FORM.fullmatch(name.partition("@")[0]) else canonical(name)
+
+
 def _canonical(name: str) -> tuple[str, int | None]:
     if name in SITES:
         return name, None

@@ -4,13 +4,13 @@ import abc
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.errors import ArgumentError, ShapeError, TokenError
 from mechjax.base.prompts import Prompts
+from mechjax.transform.select import is_concrete
 
 
 class Metric(eqx.Module):
@@ -49,7 +49,9 @@ class Metric(eqx.Module):
         """
         batch, n_pos = logits.shape[:-2], logits.shape[-2]
         at = self.where(batch, n_pos, mask)
-        read = jnp.take_along_axis(logits, at[..., None, None], -2, mode="fill", fill_value=jnp.nan)[..., 0, :]
+        read = jnp.take_along_axis(logits, at[..., None, None], -2, mode="fill", fill_value=jnp.nan)[
+            ..., 0, :
+        ]
         columns = self.tokens()
         if columns is not None:
             columns = jnp.broadcast_to(columns, (*batch, columns.shape[-1]))
@@ -73,12 +75,15 @@ class Metric(eqx.Module):
             at = jnp.where(at < 0, at + n_pos, at)
         else:
             at = Prompts(jnp.zeros(mask.shape, jnp.int32), mask).resolve(jnp.broadcast_to(self.pos, batch))
-        if not isinstance(at, jax.core.Tracer):
+        if is_concrete(at):
             wrong = np.asarray((at < 0) | (at >= n_pos))
             if wrong.any():
-                example = int(np.flatnonzero(wrong.ravel())[0])
+                example, asked = (
+                    int(np.flatnonzero(wrong.ravel())[0]),
+                    np.broadcast_to(self.pos, batch).ravel(),
+                )
                 raise ArgumentError(
-                    f"the metric reads position {np.broadcast_to(self.pos, batch).ravel()[example]} of example {example}, "
+                    f"the metric reads position {asked[example]} of example {example}, "
                     f"which has {n_pos if mask is None else int(mask.reshape(-1, n_pos)[example].sum())} tokens."
                 )
         return jnp.where((at < 0) | (at >= n_pos), n_pos, at)
@@ -99,7 +104,7 @@ def token_ids(ids: Any, what: str) -> Int[Array, "*batch"]:
         raise TokenError(
             f"{what} must be token ids (integers), got {array.dtype}. One id of a text: tokenizer.token(' Mary')."
         )
-    if not isinstance(array, jax.core.Tracer) and array.size and int(array.min()) < 0:
+    if is_concrete(array) and array.size and int(array.min()) < 0:
         raise TokenError(f"{what}: {int(array.min())} is no token id; ids are 0 and up.")
     return array.astype(jnp.int32)
 

@@ -24,6 +24,7 @@ def readout(
         tokens: Token ids read in each example; None for the whole vocabulary.
     """
     config = model.config
+    at = jnp.where(at < 0, resid.shape[-2], at)  # "fill" fills past the end, but wraps below zero
     read = jnp.take_along_axis(resid, at[..., None, None], -2, mode="fill", fill_value=jnp.nan)[..., 0, :]
     normalized = model.ln_final(read, config)
     if tokens is None:
@@ -31,6 +32,7 @@ def readout(
         logits = contract(spec, normalized, table, config)
         bias = model.b_U
     else:
+        tokens = jnp.where(tokens < 0, config.d_vocab, tokens)
         if model.W_U is None:
             columns = jnp.take(model.W_E, tokens, axis=0, mode="fill", fill_value=jnp.nan)
         else:
@@ -38,7 +40,7 @@ def readout(
                 jnp.take(model.W_U, tokens, axis=1, mode="fill", fill_value=jnp.nan), 0, -1
             )
         logits = contract("...m,...km->...k", normalized, columns, config)
-        bias = None if model.b_U is None else jnp.take(model.b_U, tokens)
+        bias = None if model.b_U is None else jnp.take(model.b_U, tokens, mode="fill", fill_value=jnp.nan)
     if bias is not None:
         logits = logits + bias
     if config.final_softcap is not None:

@@ -27,12 +27,17 @@ def make_mesh(*, data: int | None = None, model: int = 1) -> Mesh:
     if data is None:
         if len(devices) % model:
             raise ArgumentError(
-                f"make_mesh(model={model}): {len(devices)} devices cannot be split into rows of {model}; choose a divisor, "
-                "or say data= too."
+                f"make_mesh(model={model}): {len(devices)} devices cannot be split into rows of {model}; choose a "
+                "divisor, or say data= too."
             )
         data = len(devices) // model
     if data * model > len(devices):
-        raise ArgumentError(f"make_mesh(data={data}, model={model}) needs {data * model} devices; {len(devices)} are here.")
+        raise ArgumentError(
+            f"make_mesh(data={data}, model={model}) needs {data * model} devices; {len(devices)} are here."
+        )
     return jax.make_mesh(
-        (data, model), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices[: data * model]
+        (data, model),
+        ("data", "model"),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices[: data * model],
     )

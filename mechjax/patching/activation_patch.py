@@ -33,10 +33,13 @@ from mechjax.models.resume import resume
 from mechjax.patching.pairing import paired
 from mechjax.patching.scores import PatchScores
 from mechjax.transform.edits import replace
+from mechjax.transform.select import is_concrete
 from mechjax.transform.table import SiteInfo
 from mechjax.transform.transforms import capture, intervene, list_sites
 
-CHUNK_BYTES = 256e6  # activations of the cells that run at once; larger chunks are no faster on CPU (measured)
+CHUNK_BYTES = (
+    256e6  # activations of the cells that run at once; larger chunks are no faster on CPU (measured)
+)
 EMBEDS = frozenset({"embed", "pos_embed"})
 TAIL = frozenset({"ln_final.scale", "ln_final.normalized", "logits"})
 
@@ -96,7 +99,9 @@ def activation_patch(
         ArgumentError: an unknown mode, or a chunk size below 1.
     """
     if mode not in ("denoise", "noise"):
-        raise ArgumentError(f"mode={mode!r}: expected 'denoise' (clean into corrupt) or 'noise' (corrupt into clean).")
+        raise ArgumentError(
+            f"mode={mode!r}: expected 'denoise' (clean into corrupt) or 'noise' (corrupt into clean)."
+        )
     if chunk_size is not None and chunk_size < 1:
         raise ArgumentError(f"chunk_size={chunk_size}: at least one cell must run at once.")
     (ids, mask), (other, _) = paired(clean, corrupt, model.config)
@@ -123,7 +128,9 @@ def activation_patch(
 def _site(model: Decoder, site: str, ids: Array) -> tuple[str, SiteInfo]:
     name, layer = canonical(site)
     if layer is not None:
-        raise SiteError(f"`{site}` names one layer; patching sweeps layers: say site='{name}' and read row {layer}.")
+        raise SiteError(
+            f"`{site}` names one layer; patching sweeps layers: say site='{name}' and read row {layer}."
+        )
     return name, list_sites(model, jax.ShapeDtypeStruct(ids.shape, ids.dtype))[name]
 
 
@@ -132,7 +139,9 @@ def _axes(name: str, info: SiteInfo, over: Sequence[str], positions: Any) -> tup
     have = (("layer",) if info.stacked else ()) + info.axes
     for axis in over:
         if axis not in have:
-            raise SiteError(f"cannot sweep `{axis}`: site `{name}` has {', '.join(have)}.{did_you_mean(axis, have)}")
+            raise SiteError(
+                f"cannot sweep `{axis}`: site `{name}` has {', '.join(have)}.{did_you_mean(axis, have)}"
+            )
     if len(set(over)) < len(over) or not over:
         raise ArgumentError(f"over={tuple(over)}: name each axis to sweep once, at least one.")
     if positions is not None and "pos" not in over:
@@ -143,17 +152,21 @@ def _axes(name: str, info: SiteInfo, over: Sequence[str], positions: Any) -> tup
 
 
 def _check_tokens(metric: Metric, columns: Array | None, model: Decoder) -> None:
-    if columns is not None and not isinstance(columns, jax.core.Tracer) and int(columns.max(initial=0)) >= model.config.d_vocab:
+    if columns is None or not is_concrete(columns):
+        return
+    if int(columns.max(initial=0)) >= model.config.d_vocab:
         raise ArgumentError(
-            f"the metric reads token {int(columns.max())}; the model has {model.config.d_vocab} tokens. Were the answers "
-            "encoded with another tokenizer?"
+            f"the metric reads token {int(columns.max())}; the model has {model.config.d_vocab} tokens. Were the "
+            "answers encoded with another tokenizer?"
         )
 
 
 def _check_positions(positions: Mapping[str, Any] | None, ids: Array) -> None:
     for name, at in (positions or {}).items():
         if jnp.shape(at) != ids.shape[:1]:
-            raise ShapeError(f"position `{name}` has shape {jnp.shape(at)}; one per example is ({ids.shape[0]},).")
+            raise ShapeError(
+                f"position `{name}` has shape {jnp.shape(at)}; one per example is ({ids.shape[0]},)."
+            )
 
 
 def _plan(model: Decoder, shape: tuple[int, ...]) -> int:
@@ -171,12 +184,16 @@ def _sweep(rest: _Rest, metric: Metric, donor_ids: Array, base_ids: Array, mask:
     stacked = SITES[site].layered
     # Both runs are one program with an axis in front, which compiles in half the time of two.
     both = jnp.stack([donor_ids, base_ids])
-    at, columns, masks = jax.tree.map(lambda x: jnp.broadcast_to(x, (2, *x.shape)), (rest.at, rest.tokens, mask))
+    at, columns, masks = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (2, *x.shape)), (rest.at, rest.tokens, mask)
+    )
     whole = _Rest(model, at, columns, True, site in TAIL)
     wanted = [site, *{"resid_pre"} - {site}] + [f"blocks.{layers - 1}.hook_resid_post"] * (site in TAIL)
     logits, acts = capture(whole, wanted)(both, jnp.int32(0), masks)
     of_donor, of_base = metric.of(logits)
-    donor, base = ({name: x[:, i] if acts.layers[name] else x[i] for name, x in acts.items()} for i in range(2))
+    donor, base = (
+        {name: x[:, i] if acts.layers[name] else x[i] for name, x in acts.items()} for i in range(2)
+    )
     swept = tuple(a for a in over if a != "layer")
 
     def cell(layer: Any, index: Array) -> Array:
@@ -190,10 +207,12 @@ def _sweep(rest: _Rest, metric: Metric, donor_ids: Array, base_ids: Array, mask:
         start = base_ids if rest.embeds else base["resid_pre"][first]
         return metric.of(intervene(rest, [edit])(start, first, mask))
 
-    cells = jnp.stack([g.ravel() for g in jnp.meshgrid(*map(jnp.arange, sizes), indexing="ij")], -1)
+    cells = (
+        jnp.indices(sizes).reshape(len(sizes), math.prod(sizes)).T
+    )  # one cell of no indices where nothing is swept
 
     def group(layer: Any) -> Array:
-        return _chunked(lambda index: cell(layer, index), cells, chunk) if swept else cell(layer, cells[0])
+        return _chunked(lambda index: cell(layer, index), cells, chunk)
 
     if "layer" not in over:
         scores = group(None).reshape(*sizes, -1)

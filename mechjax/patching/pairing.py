@@ -24,8 +24,8 @@ def paired(clean: Any, corrupt: Any, config: Config) -> tuple[Batch, Batch]:
     (ids, mask), (other, other_mask) = sides
     if ids.shape[0] != other.shape[0]:
         raise PairingError(
-            f"clean has {ids.shape[0]} prompts and corrupt has {other.shape[0]}: patching puts one prompt's activations "
-            "into another's run, so give them in pairs."
+            f"clean has {ids.shape[0]} prompts and corrupt has {other.shape[0]}: patching puts one prompt's "
+            "activations into another's run, so give them in pairs."
         )
     lengths = [_lengths(i, m) for i, m in sides]
     differs = np.flatnonzero(lengths[0] != lengths[1])
@@ -33,7 +33,7 @@ def paired(clean: Any, corrupt: Any, config: Config) -> tuple[Batch, Batch]:
         example = int(differs[0]) if differs.size else 0
         raise PairingError(
             f"pair {example} has {lengths[0][example]} clean and {lengths[1][example]} corrupt tokens (padded to "
-            f"{ids.shape[-1]} and {other.shape[-1]}); positions must correspond, so use prompts of equal token counts:\n"
+            f"{ids.shape[-1]} and {other.shape[-1]}); positions must correspond, so use prompts of equal length:\n"
             f"{aligned(_real(ids, mask, example), _real(other, other_mask, example))}"
         )
     if not _same_mask(mask, other_mask):
@@ -50,7 +50,9 @@ def _batched(prompts: Any) -> Any:
         if prompts.tokens.ndim == 1:
             return Prompts(prompts.tokens[None], prompts.mask[None])
         if prompts.tokens.ndim > 2:
-            raise PairingError(f"prompts must be [batch, pos], got {prompts.tokens.shape}; flatten the batch axes.")
+            raise PairingError(
+                f"prompts must be [batch, pos], got {prompts.tokens.shape}; flatten the batch axes."
+            )
         return prompts
     array = prompts if isinstance(prompts, jax.Array) else np.asarray(prompts)
     if array.ndim > 2:

@@ -50,8 +50,8 @@ class PatchScores(Record):
         gap = clean - corrupt
         if bool(np.abs(np.asarray(gap)) < SAME):
             warnings.warn(
-                f"`recovered` is undefined: the metric is {float(clean):.6g} in the clean run and {float(corrupt):.6g} in the "
-                "corrupt run, so there is no difference to recover. Read `scores`, or choose prompts that differ.",
+                f"`recovered` is undefined: the metric is {float(clean):.6g} in the clean and {float(corrupt):.6g} in "
+                "the corrupt run, so there is no difference to recover. Read `scores`, or choose prompts that differ.",
                 stacklevel=2,
             )
             return jnp.full_like(self.scores, jnp.nan)

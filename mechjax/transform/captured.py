@@ -8,7 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from mechjax.base.catalogue import canonical
+from mechjax.base.catalogue import spelled_out
 from mechjax.base.errors import SiteError, did_you_mean
 from mechjax.base.records import Record
 
@@ -48,9 +48,17 @@ class Activations(Record, Mapping[str, Array]):
         """Name -> the layers of the rows, or None for a site outside the layers."""
         return {site.name: site.layers for site in self.sites}
 
+    def axis_names(self, field: str, key: str | None = None) -> tuple[str, ...] | None:
+        """Layer, batch, then the site's own axes."""
+        site = next((site for site in self.sites if site.name == key), None)
+        if site is None:
+            return None
+        lead, own = ("layer",) * (site.layers is not None), site.axes if field == "arrays" else ()
+        return (*lead, *("batch",) * (getattr(self, field)[key].ndim - len(lead) - len(own)), *own)
+
     def __getitem__(self, name: str) -> Array:
         """The activation of a site; of one layer where the name says which."""
-        known, layer = canonical(name)
+        known, layer = spelled_out(name)
         if known not in self.arrays:
             raise SiteError(f"`{name}` was not captured; this record holds {', '.join(self.arrays)}."
                             f"{did_you_mean(known, self.arrays)}")  # fmt: skip
@@ -62,7 +70,7 @@ class Activations(Record, Mapping[str, Array]):
         return self.arrays[known][rows.index(layer)]
 
     def __contains__(self, name: object) -> bool:
-        known, layer = canonical(name) if isinstance(name, str) else ("", None)
+        known, layer = spelled_out(name) if isinstance(name, str) else ("", None)
         return known in self.arrays and (layer is None or layer in (self.layers[known] or ()))
 
     def __iter__(self) -> Iterator[str]:
@@ -73,7 +81,7 @@ class Activations(Record, Mapping[str, Array]):
 
     def layered(self, name: str) -> tuple[Array, bool, tuple[int, ...] | None]:
         """The array of a site, whether its first axis is the layer, and of which layers: what edits take."""
-        rows = self.layers[name] if name in self.layers else None
+        rows = self.layers.get(name)
         return self[name], rows is not None, rows
 
     def map(self, fn: Any) -> "Activations":

@@ -30,16 +30,14 @@ CHANGES: dict[str, Callable[..., Array]] = {
     "resample": lambda x, value: value,
     "add": lambda x, value: x + value,
     "scale": lambda x, value: x * value,
-    "zero": lambda x: jnp.zeros_like(x),
+    "zero": jnp.zeros_like,
     "clamp": jnp.clip,
     "project_out": _project_out,
 }
 RAW = frozenset({"apply", "project_out"})  # kinds whose values do not have the site's axes
 
 
-def change(
-    edit: Edit, x: Array, layer: Any, info: SiteInfo, offsets: tuple[Any, ...]
-) -> tuple[Array, Array]:
+def change(edit: Edit, x: Array, layer: Any, info: SiteInfo, offsets: tuple[Any, ...]) -> tuple[Array, Array]:
     """The activation after `edit`, and its hit flags.
 
     Args:
@@ -108,4 +106,3 @@ def _value(edit: Edit, value: Array, x: Array, layer: Any, info: SiteInfo, offse
         if n > 1 and whole != part:  # inside shard_map: this device's part of the value
             value = jax.lax.dynamic_slice_in_dim(value, offsets[dim], part, dim)
     return value.astype(x.dtype)
-

@@ -1,7 +1,6 @@
 """Looking at a request before anything runs: what cannot work is refused here, with what would."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +17,9 @@ from mechjax.transform.table import SiteInfo, axis_names
 Table = dict[str, SiteInfo]
 
 
-def check(edits: tuple[Edit, ...], reads: tuple[Read, ...], sites: Table, everything: Callable[[], Table]) -> None:
+def check(
+    edits: tuple[Edit, ...], reads: tuple[Read, ...], sites: Table, everything: Callable[[], Table]
+) -> None:
     """Refuse unknown sites, layers, axes and positions, and values that cannot fit.
 
     Args:
@@ -33,7 +34,9 @@ def check(edits: tuple[Edit, ...], reads: tuple[Read, ...], sites: Table, everyt
     """
     names = [r.site for r in reads]
     if len(set(names)) < len(names):
-        raise SiteError(f"captured twice: {sorted({n for n in names if names.count(n) > 1})}. Name each site once.")
+        raise SiteError(
+            f"captured twice: {sorted({n for n in names if names.count(n) > 1})}. Name each site once."
+        )
     for asked in (*edits, *reads):
         if asked.site not in sites:
             raise _unknown(asked.site, everything())
@@ -43,7 +46,9 @@ def check(edits: tuple[Edit, ...], reads: tuple[Read, ...], sites: Table, everyt
     for read in reads:
         _check_read(read, sites[read.site])
     if reads and reads[0].layers is not None and not any(sites[r.site].stacked for r in reads):
-        raise SiteError(f"layers={reads[0].layers} was given, but {names} lie outside the layers. Leave it out.")
+        raise SiteError(
+            f"layers={reads[0].layers} was given, but {names} lie outside the layers. Leave it out."
+        )
 
 
 def _unknown(name: str, sites: Table) -> SiteError:
@@ -90,8 +95,10 @@ def _check_numbers(what: str, axis: str, index: Array, size: int, info: SiteInfo
 def _needs_no_partition(asked: Edit | Read) -> bool:
     if isinstance(asked, Read):
         return False
-    return not asked.index and asked.kind != "project_out" and all(
-        jnp.ndim(v) == int(asked.per_layer) for v in asked.value
+    return (
+        not asked.index
+        and asked.kind != "project_out"
+        and all(jnp.ndim(v) == int(asked.per_layer) for v in asked.value)
     )
 
 
@@ -133,9 +140,13 @@ def _check_edit(edit: Edit, sites: Table) -> None:
     elif edit.kind == "project_out":
         size = info.local[-1]
         if edit.value[0].shape[-1] != size:
-            raise ShapeError(f"{what}: directions of length {edit.value[0].shape[-1]}; the site's last axis is {size}.")
+            raise ShapeError(
+                f"{what}: directions of length {edit.value[0].shape[-1]}; the site's last axis is {size}."
+            )
         if info.spec is not None and axis_names(info.spec[-1]):
-            raise SiteError(f"{what}: the last axis of site `{info.name}` is partitioned, so it cannot be projected.")
+            raise SiteError(
+                f"{what}: the last axis of site `{info.name}` is partitioned, so it cannot be projected."
+            )
 
 
 def _check_rows(edit: Edit, what: str, layers: int) -> None:
@@ -159,14 +170,26 @@ def _check_read(read: Read, info: SiteInfo) -> None:
         layers = _check_layers(what, info)
         wrong = [i for i in read.layers or () if not -layers <= i < layers]
         if wrong:
-            raise SiteError(f"{what}: layer {wrong[0]} is out of range; there are {layers} (0 to {layers - 1}).")
+            raise SiteError(
+                f"{what}: layer {wrong[0]} is out of range; there are {layers} (0 to {layers - 1})."
+            )
         rows = read.rows(info) or ()
         if len(set(rows)) < len(rows):
             raise SiteError(f"{what}: layers {read.layers} name one layer twice.")
     for axis, index in read.index.items():
         if index.dtype == jnp.bool_:
-            raise ShapeError(f"{what}: `{axis}=` is a mask, whose size is data; give indices (np.flatnonzero(mask)).")
+            raise ShapeError(
+                f"{what}: `{axis}=` is a mask, whose size is data; give indices (np.flatnonzero(mask))."
+            )
         if index.ndim - 1 > info.n_batch:
-            raise ShapeError(f"{what}: `{axis}=` of shape {index.shape} is per example; the site is {info.describe()}.")
-    if info.spec is not None and (read.index or read.reduce is not None) and any(axis_names(s) for s in info.spec):
-        raise SiteError(f"{what}: site `{info.name}` is partitioned inside shard_map; capture it whole, then select.")
+            raise ShapeError(
+                f"{what}: `{axis}=` of shape {index.shape} is per example; the site is {info.describe()}."
+            )
+    if (
+        info.spec is not None
+        and (read.index or read.reduce is not None)
+        and any(axis_names(s) for s in info.spec)
+    ):
+        raise SiteError(
+            f"{what}: site `{info.name}` is partitioned inside shard_map; capture it whole, then select."
+        )

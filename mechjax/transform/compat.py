@@ -4,7 +4,7 @@ from typing import Any
 
 from jax.extend.core import primitives as jp
 
-JIT_P = getattr(jp, "jit_p", None) or jp.pjit_p
+JIT_P: Any = getattr(jp, "jit_p", None) or getattr(jp, "pjit_p", None)
 
 
 def scan_split(params: dict[str, Any]) -> tuple[int, int]:

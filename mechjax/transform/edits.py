@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from mechjax.base.catalogue import canonical
+from mechjax.base.catalogue import spelled_out
 from mechjax.base.errors import ArgumentError, ShapeError, SiteError
 from mechjax.transform.select import as_array, as_index, is_concrete
 from mechjax.transform.static import hold
@@ -56,16 +56,22 @@ class Edit(eqx.Module):
 
 
 def _shown(x: Array) -> str:
-    return str(x.tolist()) if is_concrete(x) and not isinstance(x, jax.ShapeDtypeStruct) and x.size < 9 else "<data>"
+    return (
+        str(x.tolist())
+        if is_concrete(x) and not isinstance(x, jax.ShapeDtypeStruct) and x.size < 9
+        else "<data>"
+    )
 
 
 def _edit(kind: str, site: str, value: tuple[Any, ...] = (), *, layer: Any = None, on_miss: OnMiss = "nan",
           straight_through: bool = False, per_layer: bool = False, rows: tuple[int, ...] | None = None,
           fn: Any = None, **index: Any) -> Edit:  # fmt: skip
-    name, at = canonical(site)
+    name, at = spelled_out(site)
     if at is not None:
         if layer is not None:
-            raise SiteError(f"`{site}` already says layer {at}, but layer={layer!r} was given too. Give one of them.")
+            raise SiteError(
+                f"`{site}` already says layer {at}, but layer={layer!r} was given too. Give one of them."
+            )
         layer = at
     if on_miss not in ("nan", "raise", "allow"):
         raise ArgumentError(f"on_miss={on_miss!r}: expected 'nan', 'raise' or 'allow'.")
@@ -73,15 +79,19 @@ def _edit(kind: str, site: str, value: tuple[Any, ...] = (), *, layer: Any = Non
     if layer is not None:
         layer = as_index(layer, f"{what}, layer")
         if layer.ndim > 1:
-            raise ShapeError(f"{what}: layer has shape {layer.shape}; give one layer, a list of layers or a mask.")
+            raise ShapeError(
+                f"{what}: layer has shape {layer.shape}; give one layer, a list of layers or a mask."
+            )
     chosen = {axis: as_index(i, f"{what}, {axis}") for axis, i in index.items() if i is not None}
     return Edit(name, kind, value, layer, chosen, fn, per_layer, rows, on_miss, straight_through)
 
 
-def _recorded(kind: str, site: str, value: Any, per_layer: bool) -> tuple[Array, bool, tuple[int, ...] | None]:
+def _recorded(
+    kind: str, site: str, value: Any, per_layer: bool
+) -> tuple[Array, bool, tuple[int, ...] | None]:
     """The array of `site` in a record, with whether it is per layer and for which layers; an array as it is."""
     if isinstance(value, Mapping):
-        return value.layered(canonical(site)[0])  # type: ignore[attr-defined]
+        return value.layered(spelled_out(site)[0])  # type: ignore[attr-defined]
     return as_array(value, f"`{kind}` at `{site}`, value"), per_layer, None
 
 
@@ -107,7 +117,9 @@ def add(site: str, value: Any, *, strength: Any = 1.0, per_layer: bool = False, 
     array, per_layer, rows = _recorded("add", site, value, per_layer)
     factor = as_array(strength, f"`add` at `{site}`, strength")
     if factor.ndim:
-        raise ShapeError(f"`add` at `{site}`: strength must be one number, got shape {factor.shape}; scale the value.")
+        raise ShapeError(
+            f"`add` at `{site}`: strength must be one number, got shape {factor.shape}; scale the value."
+        )
     return _edit("add", site, (array * factor.astype(array.dtype),), per_layer=per_layer, rows=rows, **where)
 
 
@@ -171,7 +183,9 @@ def project_out(site: str, directions: Any, *, per_layer: bool = False, **where:
         )
     basis = array[..., None, :] if rank == 1 else array
     if is_concrete(basis) and not bool(jnp.all(jnp.any(basis != 0, -1))):
-        raise ArgumentError(f"`project_out` at `{site}`: a direction is zero, so there is nothing to project out.")
+        raise ArgumentError(
+            f"`project_out` at `{site}`: a direction is zero, so there is nothing to project out."
+        )
     return _edit("project_out", site, (_orthonormal(basis),), per_layer=per_layer, rows=rows, **where)
 
 
@@ -203,5 +217,7 @@ def apply(site: str, fn: Callable[..., Array], *data: Any, **where: Any) -> Edit
     """
     if not callable(fn):
         raise ArgumentError(f"`apply` at `{site}`: fn must be callable, got {type(fn).__name__}.")
-    leaves = jax.tree.map(lambda d: as_array(d, f"`apply` at `{site}`, data") if eqx.is_array_like(d) else d, data)
+    leaves = jax.tree.map(
+        lambda d: as_array(d, f"`apply` at `{site}`, data") if eqx.is_array_like(d) else d, data
+    )
     return _edit("apply", site, leaves, fn=hold(fn), **where)

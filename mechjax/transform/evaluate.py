@@ -15,7 +15,6 @@ from jaxtyping import Array
 from mechjax.transform.changes import change
 from mechjax.transform.request import Env, Request, State, write_row
 from mechjax.transform.rules import rule_for
-from mechjax.transform.select import layer_match
 from mechjax.transform.site import site_p
 from mechjax.transform.table import SiteInfo, axis_names, inner_jaxprs, site_name
 
@@ -79,7 +78,9 @@ def _pieces(request: Request, jaxpr: Any) -> list[tuple[Any, Any]]:
     return pieces
 
 
-def _at_site(request: Request, eqn: Any, operands: list[Any], env: Env, state: State) -> tuple[list[Any], State]:
+def _at_site(
+    request: Request, eqn: Any, operands: list[Any], env: Env, state: State
+) -> tuple[list[Any], State]:
     """Edit the activation, hand it on under its name, then read it: a capture sees what leaves the site."""
     x, *given = operands
     name = site_name(eqn) or ""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from mechjax.base.catalogue import canonical
+from mechjax.base.catalogue import spelled_out
 from mechjax.base.errors import ArgumentError, SiteError
 from mechjax.transform.captured import Activations, Captured
 from mechjax.transform.edits import add
@@ -16,7 +16,7 @@ from mechjax.transform.program import trace
 from mechjax.transform.request import Read
 from mechjax.transform.static import hold, unhold
 from mechjax.transform.table import SiteInfo
-from mechjax.transform.transforms import Transformed, capture, intervene
+from mechjax.transform.transforms import Transformed, intervene, reads_of
 
 
 def value_and_grad_at(
@@ -49,9 +49,13 @@ def value_and_grad_at(
     """
     names = (sites,) if isinstance(sites, str) else tuple(sites)
     if not names or any("@" in name for name in names):
-        raise SiteError(f"value_and_grad_at takes names of sites, got {names}; their cotangents are what it returns.")
-    objective = _Objective(hold(fn), hold(metric), tuple(dict.fromkeys(canonical(name)[0] for name in names)))
-    return _GradientsAt(objective, capture(fn, names, layers=layers).reads)
+        raise SiteError(
+            f"value_and_grad_at takes names of sites, got {names}; their cotangents are what it returns."
+        )
+    objective = _Objective(
+        hold(fn), hold(metric), tuple(dict.fromkeys(spelled_out(name)[0] for name in names))
+    )
+    return _GradientsAt(objective, reads_of(names, layers))
 
 
 class _Objective(eqx.Module):

@@ -102,7 +102,10 @@ def _reason(mine: _Fingerprint) -> str:
     if not same:
         return "new function"
     if any((f.sites, f.edits, f.fns) == (mine.sites, mine.edits, mine.fns) for f in same):
-        known = any((f.sites, f.edits, f.fns, f.shapes) == (mine.sites, mine.edits, mine.fns, mine.shapes) for f in same)
+        known = any(
+            (f.sites, f.edits, f.fns, f.shapes) == (mine.sites, mine.edits, mine.fns, mine.shapes)
+            for f in same
+        )
         return "new context" if known else "new shape"
     twins = [f for f in same if (f.sites, f.edits, f.shapes) == (mine.sites, mine.edits, mine.shapes)]
     if twins:

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from mechjax.base.errors import ArgumentError, SiteError
 from mechjax.base.prompts import Prompts
 from mechjax.transform.captured import Activations, Captured
+from mechjax.transform.select import is_concrete
 from mechjax.transform.transforms import capture
 
 
@@ -60,7 +60,9 @@ def means(
         sites_known = acts.sites
     arrays = {name: total[name] / count[name] for name in total}
     kept = tuple(Captured(s.name, _kept(s.axes, per), s.layers) for s in sites_known)
-    return Activations(arrays, {n: jnp.isfinite(a).any(tuple(range(_has(n, kept), a.ndim))) for n, a in arrays.items()}, kept)
+    return Activations(
+        arrays, {n: jnp.isfinite(a).any(tuple(range(_has(n, kept), a.ndim))) for n, a in arrays.items()}, kept
+    )
 
 
 def _has(name: str, sites: tuple[Captured, ...]) -> int:
@@ -89,12 +91,14 @@ def _summed(x: Array, site: Captured, mask: Any, per: str) -> tuple[Array, Array
         for dim, n in zip((*batch, pos), mask.shape, strict=True):
             shape[dim] = n
         weight = mask.reshape(shape).astype(jnp.float32)
-    elif mask is not None and not isinstance(mask, jax.core.Tracer) and not bool(mask.all()):
+    elif mask is not None and is_concrete(mask) and not bool(mask.all()):
         raise SiteError(
             f"means of `{site.name}` over padded prompts: the site has no `pos` axis, so its padding is not known. "
             "Use prompts of one length."
         )
-    weight = jnp.broadcast_to(weight, [n if d in over else w for d, (n, w) in enumerate(zip(x.shape, weight.shape, strict=True))])
+    weight = jnp.broadcast_to(
+        weight, [n if d in over else w for d, (n, w) in enumerate(zip(x.shape, weight.shape, strict=True))]
+    )
     kept = jnp.where(weight > 0, x.astype(jnp.float32), 0.0)  # padding may hold anything
     n = jnp.broadcast_to(weight.sum(over), kept.sum(over).shape)
     return kept.sum(over), n

@@ -42,7 +42,9 @@ class _Call:
         arg_leaves, arg_tree = jax.tree.flatten((args, kwargs))
         leaves = fn_leaves + arg_leaves
         # Python numbers are data in arguments (a list of token ids), settings in a callable, as equinox has it.
-        is_data = [_is_array(x) for x in fn_leaves] + [_is_array(x) or eqx.is_array_like(x) for x in arg_leaves]
+        is_data = [_is_array(x) for x in fn_leaves] + [
+            _is_array(x) or eqx.is_array_like(x) for x in arg_leaves
+        ]
         self.data = [x for x, d in zip(leaves, is_data, strict=True) if d]
         fixed = tuple(x for x, d in zip(leaves, is_data, strict=True) if not d)
         self.key = _Key(fn_tree, arg_tree, tuple(is_data), fixed, len(fn_leaves))
@@ -124,9 +126,13 @@ def _tracer(key: _Key) -> Callable[[list[Any]], _Carrier]:
     return jax.jit(traced)
 
 
-def trace(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], names: frozenset[str]) -> tuple[Program, list[Any]]:
+def trace(
+    fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], names: frozenset[str]
+) -> tuple[Program, list[Any]]:
     """The program of `fn(*args, **kwargs)` with the sites `names` formed, and the arrays to run it on. Zero FLOPs."""
     call = _Call(fn, args, kwargs)
     with wanting(names):
         carrier = jax.eval_shape(_tracer(call.key), call.data)
-    return carrier.program, [jnp.asarray(x) if not isinstance(x, jax.ShapeDtypeStruct) else x for x in call.data]
+    return carrier.program, [
+        jnp.asarray(x) if not isinstance(x, jax.ShapeDtypeStruct) else x for x in call.data
+    ]

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from mechjax.transform.edits import Edit
 from mechjax.transform.select import kept_axes, no_hits, take
-from mechjax.transform.table import Mapped, SiteInfo, inner_jaxprs, recomputed, site_name
+from mechjax.transform.table import SiteInfo, inner_jaxprs, recomputed, site_name
 
 
 class Read(eqx.Module):
@@ -41,7 +41,9 @@ class Read(eqx.Module):
     def value(self, x: Array, info: SiteInfo, layer: Any) -> Array:
         """The part of one example's activation that is kept."""
         kept = take(x, self.index, info)
-        return kept if self.reduce is None else jnp.asarray(self.reduce(kept, At(info.name, info.axes, layer)))
+        return (
+            kept if self.reduce is None else jnp.asarray(self.reduce(kept, At(info.name, info.axes, layer)))
+        )
 
     def axes(self, info: SiteInfo) -> tuple[str, ...]:
         """Names of the trailing axes of what is kept; none where a reducer made it."""
@@ -86,7 +88,6 @@ class Request:
         self.numbers, self._static = eqx.partition((edits, reads), eqx.is_array)
         self.edited = frozenset(e.site for e in edits)
         self.read = frozenset(r.site for r in reads)
-        self.mapped: Mapped | None = None
         self.recomputing = False
         self._touched: dict[int, bool] = {}
         self._kept: list[Any] = []  # programs are remembered by id, so they must live
@@ -148,7 +149,9 @@ def write_row(buffer: Array, count: Array, value: Array, rows: tuple[int, ...] |
     slots = np.full(layers or len(rows), -1, np.int32)
     slots[list(rows)] = np.arange(len(rows), dtype=np.int32)
     everything = len(rows) == len(slots) and rows == tuple(range(len(rows)))
-    slot = jnp.asarray(layer) if everything else jnp.take(jnp.asarray(slots), layer, mode="fill", fill_value=-1)
+    slot = (
+        jnp.asarray(layer) if everything else jnp.take(jnp.asarray(slots), layer, mode="fill", fill_value=-1)
+    )
     at = jnp.maximum(slot, 0)
     old = jax.lax.dynamic_index_in_dim(buffer, at, 0, keepdims=False)
     new = value.astype(buffer.dtype) if everything else jnp.where(slot >= 0, value.astype(buffer.dtype), old)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Int
 
 from mechjax.base.errors import ShapeError
@@ -18,7 +19,7 @@ from mechjax.transform.table import SiteInfo
 
 def is_concrete(x: Any) -> bool:
     """Whether the numbers can be looked at now."""
-    return not isinstance(x, jax.core.Tracer)
+    return not isinstance(x, Tracer)
 
 
 def as_array(x: Any, what: str) -> Array:
@@ -47,7 +48,9 @@ def as_index(x: Any, what: str) -> Int[Array, "..."] | Bool[Array, "..."]:
     array = as_array(x, what)
     if array.dtype == jnp.bool_:
         if array.ndim == 0:
-            raise ShapeError(f"{what}: a single boolean selects nothing; give an index or a mask along the axis.")
+            raise ShapeError(
+                f"{what}: a single boolean selects nothing; give an index or a mask along the axis."
+            )
         return array
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise ShapeError(f"{what}: an index must be integers or booleans, got {array.dtype} {x!r}.")
@@ -116,7 +119,13 @@ def take(x: Array, index: dict[str, Array], info: SiteInfo) -> Array:
         else:
             n_batch = x.ndim - len(axes)
             lead = (1,) * (n_batch - idx.ndim + 1)
-            shape = (*lead, *idx.shape[:-1], *(1,) * (dim - n_batch), idx.shape[-1], *(1,) * (x.ndim - dim - 1))
+            shape = (
+                *lead,
+                *idx.shape[:-1],
+                *(1,) * (dim - n_batch),
+                idx.shape[-1],
+                *(1,) * (x.ndim - dim - 1),
+            )
             x = jnp.take_along_axis(x, wanted.reshape(shape), axis=dim, mode="fill", fill_value=fill)
         if idx.ndim == 0:
             axes.remove(axis)
@@ -171,14 +180,18 @@ def aligned(value: Array, info: SiteInfo, indexed: tuple[str, ...], what: str) -
         return readings.pop()
     names = ("batch",) * info.n_batch + info.axes
     without = tuple(a for i, a in enumerate(names) if i not in removed)
-    expected = f"{info.describe()}" + (f", or without what is indexed ({', '.join(without)}) = {short}" if removed else "")
+    expected = f"{info.describe()}" + (
+        f", or without what is indexed ({', '.join(without)}) = {short}" if removed else ""
+    )
     if readings:
         raise ShapeError(
             f"{what}: a value of shape {shape} can be read in two ways at site `{info.name}`: as the last axes of "
             f"{expected}. Give it all {len(full)} axes {names} (size 1 where it does not vary)."
         )
     hint = " If its first axis is the layer, say per_layer=True." if len(shape) == len(full) + 1 else ""
-    raise ShapeError(f"{what}: a value of shape {shape} does not fit site `{info.name}`, which has {expected}.{hint}")
+    raise ShapeError(
+        f"{what}: a value of shape {shape} does not fit site `{info.name}`, which has {expected}.{hint}"
+    )
 
 
 def _fits(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:

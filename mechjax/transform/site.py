@@ -96,7 +96,9 @@ def site(
     if layer is not None and layers is None:
         raise SiteError(f"site `{name}` was given a layer but not how many there are: pass `layers=`.")
     if isinstance(layer, (int, np.integer)) and layers is not None and not 0 <= layer < layers:
-        raise SiteError(f"site `{name}` was given layer {layer}; with layers={layers} it must be 0 to {layers - 1}.")
+        raise SiteError(
+            f"site `{name}` was given layer {layer}; with layers={layers} it must be 0 to {layers - 1}."
+        )
     operands = () if layer is None else (_int32(layer),)
     return site_p.bind(
         x, *operands, name=name, kind="primal", bdims=(), layers=layers, axes=tuple(axes), spec=spec

@@ -32,7 +32,7 @@ class Held:
         return cls(fn)
 
 
-def hold(fn: Callable[..., Any]) -> Callable[..., Any]:
+def hold(fn: Callable[..., Any]) -> Any:
     """`fn` itself where it is a pytree with arrays, else `fn` held as a static part."""
     if isinstance(fn, eqx.Module) or any(eqx.is_array(leaf) for leaf in jax.tree.leaves(fn)):
         return fn

@@ -176,7 +176,12 @@ def _parts(mesh: Any, entry: Any) -> int:
 def _merge(name: str, found: list[SiteInfo]) -> SiteInfo:
     first = found[0]
     for other in found[1:]:
-        same = (first.axes, first.shape, first.dtype, first.stacked) == (other.axes, other.shape, other.dtype, other.stacked)
+        same = (first.axes, first.shape, first.dtype, first.stacked) == (
+            other.axes,
+            other.shape,
+            other.dtype,
+            other.stacked,
+        )
         if not same:
             raise SiteError(
                 f"site `{name}` names two different activations: {first.describe()} {first.dtype}"
@@ -194,7 +199,11 @@ def _count(jaxpr: Any, recomputing: bool) -> dict[tuple[str, Any], int]:
     for eqn in jaxpr.eqns:
         name = site_name(eqn)
         operand = eqn.invars[1] if name is not None and len(eqn.invars) > 1 else None
-        if name is not None and not recomputed(eqn, recomputing) and (operand is None or isinstance(operand, jex.Literal)):
+        if (
+            name is not None
+            and not recomputed(eqn, recomputing)
+            and (operand is None or isinstance(operand, jex.Literal))
+        ):
             layer = None if operand is None else int(np.asarray(operand.val))
             total[name, layer] = total.get((name, layer), 0) + 1
         inside = recomputing or is_recomputation(eqn)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from mechjax.base.catalogue import canonical
+from mechjax.base.catalogue import spelled_out
 from mechjax.base.errors import ArgumentError, JitError, SiteError, did_you_mean
 from mechjax.transform import log
 from mechjax.transform.captured import Activations, Captured
@@ -57,7 +57,9 @@ class Transformed(eqx.Module):
             return out
         infos = {r.site: program.sites[r.site] for r in self.reads}
         sites = tuple(Captured(r.site, r.axes(infos[r.site]), r.rows(infos[r.site])) for r in self.reads)
-        return out, Activations(state.buffers, {name: count > 0 for name, count in state.counts.items()}, sites)
+        return out, Activations(
+            state.buffers, {name: count > 0 for name, count in state.counts.items()}, sites
+        )
 
     def __hash__(self) -> int:
         raise JitError(
@@ -86,7 +88,9 @@ def _settled(edits: Any, reads: Any, outs: list[Any], state: State) -> tuple[lis
             factor = jnp.where(once > 0, 1.0, jnp.nan).reshape(*once.shape, *(1,) * (buffer.ndim - once.ndim))
             buffers[read.site] = buffer * factor.astype(buffer.dtype)
         else:
-            message = f"site `{read.site}` ran twice at one layer; a name stands for one activation per layer."
+            message = (
+                f"site `{read.site}` ran twice at one layer; a name stands for one activation per layer."
+            )
             buffers[read.site] = eqx.error_if(buffer, (once < 1).any(), message)
     hits = [(e, h.all()) for e, h in zip(edits, state.hits, strict=True) if e.on_miss != "allow"]
     if not hits:
@@ -115,9 +119,12 @@ def _settled(edits: Any, reads: Any, outs: list[Any], state: State) -> tuple[lis
 
 
 def _total(value: Any) -> Array:
-    """The sum of an edit's finite floating numbers; only its gradient matters."""
+    """A finite number that depends on every floating number of an edit's value; only its gradient matters."""
     leaves = [x for x in jax.tree.leaves(value) if eqx.is_inexact_array(x)]
-    return sum((jnp.where(jnp.isfinite(x), x, 0).astype(jnp.float32).sum() for x in leaves), jnp.float32(0.0))
+    small = [
+        1e-30 * jnp.where(jnp.isfinite(x), x, 0).astype(jnp.float32) for x in leaves
+    ]  # so that no sum overflows
+    return sum((x.sum() for x in small), jnp.float32(0.0))
 
 
 def intervene(fn: Callable[..., Any], edits: Edit | Sequence[Edit]) -> Callable[..., Any]:
@@ -137,7 +144,9 @@ def intervene(fn: Callable[..., Any], edits: Edit | Sequence[Edit]) -> Callable[
     edits = (edits,) if isinstance(edits, Edit) else tuple(edits)
     wrong = [e for e in edits if not isinstance(e, Edit)]
     if wrong:
-        raise ArgumentError(f"intervene takes edits such as mechjax.zero('z', layer=0); got {type(wrong[0]).__name__}.")
+        raise ArgumentError(
+            f"intervene takes edits such as mechjax.zero('z', layer=0); got {type(wrong[0]).__name__}."
+        )
     if isinstance(fn, Transformed):  # one program for both, so that a miss reaches the captures too
         return Transformed(fn.fn, (*fn.edits, *edits), fn.reads)
     return Transformed(hold(fn), edits) if edits else fn
@@ -166,24 +175,40 @@ def capture(
     Raises:
         SiteError: when called, for a site, layer, axis or index that is not there.
     """
+    reads = reads_of(sites, layers, reduce, **index)
+    if isinstance(fn, Transformed) and not fn.reads:
+        return Transformed(fn.fn, fn.edits, reads)
+    return Transformed(hold(fn), (), reads)
+
+
+def reads_of(
+    sites: str | Sequence[str],
+    layers: int | Sequence[int] | None = None,
+    reduce: Callable[..., Array] | None = None,
+    **index: Any,
+) -> tuple[Read, ...]:
+    """The captures that the arguments of `capture` ask for."""
     names = (sites,) if isinstance(sites, str) else tuple(sites)
     if not names:
-        raise ArgumentError("capture was given no sites. Name some; mechjax.list_sites(fn, ...) shows what there is.")
-    chosen = None if layers is None else (layers,) if isinstance(layers, int) else tuple(int(i) for i in layers)
+        raise ArgumentError(
+            "capture was given no sites. Name some; mechjax.list_sites(fn, ...) shows what there is."
+        )
+    chosen = (
+        None if layers is None else (layers,) if isinstance(layers, int) else tuple(int(i) for i in layers)
+    )
     kept = {axis: as_index(i, f"capture, {axis}") for axis, i in index.items() if i is not None}
     wanted: dict[str, tuple[int, ...] | None] = {}
     for given in names:
-        name, layer = canonical(given)
+        name, layer = spelled_out(given)
         if layer is not None and chosen is not None:
-            raise SiteError(f"`{given}` already says layer {layer}, but layers={layers} was given too. Give one of them.")
+            raise SiteError(
+                f"`{given}` already says layer {layer}, but layers={layers} was given too. Give one of them."
+            )
         if layer is None and name in wanted:
             raise SiteError(f"captured twice: `{name}`. Name each site once.")
         wanted[name] = chosen if layer is None else (*(wanted.get(name) or ()), layer)
     reducer = None if reduce is None else hold(reduce)
-    reads = tuple(Read(n, at, kept, reducer) for n, at in wanted.items())
-    if isinstance(fn, Transformed) and not fn.reads:
-        return Transformed(fn.fn, fn.edits, reads)
-    return Transformed(hold(fn), (), reads)
+    return tuple(Read(n, at, kept, reducer) for n, at in wanted.items())
 
 
 def run(
@@ -223,12 +248,15 @@ class SiteList(Mapping[str, SiteInfo]):
         self._table = table
 
     def __getitem__(self, name: str) -> SiteInfo:
-        known = canonical(name)[0]
+        known = spelled_out(name)[0]
         if known not in self._table:
             raise SiteError(
                 f"no site `{name}` here; there are {', '.join(self._table)}.{did_you_mean(known, self._table)}"
             )
         return self._table[known]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and spelled_out(name)[0] in self._table
 
     def __iter__(self) -> Any:
         return iter(self._table)

@@ -21,7 +21,9 @@ def fresh_programs():
 
 def test_control__law_1__a_site_that_computes():
     def costs(ctx, x, *layer, **_):
-        return mlir.lower_fun(lambda x, *_: x * jnp.float32(1.0000001), multiple_results=False)(ctx, x, *layer)
+        return mlir.lower_fun(lambda x, *_: x * jnp.float32(1.0000001), multiple_results=False)(
+            ctx, x, *layer
+        )
 
     mlir.register_lowering(site_p, costs)
     try:

@@ -39,7 +39,10 @@ def test_laws_3_and_5__every_wrapper__same_captures_and_edits(tiny_model, tiny_t
     for site in WATCHED:  # `result` is costly: the wish reaches a closure, a jitted and a mapped model
         np.testing.assert_allclose(acts[site], watched[1][site], **LAW)
     value = np.arange(16.0)
-    edits = [mj.replace("result", value / 9, layer=1, head=2, pos=-1), mj.scale("mlp_post", 0.5, layer=[0, 2])]
+    edits = [
+        mj.replace("result", value / 9, layer=1, head=2, pos=-1),
+        mj.scale("mlp_post", 0.5, layer=[0, 2]),
+    ]
     expected = mj.intervene(tiny_model, edits)(tiny_tokens)
     out, acts = mj.capture(mj.intervene(f, edits), ["result"])(tiny_tokens)
     np.testing.assert_allclose(out, expected, **LAW)
@@ -62,7 +65,9 @@ def test_law_2__nothing_upstream_or_in_other_examples_changes(tiny_model, tiny_t
     pos = data.draw(st.sampled_from([0, 3, -1]))
     _, before = mj.capture(tiny_model, names)(tiny_tokens)
     at = mj.per_example(np.array([pos, pos, 1, 1]))  # two positions, by example
-    _, after = mj.capture(mj.intervene(tiny_model, [mj.add(site, 1.0, layer=layer, pos=at)]), names)(tiny_tokens)
+    _, after = mj.capture(mj.intervene(tiny_model, [mj.add(site, 1.0, layer=layer, pos=at)]), names)(
+        tiny_tokens
+    )
     for other, order in zip(names, before_that, strict=True):
         for i in range(3):
             if (i, order) < (layer, list(SITES).index(site)):
@@ -91,7 +96,10 @@ def test_law_5__grad_with_respect_to_an_edit_and_to_weights(tiny_model, tiny_tok
     value = jnp.array([0.5, -0.2, 0.1, 0.3])
     grads, weights = eqx.filter_grad(lambda vm: loss(*vm))((value, tiny_model))
     eps = 1e-2
-    numeric = [(loss(value.at[i].add(eps), tiny_model) - loss(value.at[i].add(-eps), tiny_model)) / (2 * eps) for i in range(4)]
+    numeric = [
+        (loss(value.at[i].add(eps), tiny_model) - loss(value.at[i].add(-eps), tiny_model)) / (2 * eps)
+        for i in range(4)
+    ]
     np.testing.assert_allclose(grads, np.stack(numeric), rtol=2e-2, atol=1e-5)
     # The head is overwritten in layer 1, so its own weights there have no influence.
     np.testing.assert_array_equal(weights.blocks.attn.W_V[1][:, 0], 0)
@@ -122,7 +130,9 @@ def test_law_8__100_numbers__one_program(tiny_model, tiny_tokens):
     outs = []
     for i in range(100):
         vector, layer, head, pos = rng.normal(size=4).astype(np.float32), i % 3, i % 4, -1 - i % 6
-        outs.append(mj.run(tiny_model, tiny_tokens, edits=[mj.replace("z", vector, layer=layer, head=head, pos=pos)]))
+        outs.append(
+            mj.run(tiny_model, tiny_tokens, edits=[mj.replace("z", vector, layer=layer, head=head, pos=pos)])
+        )
     assert len(compile_log()) == 1, compile_log()
     for _ in range(3):
         mj.capture(tiny_model, ["z", "resid_post"])(tiny_tokens)

@@ -41,7 +41,9 @@ def law_1(nesting, program):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("nesting", [Nesting(), Nesting("scanned", ("remat",))], ids=lambda n: "+".join(n.bodies))
+@pytest.mark.parametrize(
+    "nesting", [Nesting(), Nesting("scanned", ("remat",))], ids=lambda n: "+".join(n.bodies)
+)
 def test_law_1__sites_cost_nothing(nesting, program):
     law_1(nesting, program)
 

@@ -54,7 +54,10 @@ def law_3(f, name, layer, dtype=jnp.float32):
     value = np.linspace(-1, 1, UNIT)
     _, acts = mj.capture(mj.intervene(f, [mj.replace(name, value, layer=layer)]), name)(X.astype(dtype))
     assert acts[name].dtype == dtype
-    close(acts[name][layer].astype(jnp.float32), np.broadcast_to(jnp.asarray(value, dtype), (POS, UNIT)).astype(np.float32))
+    close(
+        acts[name][layer].astype(jnp.float32),
+        np.broadcast_to(jnp.asarray(value, dtype), (POS, UNIT)).astype(np.float32),
+    )
 
 
 def law_4(f, first, second):
@@ -98,12 +101,15 @@ def centered(x, info):
 
 def law_5_grad(f, name, layer):
     """`grad(intervene(f))` differentiates through the edit."""
+
     def loss(v, g):
         return (g([mj.replace(name, v, layer=layer, pos=1)]) ** 2).sum()
 
     value = jnp.array([0.3, -0.2])
     actual = jax.grad(loss)(value, lambda edits: mj.intervene(f, edits)(X))
-    by_hand = jax.grad(lambda v: loss(v, lambda e: reference(X, {(name, layer): lambda a: a.at[1].set(v)})["final"]))(value)
+    by_hand = jax.grad(
+        lambda v: loss(v, lambda e: reference(X, {(name, layer): lambda a: a.at[1].set(v)})["final"])
+    )(value)
     close(actual, by_hand, GRADIENT)
     through = jax.grad(lambda x: (mj.intervene(f, [mj.scale(name, 0.5, layer=layer)])(x) ** 2).sum())(X)
     expected = jax.grad(lambda x: (reference(x, {(name, layer): lambda a: a * 0.5})["final"] ** 2).sum())(X)
@@ -196,7 +202,9 @@ def test_law_6__layout_does_not_show(layout):
 
 
 @few
-@given(nestings(layouts=("unrolled", "scanned", "counted", "while", "resumed")), st.sampled_from([LAYERS, 9, -9]))
+@given(
+    nestings(layouts=("unrolled", "scanned", "counted", "while", "resumed")), st.sampled_from([LAYERS, 9, -9])
+)
 def test_law_7__a_missing_layer_is_not_silent(nesting, layer):
     law_7(build(nesting), layer)
 

@@ -27,7 +27,11 @@ def branching(x, n=1):
 
 
 def test_miss__before_a_resumed_start__poisons_output_and_captures():
-    run = jax.jit(lambda start, layer: mj.capture(mj.intervene(resumed(start), [mj.zero("hidden", layer=layer)]), "post")(X))
+    run = jax.jit(
+        lambda start, layer: mj.capture(
+            mj.intervene(resumed(start), [mj.zero("hidden", layer=layer)]), "post"
+        )(X)
+    )
     out, acts = run(2, 1)
     assert np.isnan(out).all() and np.isnan(acts["post"]).all()
     out, acts = run(2, 2)
@@ -144,7 +148,9 @@ def test_twice__constant_layer__raises_and_traced_layer__is_nan():
         mj.capture(constant, "h")(jnp.ones(2))
 
     def traced(x):
-        return lax.scan(lambda x, i: (mj.site(x + 1, "h", layer=i, layers=2), None), x, jnp.array([0, 1, 1]))[0]
+        return lax.scan(lambda x, i: (mj.site(x + 1, "h", layer=i, layers=2), None), x, jnp.array([0, 1, 1]))[
+            0
+        ]
 
     _, acts = mj.capture(traced, "h")(jnp.ones(2))
     np.testing.assert_array_equal(acts["h"], [[2, 2], [np.nan, np.nan]])

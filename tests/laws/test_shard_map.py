@@ -36,7 +36,9 @@ def test_shard_map__edit_without_index__needs_no_partition(mesh):
     np.testing.assert_allclose(out, np.stack(expected), **LAW)
 
 
-@pytest.mark.parametrize("edit", [mj.zero("hidden", pos=1), mj.replace("hidden", np.ones((4, 2)))], ids=["index", "value"])
+@pytest.mark.parametrize(
+    "edit", [mj.zero("hidden", pos=1), mj.replace("hidden", np.ones((4, 2)))], ids=["index", "value"]
+)
 def test_shard_map__index_or_value_without_partition__raises(mesh, edit):
     with pytest.raises(SiteError, match="Declare how it is partitioned"):
         mj.intervene(mapped(mesh), [edit])(X)

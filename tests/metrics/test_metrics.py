@@ -19,7 +19,10 @@ P /= P.sum(-1, keepdims=True)
 ROWS = np.arange(3)
 
 CASES = {
-    "logit_diff": (mj.metrics.logit_diff(CORRECT, WRONG), lambda r, c: LOGITS[r, c, CORRECT] - LOGITS[r, c, WRONG]),
+    "logit_diff": (
+        mj.metrics.logit_diff(CORRECT, WRONG),
+        lambda r, c: LOGITS[r, c, CORRECT] - LOGITS[r, c, WRONG],
+    ),
     "prob": (mj.metrics.prob(CORRECT), lambda r, c: P[r, c, CORRECT]),
     "nll": (mj.metrics.nll(CORRECT), lambda r, c: -np.log(P[r, c, CORRECT])),
     "rank": (mj.metrics.rank(CORRECT), lambda r, c: (P[r, c] > P[r, c, CORRECT][:, None]).sum(-1)),
@@ -41,16 +44,20 @@ def test_metric__with_mask__reads_the_last_real_token(name):
 def test_metric__position_per_example__counts_real_tokens():
     metric = mj.metrics.logit_diff(CORRECT, WRONG, pos=[0, 1, -2])
     at = np.array([0, 3, 3])
-    np.testing.assert_allclose(metric(LOGITS, MASK), LOGITS[ROWS, at, CORRECT] - LOGITS[ROWS, at, WRONG], **LAW)
+    np.testing.assert_allclose(
+        metric(LOGITS, MASK), LOGITS[ROWS, at, CORRECT] - LOGITS[ROWS, at, WRONG], **LAW
+    )
 
 
 def test_metric__one_answer_for_all__broadcasts():
-    np.testing.assert_allclose(mj.metrics.logit_diff(2, 3)(LOGITS), LOGITS[:, -1, 2] - LOGITS[:, -1, 3], **LAW)
+    np.testing.assert_allclose(
+        mj.metrics.logit_diff(2, 3)(LOGITS), LOGITS[:, -1, 2] - LOGITS[:, -1, 3], **LAW
+    )
 
 
 def test_kl__against_formula__and_zero_for_itself():
     other = LOGITS[:, 0] + 1.0
-    q = np.exp(np.asarray(other, np.float64)) 
+    q = np.exp(np.asarray(other, np.float64))
     q /= q.sum(-1, keepdims=True)
     expected = (q * (np.log(q) - np.log(P[:, -1]))).sum(-1)
     np.testing.assert_allclose(mj.metrics.kl(other)(LOGITS), expected, **LAW)

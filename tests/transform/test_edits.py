@@ -36,7 +36,10 @@ SELECTIONS = {
     "two axes": (dict(pos=2, head=1), np.s_[:, 2, 1]),
     "list and int": (dict(pos=[0, 2], head=-1), np.s_[:, [0, 2], 1]),
     "per example": (dict(pos=mj.per_example([0, 3, -2]), head=0), np.s_[[0, 1, 2], [0, 3, 2], 0]),
-    "lists per example": (dict(pos=[[0, 1], [1, 2], [3, 3]]), np.s_[[[0], [1], [2]], [[0, 1], [1, 2], [3, 3]]]),
+    "lists per example": (
+        dict(pos=[[0, 1], [1, 2], [3, 3]]),
+        np.s_[[[0], [1], [2]], [[0, 1], [1, 2], [3, 3]]],
+    ),
     "masks per example": (dict(pos=np.eye(3, 4, dtype=bool)), np.s_[[0, 1, 2], [0, 1, 2]]),
     "numpy scalar": (dict(pos=np.int64(1)), np.s_[:, 1]),
     "last axis": (dict(unit=3), np.s_[..., 3]),
@@ -47,23 +50,37 @@ SELECTIONS = {
 def test_zero_and_add__every_selection__as_numpy_indexes(name):
     where, index = SELECTIONS[name]
     np.testing.assert_array_equal(edited(mj.zero("z", **where)), changed(index, 0))
-    np.testing.assert_allclose(edited(mj.add("z", 2.0, strength=0.5, **where)), changed(index, X[index] + 1), **LAW)
+    np.testing.assert_allclose(
+        edited(mj.add("z", 2.0, strength=0.5, **where)), changed(index, X[index] + 1), **LAW
+    )
 
 
 def test_replace__value_forms__whole_size_one_or_absent():
     expected = changed(np.s_[:, 1, 0], V)
-    for value in (V, V[None, None], np.broadcast_to(V, (3, 4, 2, 5)), np.broadcast_to(V, (3, 1, 1, 5)), np.broadcast_to(V, (4, 2, 5))):
+    for value in (
+        V,
+        V[None, None],
+        np.broadcast_to(V, (3, 4, 2, 5)),
+        np.broadcast_to(V, (3, 1, 1, 5)),
+        np.broadcast_to(V, (4, 2, 5)),
+    ):
         np.testing.assert_array_equal(edited(mj.replace("z", value, pos=1, head=0)), expected)
     by_example = np.arange(15, dtype=np.float32).reshape(3, 5)
-    np.testing.assert_array_equal(edited(mj.replace("z", by_example, pos=1, head=0)), changed(np.s_[:, 1, 0], by_example))
+    np.testing.assert_array_equal(
+        edited(mj.replace("z", by_example, pos=1, head=0)), changed(np.s_[:, 1, 0], by_example)
+    )
     whole = np.arange(120, dtype=np.float32).reshape(3, 4, 2, 5)
     np.testing.assert_array_equal(edited(mj.replace("z", whole, pos=1)), changed(np.s_[:, 1], whole[:, 1]))
 
 
 def test_scale_clamp_and_order():
-    np.testing.assert_allclose(edited(mj.scale("z", 3.0, head=1)), changed(np.s_[:, :, 1], X[:, :, 1] * 3), **LAW)
+    np.testing.assert_allclose(
+        edited(mj.scale("z", 3.0, head=1)), changed(np.s_[:, :, 1], X[:, :, 1] * 3), **LAW
+    )
     np.testing.assert_allclose(edited(mj.clamp("z", -0.5, 0.5)), np.clip(X, -0.5, 0.5), **LAW)
-    np.testing.assert_allclose(edited(mj.clamp("z", high=0.1, pos=0)), changed(np.s_[:, 0], np.minimum(X[:, 0], 0.1)), **LAW)
+    np.testing.assert_allclose(
+        edited(mj.clamp("z", high=0.1, pos=0)), changed(np.s_[:, 0], np.minimum(X[:, 0], 0.1)), **LAW
+    )
     np.testing.assert_allclose(edited(mj.scale("z", 2), mj.add("z", 1)), X * 2 + 1, **LAW)
     np.testing.assert_allclose(edited(mj.add("z", 1), mj.scale("z", 2)), (X + 1) * 2, **LAW)
 
@@ -83,7 +100,7 @@ def test_resample__no_example_keeps_its_own__and_every_one_is_used():
     for seed in range(10):
         out = edited(mj.resample("z", X, key=jax.random.key(seed)))
         source = [[i for i in range(3) if (out[j] == X[i]).all()] for j in range(3)]
-        assert sorted(sum(source, [])) == [0, 1, 2]
+        assert sorted(i for s in source for i in s) == [0, 1, 2]
         assert all(s != [j] for j, s in enumerate(source))
 
 
@@ -132,7 +149,9 @@ def test_apply__info__says_where():
         seen.append((info.name, info.axes))
         return x + by
 
-    np.testing.assert_allclose(edited(mj.apply("z", look, 2.0, pos=1)), changed(np.s_[:, 1], X[:, 1] + 2), **LAW)
+    np.testing.assert_allclose(
+        edited(mj.apply("z", look, 2.0, pos=1)), changed(np.s_[:, 1], X[:, 1] + 2), **LAW
+    )
     assert seen[0] == ("z", ("pos", "head", "unit"))
 
 
@@ -148,7 +167,9 @@ def test_capture__parts_and_reducers():
 
 
 def test_values__bf16_site__keeps_its_dtype():
-    out = mj.intervene(f, [mj.add("z", 1.0), mj.replace("z", V, pos=0), mj.project_out("z", V, pos=1)])(X.astype(jnp.bfloat16))
+    out = mj.intervene(f, [mj.add("z", 1.0), mj.replace("z", V, pos=0), mj.project_out("z", V, pos=1)])(
+        X.astype(jnp.bfloat16)
+    )
     assert out.dtype == jnp.bfloat16
 
 

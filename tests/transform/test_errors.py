@@ -147,6 +147,16 @@ def test_record__missing_name_or_layer__teaches():
 def test_list_sites__prints_a_table_and_runs_nothing():
     sites = mj.list_sites(tower, jax.ShapeDtypeStruct((2, 4, 5), jnp.float32))
     assert list(sites) == ["h", "out"] and sites["h"].layers == 3 and sites["out"].layers is None
-    assert repr(sites).splitlines()[1].split() == ["h", "3", "batch", "pos", "unit", "(2,", "4,", "5)", "float32"]
+    assert repr(sites).splitlines()[1].split() == [
+        "h",
+        "3",
+        "batch",
+        "pos",
+        "unit",
+        "(2,",
+        "4,",
+        "5)",
+        "float32",
+    ]
     with pytest.raises(SiteError, match="no site `z` here; there are h, out"):
         sites["z"]

@@ -18,7 +18,9 @@ from mechjax.transform.log import compile_log
 @pytest.fixture(scope="module")
 def deep():
     """48 layers, wide enough that its weights are recognised in a program."""
-    config = Config(d_vocab=40, n_ctx=8, d_model=24, n_layers=48, n_heads=2, n_kv_heads=2, d_head=12, d_mlp=32)
+    config = Config(
+        d_vocab=40, n_ctx=8, d_model=24, n_layers=48, n_heads=2, n_kv_heads=2, d_head=12, d_mlp=32
+    )
     return init(config, key=jax.random.key(0))
 
 
@@ -38,12 +40,16 @@ def test_capture__one_layer_of_48__leaves_no_buffer_of_all(deep):
 
 def test_capture__one_position__buffer_of_that_size(deep):
     text = program(
-        lambda m, t: mj.capture(m, "resid_post", pos=-1)(t)[1]["resid_post"], deep, jnp.zeros((3, 5), jnp.int32)
+        lambda m, t: mj.capture(m, "resid_post", pos=-1)(t)[1]["resid_post"],
+        deep,
+        jnp.zeros((3, 5), jnp.int32),
     )
     assert not re.search(r"f32\[48,3,5,24\]", text) and "f32[48,3,24]" in text
 
 
-@pytest.mark.parametrize("wrap", [lambda m: m, jax.vmap, lambda m: lambda t: m(t)], ids=["model", "vmap", "closure"])
+@pytest.mark.parametrize(
+    "wrap", [lambda m: m, jax.vmap, lambda m: lambda t: m(t)], ids=["model", "vmap", "closure"]
+)
 def test_parameters__are_never_constants(tiny_model, tiny_tokens, wrap, monkeypatch):
     """The program that an eager call compiles takes weights as arguments, closed over or not."""
     from mechjax.transform import transforms
@@ -107,7 +113,12 @@ def test_compile_log__reasons():
     mj.capture(tower, "a")(jnp.ones(3))
     mj.capture(tower, "b")(jnp.ones(2))
     mj.run(tower, jnp.ones(2), edits=mj.zero("a"))
-    assert [entry.reason for entry in compile_log()] == ["new function", "new shape", "new sites", "new edits"]
+    assert [entry.reason for entry in compile_log()] == [
+        "new function",
+        "new shape",
+        "new sites",
+        "new edits",
+    ]
     assert str(compile_log()[1]) == "new shape: tower [a] on float32[3]"
     assert len(repr(compile_log()).splitlines()) == 4
 
