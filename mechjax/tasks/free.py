@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mechjax.tasks.template import fill, pick
+from mechjax.tasks.template import fill, pick, slots_of
 from mechjax.tasks.words import ADJECTIVES, ADVERBS, EVENTS, PLACES, THINGS
 
 TEMPLATES = (
@@ -19,11 +19,20 @@ TEMPLATES = (
 )
 
 
+_POOLS = {
+    "ADJECTIVE": ADJECTIVES,
+    "OTHER": ADJECTIVES,
+    "THING": THINGS,
+    "PLACE": PLACES,
+    "EVENT": EVENTS,
+    "ADVERB": ADVERBS,
+}
+
+
 def sentence(rng: np.random.Generator) -> str:
     """One free sentence of at most eight words and marks."""
-    pools = {"ADJECTIVE": ADJECTIVES, "OTHER": ADJECTIVES, "THING": THINGS, "PLACE": PLACES, "EVENT": EVENTS}
-    words = {slot: pick(rng, pool) for slot, pool in (pools | {"ADVERB": ADVERBS}).items()}
-    return fill(pick(rng, TEMPLATES), words)[0]
+    template = pick(rng, TEMPLATES)
+    return fill(template, {slot: pick(rng, _POOLS[slot]) for slot in slots_of(template)})[0]
 
 
 def lead(rng: np.random.Generator, most: int = 2) -> str:

@@ -10,21 +10,10 @@ from mechjax.hub.tokenizer import Tokenizer
 from mechjax.tasks.pairs import Pairs, make_pairs
 from mechjax.tasks.split import draw
 from mechjax.tasks.template import Example, pick
-from mechjax.tasks.words import (
-    ADJECTIVES,
-    ADVERBS,
-    EVENTS,
-    NAMES,
-    OBJECTS,
-    PLACES,
-    PROFESSIONS,
-    SUBJECTS,
-    THINGS,
-    VERBS,
-)
+from mechjax.tasks.words import ADJECTIVES, NAMES, OBJECTS, PLACES
 
-WORDS = ADJECTIVES + ADVERBS + EVENTS + NAMES + OBJECTS + PLACES + PROFESSIONS + SUBJECTS + THINGS + VERBS
-SHORTEST, LONGEST = 5, 14
+WORDS = NAMES + PLACES + OBJECTS + ADJECTIVES
+SHORTEST, LONGEST = 5, 10
 
 
 def _next(rng: np.random.Generator, words: list[str], split: str, *, without: list[str]) -> str:
@@ -52,7 +41,10 @@ def example(rng: np.random.Generator, split: str) -> Example:
     )
     ends = {"CUE": len(again), "COPIED": len(again) + 1 + len(words[asked])}
     rest = "".join(f" {word}" for word in words[asked + 1 :]) + "."
-    return Example(clean, corrupt, words[asked], wrong, ends, rest, (words[asked],), known=period - asked)
+    return Example(
+        clean, corrupt, words[asked], wrong, ends, rest, (words[asked],), known_before=asked - 1,
+        known_after=period - asked - 1,
+    )  # fmt: skip
 
 
 def induction(tokenizer: Tokenizer, n: int, *, seed: int = 0, split: str = "test") -> Pairs:

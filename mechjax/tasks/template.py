@@ -2,8 +2,12 @@
 
 import re
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+
+WORD = r"\d\d|\w+|[^\w\s]"
+"""What one token is: a pair of digits, a word, a mark."""
 
 _SLOT = re.compile(r"\{(\w+)\}")
 
@@ -20,7 +24,8 @@ class Example:
         ends: Name of a position -> where, in characters of `clean`, the word that it names ends.
         rest: What follows the answer when the example is trained on.
         answers: All right next words where `correct` is one of several or must beat the whole vocabulary.
-        known: How many words, from the answer on, follow from what stands before.
+        known_before: How many words right before the answer follow, as it does, from what stands before them.
+        known_after: How many right after it do.
     """
 
     clean: str
@@ -30,7 +35,8 @@ class Example:
     ends: dict[str, int]
     rest: str = "."
     answers: tuple[str, ...] = ()
-    known: int = 1
+    known_before: int = 0
+    known_after: int = 0
 
 
 def pick(rng: np.random.Generator, pool: tuple[str, ...]) -> str:
@@ -47,13 +53,24 @@ def pick_two(rng: np.random.Generator, pool: tuple[str, ...]) -> tuple[str, str]
 def fill(template: str, words: dict[str, str], lead: str = "") -> tuple[str, dict[str, int]]:
     """`lead` and `template` with its `{SLOTS}` filled, and where each slot's word ends, in characters."""
     text, ends = lead, {}
-    for i, piece in enumerate(_SLOT.split(template)):
+    for i, piece in enumerate(_pieces(template)):
         text += words[piece] if i % 2 else piece
         if i % 2:
             ends[piece] = len(text)
     return text, ends
 
 
+def slots_of(template: str) -> list[str]:
+    """The names of a template's slots, in order."""
+    return _pieces(template)[1::2]
+
+
+@cache
+def _pieces(template: str) -> list[str]:
+    """Fixed text and slots' names, by turns."""
+    return _SLOT.split(template)
+
+
 def words_of(templates: tuple[str, ...]) -> list[str]:
     """The fixed words and punctuation of `templates`."""
-    return [word for template in templates for word in re.findall(r"\w+|[^\w\s]", _SLOT.sub(" ", template))]
+    return [word for template in templates for word in re.findall(WORD, _SLOT.sub(" ", template))]

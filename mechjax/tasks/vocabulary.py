@@ -13,12 +13,24 @@ from mechjax.tasks.agreement import TEMPLATES as AGREEMENT
 from mechjax.tasks.free import TEMPLATES as FREE
 from mechjax.tasks.greater_than import TEMPLATES as GREATER_THAN
 from mechjax.tasks.greater_than import YEARS
-from mechjax.tasks.induction import WORDS
 from mechjax.tasks.ioi import TEMPLATES as IOI
 from mechjax.tasks.pronouns import CONTINUATIONS as AFTER_PRONOUNS
 from mechjax.tasks.pronouns import TEMPLATES as PRONOUNS
-from mechjax.tasks.template import words_of
-from mechjax.tasks.words import SUBJECTS, VERBS, plural, third_person
+from mechjax.tasks.template import WORD, words_of
+from mechjax.tasks.words import (
+    ADJECTIVES,
+    ADVERBS,
+    EVENTS,
+    NAMES,
+    OBJECTS,
+    PLACES,
+    PROFESSIONS,
+    SUBJECTS,
+    THINGS,
+    VERBS,
+    plural,
+    third_person,
+)
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "unk_token": "<unk>"}
 
@@ -26,8 +38,9 @@ SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "unk_token": "<unk>"}
 def vocabulary() -> tuple[str, ...]:
     """Every token, in the order of its id: special ones, words of the templates, years, words that fill the slots."""
     templates = IOI + GREATER_THAN + PRONOUNS + AGREEMENT + FREE + AFTER_VERBS + AFTER_PRONOUNS
-    forms = tuple(map(plural, SUBJECTS)) + tuple(map(third_person, VERBS))
-    words = (*SPECIAL.values(), "he", "she", *sorted(words_of(templates)), *YEARS, *WORDS, *forms)
+    nouns, verbs = SUBJECTS + tuple(map(plural, SUBJECTS)), VERBS + tuple(map(third_person, VERBS))
+    slots = NAMES + PLACES + OBJECTS + EVENTS + PROFESSIONS + nouns + verbs + ADJECTIVES + ADVERBS + THINGS
+    words = (*SPECIAL.values(), "he", "she", *sorted(words_of(templates)), *YEARS, *slots)
     return tuple(dict.fromkeys(words))
 
 
@@ -35,8 +48,10 @@ def build_tokenizer() -> Tokenizer:
     """The tokenizer of `vocabulary`, as the zoo's models ship it."""
     ids = {word: i for i, word in enumerate(vocabulary())}
     backend = tokenizers.Tokenizer(models.WordLevel(ids, unk_token=SPECIAL["unk_token"]))
-    digits = pre_tokenizers.Split(Regex(r"\d\d"), behavior="isolated")
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), digits])
+    spaces = pre_tokenizers.WhitespaceSplit()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [spaces, pre_tokenizers.Split(Regex(WORD), behavior="isolated")]
+    )
     bos = SPECIAL["bos_token"]
     backend.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, ids[bos])]

@@ -33,6 +33,11 @@ def test_rows__shape_mask_and_weight__agree(batches, tokenizer):
     assert np.mean([batch.mask.mean() for batch in batches]) > 0.8
 
 
+def test_rows__ids__are_those_of_the_tokenizer(batches, tokenizer):
+    for text, row, mask in zip(texts(tokenizer, batches[0]), batches[0].tokens, batches[0].mask, strict=True):
+        np.testing.assert_array_equal(tokenizer(text.removeprefix("<bos> ")).tokens, row[mask])
+
+
 def test_rows__seed__decides_everything(batches, tokenizer):
     again = next(rows(tokenizer, 64, answer_weight=7.0, seed=5))
     np.testing.assert_array_equal(again.tokens, batches[0].tokens)
