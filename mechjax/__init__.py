@@ -43,6 +43,8 @@ _PACKAGES = frozenset(
 
 def __getattr__(name: str) -> Any:
     """Import what is heavy or seldom needed on first use."""
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("mechjax")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     if name in _PACKAGES:

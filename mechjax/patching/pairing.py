@@ -10,6 +10,7 @@ from mechjax.base.errors import PairingError
 from mechjax.base.prompts import Prompts
 from mechjax.models.config import Config
 from mechjax.models.decoder import as_tokens
+from mechjax.transform.select import is_concrete
 
 Batch = tuple[Int[Array, "batch pos"], Bool[Array, "batch pos"] | None]
 
@@ -27,6 +28,8 @@ def paired(clean: Any, corrupt: Any, config: Config) -> tuple[Batch, Batch]:
             f"clean has {ids.shape[0]} prompts and corrupt has {other.shape[0]}: patching puts one prompt's "
             "activations into another's run, so give them in pairs."
         )
+    if ids.shape == other.shape and not all(m is None or is_concrete(m) for m in (mask, other_mask)):
+        return sides[0], sides[1]  # inside jit masks cannot be looked at
     lengths = [_lengths(i, m) for i, m in sides]
     differs = np.flatnonzero(lengths[0] != lengths[1])
     if differs.size or ids.shape != other.shape:

@@ -142,7 +142,8 @@ def write_row(buffer: Array, count: Array, value: Array, rows: tuple[int, ...] |
               layers: int | None) -> tuple[Array, Array]:  # fmt: skip
     """The buffer with the row of `layer` written, where it is asked for.
 
-    The row is read, selected and written back, which XLA does in place; a scatter would copy.
+    The row is read, selected and written back, which XLA does in place; a scatter would copy. A row that is written a
+    second time becomes NaN: a name stands for one activation per layer. (Integers have no NaN; they raise at the end.)
     """
     if rows is None:
         return value.astype(buffer.dtype), count + 1
@@ -154,7 +155,10 @@ def write_row(buffer: Array, count: Array, value: Array, rows: tuple[int, ...] |
     )
     at = jnp.maximum(slot, 0)
     old = jax.lax.dynamic_index_in_dim(buffer, at, 0, keepdims=False)
-    new = value.astype(buffer.dtype) if everything else jnp.where(slot >= 0, value.astype(buffer.dtype), old)
+    new = value.astype(buffer.dtype)
+    if jnp.issubdtype(buffer.dtype, jnp.inexact):
+        new = jnp.where(count[at] > 0, jnp.nan, new).astype(buffer.dtype)
+    new = new if everything else jnp.where(slot >= 0, new, old)
     written = jax.lax.dynamic_update_index_in_dim(buffer, new, at, 0)
     return written, count + (jnp.arange(len(rows), dtype=jnp.int32) == slot).astype(jnp.int32)
 

@@ -80,18 +80,15 @@ def _evaluated(program: Program, consts: Any, data: Any, edits: Any, reads: Any)
 
 def _settled(edits: Any, reads: Any, outs: list[Any], state: State) -> tuple[list[Any], State]:
     """Nothing is silent: an edit that never took hold turns what came out into NaN, or raises."""
-    buffers = {}
-    for read in reads:  # a row that was written twice stands for nothing
-        once = (state.counts[read.site] <= 1).astype(jnp.float32)
-        buffer = state.buffers[read.site]
-        if jnp.issubdtype(buffer.dtype, jnp.inexact):
-            factor = jnp.where(once > 0, 1.0, jnp.nan).reshape(*once.shape, *(1,) * (buffer.ndim - once.ndim))
-            buffers[read.site] = buffer * factor.astype(buffer.dtype)
-        else:
+    buffers = dict(state.buffers)
+    for read in reads:
+        if not jnp.issubdtype(buffers[read.site].dtype, jnp.inexact):
             message = (
                 f"site `{read.site}` ran twice at one layer; a name stands for one activation per layer."
             )
-            buffers[read.site] = eqx.error_if(buffer, (once < 1).any(), message)
+            buffers[read.site] = eqx.error_if(
+                buffers[read.site], (state.counts[read.site] > 1).any(), message
+            )
     hits = [(e, h.all()) for e, h in zip(edits, state.hits, strict=True) if e.on_miss != "allow"]
     if not hits:
         return outs, State(buffers, state.counts, state.hits)

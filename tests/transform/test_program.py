@@ -69,6 +69,29 @@ def test_parameters__are_never_constants(tiny_model, tiny_tokens, wrap, monkeypa
     assert [shape for value, shape in constants if len(value) > 20] == []  # only splats, such as zeros
 
 
+@pytest.mark.parametrize("job", ["forward", "capture", "sweep"])
+def test_program__three_times_the_layers__is_as_long(job):
+    """Compile time does not grow with depth, as far as that can be told without a clock."""
+    tokens = jnp.zeros((2, 5), jnp.int32)
+    metric = mj.metrics.logit_diff(1, 2)
+    jobs = {
+        "forward": lambda m, t: m(t),
+        "capture": lambda m, t: mj.capture(m, ["z", "resid_post"])(t)[1]["z"],
+        "sweep": lambda m, t: (
+            mj.patching.activation_patch(m, t, t, metric, site="z", over=("layer", "head")).scores
+        ),
+    }
+
+    def length(n_layers):
+        config = Config(
+            d_vocab=40, n_ctx=8, d_model=24, n_layers=n_layers, n_heads=2, n_kv_heads=2, d_head=12, d_mlp=32
+        )
+        shapes = eqx.filter_eval_shape(init, config, key=jax.random.key(0))
+        return eqx.filter_jit(jobs[job]).lower(shapes, tokens).as_text().count("\n")
+
+    assert length(2) == length(6)
+
+
 def test_jit__of_a_transformed_model__is_refused_with_the_right_spelling(tiny_model, tiny_tokens):
     with pytest.raises(JitError, match=r"equinox.filter_jit"):
         jax.jit(mj.capture(tiny_model, "z"))(tiny_tokens)
