@@ -68,6 +68,16 @@ def _check_place(asked: Edit | Read, info: SiteInfo) -> None:
                 f"{did_you_mean(axis, info.axes)}"
             )
         _check_numbers(what, axis, index, info.size(axis), info)
+        looks_per_example = (
+            info.n_batch > 0
+            and index.ndim == 1
+            and index.shape == info.local[info.n_batch - 1 : info.n_batch]
+        )
+        if looks_per_example and index.size > 1 and index.dtype != jnp.bool_ and axis not in asked.listed:
+            raise ShapeError(
+                f"{what}: `{axis}=` is an array of {index.size} indices for {index.size} examples. One per example is "
+                f"{axis}=mechjax.per_example(array); all of these indices in every example is {axis}=list(array)."
+            )
     if info.mapped is not None and info.spec is None and not _needs_no_partition(asked):
         raise SiteError(
             f"{what}: site `{info.name}` stands inside shard_map over {sorted(info.mapped.axes)}, where each device "

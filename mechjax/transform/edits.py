@@ -35,6 +35,7 @@ class Edit(eqx.Module):
         rows: The layers whose rows the value holds; None for all, in order (static).
         on_miss: What a miss at run time does: "nan", "raise" or "allow" (static).
         straight_through: Allows editing a primal site of a differentiated program (static).
+        listed: The axes whose indices came as a Python list, which cannot be meant per example (static).
     """
 
     site: str = eqx.field(static=True)
@@ -47,6 +48,7 @@ class Edit(eqx.Module):
     rows: tuple[int, ...] | None = eqx.field(static=True, default=None)
     on_miss: str = eqx.field(static=True, default="nan")
     straight_through: bool = eqx.field(static=True, default=False)
+    listed: tuple[str, ...] = eqx.field(static=True, default=())
 
     def describe(self) -> str:
         """The edit in words, for messages: "`replace` at `z`, layer 1, head 4"."""
@@ -83,7 +85,8 @@ def _edit(kind: str, site: str, value: tuple[Any, ...] = (), *, layer: Any = Non
                 f"{what}: layer has shape {layer.shape}; give one layer, a list of layers or a mask."
             )
     chosen = {axis: as_index(i, f"{what}, {axis}") for axis, i in index.items() if i is not None}
-    return Edit(name, kind, value, layer, chosen, fn, per_layer, rows, on_miss, straight_through)
+    listed = tuple(axis for axis in chosen if isinstance(index[axis], (list, tuple)))
+    return Edit(name, kind, value, layer, chosen, fn, per_layer, rows, on_miss, straight_through, listed)
 
 
 def _recorded(

@@ -23,12 +23,14 @@ class Read(eqx.Module):
         layers: The layers asked for; None for all (static).
         index: Axis name -> the part to keep, as `select.take` reads it.
         reduce: `reduce(x, info)` applied inside the program, so that only its result is kept; or None.
+        listed: The axes whose indices came as a Python list (static).
     """
 
     site: str = eqx.field(static=True)
     layers: tuple[int, ...] | None = eqx.field(static=True, default=None)
     index: dict[str, Array] = eqx.field(default_factory=dict)
     reduce: Any = None
+    listed: tuple[str, ...] = eqx.field(static=True, default=())
 
     def rows(self, info: SiteInfo) -> tuple[int, ...] | None:
         """The layers of the captured rows; None for a site outside the layers."""

@@ -2,7 +2,8 @@
 
 An index along an axis is an integer array whose rank says what it means, never its size:
 rank 0 is one index, rank 1 a list of indices (the same for every example), rank 2 and more `[*batch, k]` lists of
-indices per example (`per_example` makes one of `[*batch]` positions). Booleans are masks of the same ranks.
+indices per example (`per_example` makes one of `[*batch]` positions). Booleans are masks of the same ranks. An array
+(not a Python list) of as many indices as there are examples is refused: it looks like one per example, and is not.
 """
 
 from typing import Any

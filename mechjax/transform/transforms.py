@@ -205,7 +205,8 @@ def reads_of(
             raise SiteError(f"captured twice: `{name}`. Name each site once.")
         wanted[name] = chosen if layer is None else (*(wanted.get(name) or ()), layer)
     reducer = None if reduce is None else hold(reduce)
-    return tuple(Read(n, at, kept, reducer) for n, at in wanted.items())
+    listed = tuple(axis for axis in kept if isinstance(index[axis], (list, tuple)))
+    return tuple(Read(n, at, kept, reducer, listed) for n, at in wanted.items())
 
 
 def run(

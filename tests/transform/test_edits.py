@@ -31,6 +31,7 @@ V = np.arange(5, dtype=np.float32)
 SELECTIONS = {
     "int": (dict(pos=1), np.s_[:, 1]),
     "negative": (dict(pos=-1), np.s_[:, -1]),
+    "array": (dict(pos=np.array([0, 3])), np.s_[:, [0, 3]]),
     "list": (dict(pos=[0, -1]), np.s_[:, [0, 3]]),
     "mask": (dict(pos=np.array([True, False, True, False])), np.s_[:, [0, 2]]),
     "two axes": (dict(pos=2, head=1), np.s_[:, 2, 1]),

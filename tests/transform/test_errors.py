@@ -43,6 +43,8 @@ BAD = {
     "mask to capture": (ShapeError, lambda: mj.capture(tower, "h", pos=[True] * 4)(X), "is a mask, whose size is data"),
     "layer mask length": (ShapeError, lambda: edited(mj.zero("h", layer=[True, False])), "mask `layer=` has length 2"),
     "too many batch axes": (ShapeError, lambda: edited(mj.zero("h", pos=np.zeros((1, 2, 1), int))), "indices per example"),
+    "looks per example": (ShapeError, lambda: edited(mj.zero("h", pos=np.array([0, 1]))), r"array of 2 indices for 2 examples.*per_example"),
+    "looks per example to capture": (ShapeError, lambda: mj.capture(tower, "h", pos=jnp.array([0, 1]))(X), "mechjax.per_example"),
     "float index": (ShapeError, lambda: mj.zero("h", pos=1.5), "an index must be integers or booleans, got float32"),
     "boolean index": (ShapeError, lambda: mj.zero("h", pos=True), "a single boolean selects nothing"),
     "layer rank": (ShapeError, lambda: mj.zero("h", layer=[[1]]), "one layer, a list of layers or a mask"),
