@@ -150,10 +150,10 @@ def test_induction__answer__followed_the_last_word_before(pairs):
     assert (p.answers.sum(-1) == 1).all()
 
 
-def test_right__of_certain_logits__is_the_rule_of_the_task(pairs):
+def test_right__of_certain_logits__is_the_rule_of_the_task(pairs, tokenizer):
     for p in pairs.values():
         rows = jnp.arange(N)
-        flat = jnp.zeros((*p.clean.tokens.shape, 1200))
+        flat = jnp.zeros((*p.clean.tokens.shape, tokenizer.vocab_size))
         end = (rows, p.positions["END"])
         assert p.right(flat.at[(*end, p.correct)].set(20.0)).all()
         assert not p.right(flat.at[(*end, p.wrong)].set(20.0)).any()
