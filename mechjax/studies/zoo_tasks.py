@@ -125,7 +125,7 @@ def optimizer(steps: int) -> optax.GradientTransformation:
 def loss(model: Decoder, batch: Rows, key: Array) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Weighted mean cross-entropy of the next word, in nats; beside it that of the words that can be known."""
     del key
-    logits = model(batch.tokens, mask=batch.mask)[:, :-1]
+    logits = model(batch.tokens, mask=jnp.asarray(batch.mask))[:, :-1]
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch.tokens[:, 1:])
     weight = batch.weight[:, 1:]
     known = weight > 1
