@@ -6,7 +6,9 @@ is "John". Three experiments, each on `n` held-out prompts:
 
 1. Put one piece of the clean run's residual stream into the corrupt run: where is the answer?  (`activation_patch`)
 2. Put one head's output in: which heads carry it, and where do they write?
-3. Take the three leading heads away (mean ablation): is the answer gone, and is it for three random heads?
+3. Take the three leading heads away: is the answer gone, and is it for three random heads? Each says what it says on
+   average over the same sentence with other names (mean ablation as Wang et al. do it, over prompts of one template),
+   so that the grammar of the sentence stays and only who is who goes.
 """
 
 import time
@@ -32,7 +34,7 @@ from mechjax.models.load import load
 from mechjax.patching import PatchScores, activation_patch
 from mechjax.studies.tour_page import Story, Tour
 from mechjax.tasks import Pairs, ioi
-from mechjax.transform import Activations, capture, intervene, mean_ablate, means
+from mechjax.transform import capture, intervene, mean_ablate
 from mechjax.viz import check_writable
 
 MODEL = "tasks-4l"
@@ -40,6 +42,10 @@ LEADING = 3
 """How many heads the tour names and takes away."""
 TRIPLES = 20
 """How many random triples of other heads are taken away for comparison."""
+VARIANTS = 16
+"""Over how many versions of each sentence with other names a head's output is averaged; an even number."""
+ROLES = ("IO", "S1", "S2", "END")
+"""The named positions of the task."""
 
 Stage = Callable[[str], AbstractContextManager[None]]
 
@@ -79,26 +85,32 @@ def tour(path: str | Path | None = None, *, n: int = 64, seed: int = 0, open_bro
 
 
 def explore(model: Decoder, tokenizer: Tokenizer, pairs: Pairs, *, name: str, seed: int = 0) -> Tour:
-    """The tour's three experiments, on any decoder and pairs.
+    """The tour's three experiments, on any decoder.
 
     Args:
         model: The decoder; it needs twice as many heads as the tour takes away.
-        tokenizer: Its tokenizer.
-        pairs: Clean and corrupt prompts with named positions.
+        tokenizer: Its tokenizer, in which a name is one token.
+        pairs: Indirect object prompts, such as `mechjax.tasks.ioi` gives.
         name: The model's name.
-        seed: Which random heads are taken away for comparison.
+        seed: Which names are exchanged, and which random heads are taken away for comparison.
 
     Raises:
-        ArgumentError: Too few heads to compare three with three others.
+        ArgumentError: Pairs of another task, or too few heads to compare three with three others.
     """
     c = model.config
+    if tuple(pairs.positions) != ROLES:
+        raise ArgumentError(
+            f"the pairs name the positions {', '.join(pairs.positions)}; the tour is about indirect objects and reads "
+            f"{', '.join(ROLES)}. Make them with mechjax.tasks.ioi(tokenizer, n)."
+        )
     if c.n_layers * c.n_heads < 2 * LEADING:
         raise ArgumentError(
             f"the model has {c.n_layers * c.n_heads} heads; comparing {LEADING} heads with {LEADING} others needs "
             f"{2 * LEADING} or more."
         )
-    metric, roles = logit_diff(pairs.correct, pairs.wrong), tuple(pairs.positions)
-    at = jnp.stack([pairs.positions[role] for role in roles])  # (role, batch)
+    metric = logit_diff(pairs.correct, pairs.wrong)
+    at = jnp.stack([pairs.positions[role] for role in ROLES])  # (role, batch)
+    rng = np.random.default_rng(seed)
     seconds: list[tuple[str, float]] = []
     with _stages(5, seconds) as stage:
         with stage("Patching the residual stream"):
@@ -113,8 +125,8 @@ def explore(model: Decoder, tokenizer: Tokenizer, pairs: Pairs, *, name: str, se
             patterns = jnp.stack([acts["pattern"][layer, :, head] for layer, head in leading])
             story = _story(tokenizer, pairs, stream, logits, patterns, at)
         with stage("Taking heads away"):
-            triples = jnp.asarray([leading, *_random_triples(c.n_layers, c.n_heads, leading, seed)])
-            left = _without(model, pairs.clean, metric, means(model, pairs.clean, ["z"]), triples)
+            triples = jnp.asarray([leading, *_random_triples(c.n_layers, c.n_heads, leading, rng)])
+            left = _without(model, pairs.clean, metric, mean_over_names(model, pairs, rng), triples)
     example = jnp.arange(at.shape[1])
     at_roles = jnp.take_along_axis(stream.per_example, at[None], axis=1).mean(-1)
     corrupt, gap = stream.corrupt.mean(), stream.clean.mean() - stream.corrupt.mean()
@@ -128,7 +140,7 @@ def explore(model: Decoder, tokenizer: Tokenizer, pairs: Pairs, *, name: str, se
         random=left[1:],
         story=story,
         leading=leading,
-        roles=roles,
+        roles=ROLES,
         model=name,
         n=len(pairs.clean_text),
         seed=seed,
@@ -202,23 +214,46 @@ def _story(
 
 
 def _random_triples(
-    n_layers: int, n_heads: int, leading: tuple[tuple[int, int], ...], seed: int
+    n_layers: int, n_heads: int, leading: tuple[tuple[int, int], ...], rng: np.random.Generator
 ) -> list[list[tuple[int, int]]]:
-    rng = np.random.default_rng(seed)
     others = [
         (layer, head) for layer in range(n_layers) for head in range(n_heads) if (layer, head) not in leading
     ]
     return [[others[i] for i in rng.choice(len(others), LEADING, replace=False)] for _ in range(TRIPLES)]
 
 
+def mean_over_names(
+    model: Decoder, pairs: Pairs, rng: np.random.Generator
+) -> Float[Array, "layer batch pos head d_head"]:
+    """What each head says (`z`) on average over the same sentences with other names.
+
+    Names come from the other prompts of the batch; in half of the versions the one is repeated, in half the other.
+    """
+    tokens, rows = np.asarray(pairs.clean.tokens), np.arange(len(pairs.clean_text))
+    where = {role: np.asarray(pairs.positions[role]) for role in ROLES}
+    total = jnp.zeros(())
+    for version in range(VARIANTS):
+        donors = rng.permutation(rows)
+        names = {role: tokens[donors, where[role][donors]] for role in ("IO", "S1")}
+        changed = tokens.copy()
+        for role, source in {"IO": "IO", "S1": "S1", "S2": ("S1", "IO")[version % 2]}.items():
+            changed[rows, where[role]] = names[source]
+        total += capture(model, ["z"])(Prompts(jnp.asarray(changed), pairs.clean.mask))[1]["z"]
+    return total / VARIANTS
+
+
 @eqx.filter_jit
 def _without(
-    model: Decoder, clean: Prompts, metric: Metric, mean: Activations, triples: Int[Array, "triple three two"]
+    model: Decoder,
+    clean: Prompts,
+    metric: Metric,
+    mean: Float[Array, "layer batch pos head d_head"],
+    triples: Int[Array, "triple three two"],
 ) -> Float[Array, " triple"]:
     """The metric, mean over prompts, with each triple of heads mean-ablated."""
 
     def one(triple: Int[Array, "three two"]) -> Float[Array, ""]:
-        edits = [mean_ablate("z", mean, layer=head[0], head=head[1]) for head in triple]
+        edits = [mean_ablate("z", mean, per_layer=True, layer=head[0], head=head[1]) for head in triple]
         return metric(intervene(model, edits)(clean), clean.mask).mean()
 
     return jax.lax.map(one, triples)

@@ -41,12 +41,12 @@ original: its notes at one position, as they enter one layer. If the right answe
 it."""
 _HEADS = """Attention heads are the only parts that carry information from one position to another. So the same
 again, with the output of one head put back at a time:"""
-_LOOKS = """A head looks from one word back at the words before it, and copies from where it looks. The framed
-word is the one that looks; the stronger the colour of a word, the more of the attention it gets. Choose any
-word to see where it looks."""
-_TEST = """Bringing an answer back shows that a head can carry it, not that the model needs it. So we take the
-three heads away: each now says what it says on average, and knows nothing of this sentence. To compare, we do
-the same to random triples of other heads."""
+_LOOKS = """A head looks from one word at the words before it, or at that word itself, and copies from where it
+looks. The framed word is the one that looks; the stronger the colour of a word, the more of the attention it gets.
+Choose any word to see where it looks."""
+_TEST = """Bringing an answer back shows that a head can carry it, not that the model needs it. So we take the three
+heads away: each now says what it says on average over the same sentence with other names, so that it keeps the grammar
+and forgets who is who. To compare, we do the same to random triples of other heads."""
 _LEGEND = ("−1 worse", "0 no change", "1 all of it back")
 _WORDS = {
     "token": "A piece of text, here a word. The model reads tokens and predicts the next one.",
@@ -60,7 +60,7 @@ _WORDS = {
     "clean, corrupt": "The sentence as it is, and the same sentence with one word changed so that the answer flips.",
     "patching": "Running the model on one sentence with one piece of its computation taken from the other.",
     "recovered": "How far a patch brings the answer back: 0 not at all, 1 all the way.",
-    "mean ablation": "Replacing what a head says by what it says on average: it knows nothing of this sentence.",
+    "mean ablation": "Replacing what a head says by what it says on average: here, with other names in the sentence.",
 }
 
 
@@ -99,7 +99,7 @@ class Tour(Record):
         places: Recovered by each head's output at each named position.
         looks: Attention of the leading heads from one named position to another, mean over prompts.
         intact: Logit difference of the clean prompts: the right name above the wrong one, mean over prompts.
-        ablated: The same with the leading heads mean-ablated.
+        ablated: The same with the leading heads mean-ablated, over the same sentences with other names.
         random: The same with each of the random triples of other heads mean-ablated.
         story: One prompt in detail.
         leading: (layer, head) of the leading heads, the first first (static).
@@ -172,7 +172,7 @@ def _roles_at(tour: Tour) -> dict[int, str]:
 
 
 def _explained(tour: Tour) -> list[str]:
-    return [_ROLES.get(role, "") for role in tour.roles]
+    return [_ROLES[role] for role in tour.roles]
 
 
 def _writes(tour: Tour, which: int) -> int:
@@ -208,7 +208,7 @@ def _short(tour: Tour) -> Html:
     ]
     return section(
         "The short answer",
-        f"Of its {tour.heads.size} attention heads, three carry most of it. Take these three away, and "
+        f"Of its {tour.heads.size} attention heads, these three bring most of the answer back. Take them away, and "
         f"{_percent(tour.drop)} of the model's lead for the right name is gone. Take three random others away, and the "
         f"lead typically changes by {_percent(abs(tour.random_drop))}.",
         tag("ul", chips, class_="chips"),
@@ -270,8 +270,8 @@ def _journey(first: str, last: str) -> str:
     if first == last:
         return f"Read it from top to bottom: what decides the answer stays at {first}."
     return (
-        f"Read it from top to bottom: what decides the answer starts at {first} ({_ROLES.get(first, first)}) and has "
-        f"moved to {last} ({_ROLES.get(last, last)}) by the last layer. Something moved it there."
+        f"Read it from top to bottom: what decides the answer starts at {first} ({_ROLES[first]}) and has moved to "
+        f"{last} ({_ROLES[last]}) by the last layer. Something moved it there."
     )
 
 
@@ -283,7 +283,7 @@ def _heads(tour: Tour) -> Html:
         return f"{name}: putting this head back recovers {number(value)} of the answer."
 
     return section(
-        "Which heads move it?",
+        "Which heads do the work?",
         _HEADS,
         heatmap(
             numbers,
@@ -313,9 +313,10 @@ def _looks(tour: Tour) -> Html:
     for i, name in enumerate(tour.names):
         writes, seen = _writes(tour, i), _seen(tour, i)
         share = _percent(float(tour.looks[i, writes, seen]))
-        note = f"does its work at {tour.roles[writes]}. From there, {share} of its attention goes to {tour.roles[seen]}"
-        pattern, tokens = tour.story.patterns[i], tour.story.tokens
+        target = "the word itself" if seen == writes else tour.roles[seen]
+        note = f"does its work at {tour.roles[writes]}. There, {share} of its attention goes to {target}"
         note += f" (mean of {tour.n} sentences)."
+        pattern, tokens = tour.story.patterns[i], tour.story.tokens
         figures.append(attention(pattern, tokens, title=name, note=note, query=tour.story.at[writes]))
     return section("What do they look at?", _LOOKS, *figures)
 

@@ -64,18 +64,25 @@ def arcs(
 
 
 def _curve(arc: Arc, middles: Sequence[float], floor: float, height: float) -> Html:
+    said = f"{arc.name} {100 * arc.share:.0f}%"
+    width = f"stroke-width:{1.5 + 2.5 * arc.share:.1f}px"
+    if arc.start == arc.end:  # the word looks at itself: a loop that leans aside, its name beside it
+        x, foot, top = middles[arc.end], floor - 4.0, floor - 1.1 * height
+        path = f"M{x - 2:.1f} {foot:.1f} C{x - 2:.1f} {top:.1f} {x - 40:.1f} {top:.1f} {x - 13:.1f} {foot - 5:.1f}"
+        name = tag("text", said, x=f"{x - 72:.1f}", y=f"{(foot + 2 * top) / 3:.1f}", class_="over")
+        return tag("g", tag("path", d=path, class_="arc", style=width), _point(x - 12, foot), name)
     # Where several arcs meet at one word, the small shift keeps their ends apart.
-    start, end = middles[arc.start], middles[arc.end] - (5.0 if arc.end > arc.start else 0.0)
+    start, end = middles[arc.start] + 4.0, middles[arc.end] - (5.0 if arc.end > arc.start else 0.0)
     top, foot = floor - height, floor - 4.0
     lean = min(abs(end - start) / 2, 40.0) * (1 if end >= start else -1)
     path = (
         f"M{start:.1f} {foot:.1f} C{start:.1f} {top:.1f} {start:.1f} {top:.1f} {start + lean:.1f} {top:.1f} "
         f"L{end - lean:.1f} {top:.1f} C{end:.1f} {top:.1f} {end:.1f} {top:.1f} {end:.1f} {foot - 5:.1f}"
     )
-    tip = f"M{end - 4.5:.1f} {foot - 7:.1f} L{end + 4.5:.1f} {foot - 7:.1f} L{end:.1f} {foot + 1:.1f} Z"
-    said = f"{arc.name} {100 * arc.share:.0f}%"
-    return tag(
-        "g", tag("path", d=path, class_="arc", style=f"stroke-width:{1.5 + 2.5 * arc.share:.1f}px"),
-        tag("path", d=tip, class_="point"),
-        tag("text", said, x=f"{(start + end) / 2:.1f}", y=f"{top - 6:.1f}", class_="over"),
-    )  # fmt: skip
+    name = tag("text", said, x=f"{(start + end) / 2:.1f}", y=f"{top - 6:.1f}", class_="over")
+    return tag("g", tag("path", d=path, class_="arc", style=width), _point(end, foot), name)
+
+
+def _point(x: float, y: float) -> Html:
+    d = f"M{x - 4.5:.1f} {y - 7:.1f} L{x + 4.5:.1f} {y - 7:.1f} L{x:.1f} {y + 1:.1f} Z"
+    return tag("path", d=d, class_="point")

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from mechjax.base.errors import ShapeError
 from mechjax.viz.html import Html, tag
 
-_DENSE = 14  # more columns than this are drawn small
+_DENSE = 10  # more columns than this are drawn small
 
 
 def number(value: float) -> str:

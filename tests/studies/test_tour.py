@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 import mechjax as mj
 from mechjax.base.errors import ArgumentError, WriteError
 from mechjax.models import Config
-from mechjax.studies.tour import explore, tour
+from mechjax.studies.tour import explore, mean_over_names, tour
 from mechjax.tasks.vocabulary import build_tokenizer
 from tests.tolerances import TOL
 
@@ -59,12 +59,25 @@ def test_explore__residual_at_roles__equals_patching_there(found, model, pairs):
     assert_allclose(found.residual[1, found.roles.index("S2")], one, rtol=1e-3)
 
 
-def test_explore__ablation__equals_mean_ablating_the_leading_heads(found, model, pairs):
-    mean = mj.means(model, pairs.clean, ["z"])
-    edits = [mj.mean_ablate("z", mean, layer=layer, head=head) for layer, head in found.leading]
-    assert_allclose(
-        found.ablated, _metric(model, pairs, edits, pairs.clean).mean(), **TOL["float32", "sweep"]
-    )
+def test_explore__ablation__equals_mean_ablating_the_leading_heads(found, model, tokenizer, pairs):
+    mean = mean_over_names(model, pairs, np.random.default_rng(0))
+    edits = [
+        mj.replace("z", mean[layer, ..., head, :], layer=layer, head=head) for layer, head in found.leading
+    ]
+    again = explore(model, tokenizer, pairs, name="stand-in", seed=1)
+    assert_allclose(again.heads, found.heads, **TOL["float32", "sweep"])
+    left = _metric(model, pairs, edits, pairs.clean).mean()
+    # The versions of the sentences were drawn after the random triples: another draw, nearly the same mean.
+    assert_allclose(found.ablated, left, atol=0.02)
+
+
+def test_mean_over_names__of_positions_before_the_names__is_what_they_say_anyway(model, pairs):
+    mean = mean_over_names(model, pairs, np.random.default_rng(0))
+    _, acts = mj.capture(model, ["z"])(pairs.clean)
+    first = int(min(pairs.positions["IO"].min(), pairs.positions["S1"].min()))
+    assert_allclose(mean[:, :, :first], acts["z"][:, :, :first], **TOL["float32", "layout"])
+    changed = np.abs(np.asarray(mean - acts["z"])).max((0, 3, 4))
+    assert (changed[np.arange(4), np.asarray(pairs.positions["S2"])] > 1e-4).all()
 
 
 def test_explore__random_triples__leave_the_leading_heads_alone(found):
@@ -97,6 +110,11 @@ def test_explore__of_a_model_with_few_heads__is_refused(tokenizer, pairs):
         explore(mj.init(config, key=jax.random.key(0)), tokenizer, pairs, name="x")
 
 
+def test_explore__of_another_task__is_refused(model, tokenizer):
+    with pytest.raises(ArgumentError, match="the tour is about indirect objects and reads IO, S1, S2, END"):
+        explore(model, tokenizer, mj.tasks.pronouns(tokenizer, 2), name="x")
+
+
 def test_tour__of_one_prompt__is_refused():
     with pytest.raises(ArgumentError, match="n=1 prompts asked for"):
         tour(n=1)
@@ -121,9 +139,12 @@ def shipped(tmp_path_factory):
 def test_tour__of_the_shipped_model__names_heads_that_it_needs(shipped):
     found, path = shipped
     assert found.drop >= 0.5
-    assert found.drop >= 3 * max(found.random_drop, 0.0)
     assert (found.heads >= jnp.min(jnp.asarray([found.heads[head] for head in found.leading]))).sum() == 3
     assert f"answer is {found.story.answer.strip()}" in path.read_text()
+
+
+def test_tour__of_the_shipped_model__leading_heads_matter_three_times_as_much_as_others(shipped):
+    assert shipped[0].drop >= 3 * max(shipped[0].random_drop, 0.0)
 
 
 def test_tour__of_the_shipped_model__finds_the_answer_move_from_s2_to_end(shipped):
