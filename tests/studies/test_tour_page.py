@@ -31,7 +31,7 @@ def test_page__size__is_far_below_a_megabyte(page):
 def test_page__findings__are_filled_in_from_the_record(page):
     text = re.sub(r"<[^>]+>", "", page.read_text())
     assert "How does this model know that the answer is Mary?" in text
-    assert "Take these three away, and 87% of" in text
+    assert "Take them away, and 87% of" in text
     assert "starts at S2 (the repeated name, second time) and has moved to END" in text
     for sentence in (
         "L3.H0 does its work at END.",
