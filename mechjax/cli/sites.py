@@ -8,7 +8,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from mechjax.base.catalogue import SITES
-from mechjax.models.load import load
+from mechjax.models.init import init
+from mechjax.models.load import load_config
 from mechjax.transform import list_sites
 
 
@@ -18,12 +19,13 @@ def sites(model: tyro.conf.Positional[str]) -> None:
     Args:
         model: A shipped model, a folder in Hugging Face layout, or a name on the Hub.
     """
-    decoder, _ = load(model)
-    found = list_sites(decoder, jax.ShapeDtypeStruct((1, 8), jnp.int32))
-    console, wide = Console(), max(map(len, found))
-    console.print(
-        Text.assemble((model, "bold"), f", one prompt of 8 tokens, {decoder.config.n_layers} layers\n")
+    config = load_config(model)
+    shapes = jax.eval_shape(lambda key: init(config, key=key), jax.random.key(0))  # sites need no numbers
+    found = list_sites(
+        lambda decoder, tokens: decoder(tokens), shapes, jax.ShapeDtypeStruct((1, 8), jnp.int32)
     )
+    console, wide = Console(), max(map(len, found))
+    console.print(Text.assemble((model, "bold"), f", one prompt of 8 tokens, {config.n_layers} layers\n"))
     for name, info in found.items():
         entry = SITES[name]
         sizes = zip(info.local[info.n_batch :], info.axes, strict=True)

@@ -27,7 +27,13 @@ def is_hub_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and ".." not in name
 
 
-def fetch(name: str, *, revision: str | None = None, check: Callable[[Path], object] | None = None) -> Path:
+def fetch(
+    name: str,
+    *,
+    revision: str | None = None,
+    check: Callable[[Path], object] | None = None,
+    weights: bool = True,
+) -> Path:
     """The folder of the Hub's model `name`, downloaded into the Hub's cache where it is not there yet.
 
     Only the files that a load reads are fetched. The revision that the small files came from is pinned for the
@@ -38,6 +44,7 @@ def fetch(name: str, *, revision: str | None = None, check: Callable[[Path], obj
         revision: Branch, tag or commit; the main branch by default.
         check: Called with the folder when it holds the small files only; raises to refuse a model before its
             weights are fetched.
+        weights: Whether to fetch them at all.
 
     Raises:
         HubError: No access, no such model or revision, or the Hub cannot be reached and the cache has no copy.
@@ -49,9 +56,11 @@ def fetch(name: str, *, revision: str | None = None, check: Callable[[Path], obj
     folder = _snapshot(name, revision, SMALL_FILES)
     if check is not None:
         check(folder)
+    if not weights:
+        return folder
     sharded = (folder / INDEX).is_file()
-    weights = sorted(set(read_index(folder).values())) if sharded else [WEIGHTS]
-    return _snapshot(name, folder.name, (*SMALL_FILES, *weights))
+    shards = sorted(set(read_index(folder).values())) if sharded else [WEIGHTS]
+    return _snapshot(name, folder.name, (*SMALL_FILES, *shards))
 
 
 def _snapshot(name: str, revision: str | None, files: Sequence[str]) -> Path:

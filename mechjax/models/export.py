@@ -57,6 +57,8 @@ def export(
         fresh.mkdir(parents=True)
         safetensors.numpy.save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
         _write_json(fresh / "config.json", config)
+        # safetensors writes for the owner alone, whatever the umask says.
+        shutil.copymode(fresh / "config.json", fresh / "model.safetensors")
         if tokenizer is not None:
             tokenizer.backend.save(str(fresh / "tokenizer.json"))
             _write_json(fresh / "tokenizer_config.json", tokenizer.settings())

@@ -78,19 +78,31 @@ def load(
     return assemble(config, params), Tokenizer.from_folder(folder)
 
 
+def load_config(name_or_folder: str | os.PathLike[str], *, revision: str | None = None) -> Config:
+    """The config of what `load` would load; reads no weights, and fetches none from the Hub.
+
+    Raises:
+        CheckpointError: No such folder, or a broken config.json.
+        UnsupportedModelError: An unknown architecture or config key.
+        HubError: A name that cannot be fetched.
+        ArgumentError: A revision of what is not on the Hub, or absurd config numbers.
+    """
+    return _understand(_locate(name_or_folder, revision, weights=False))[0]
+
+
 def zoo() -> dict[str, Path]:
     """The models that ship with mechjax: name to folder."""
     shelf = Path(str(resources.files("mechjax.models"))) / "zoo"
     return {path.parent.name: path.parent for path in sorted(shelf.glob("*/config.json"))}
 
 
-def _locate(name_or_folder: str | os.PathLike[str], revision: str | None) -> Path:
+def _locate(name_or_folder: str | os.PathLike[str], revision: str | None, *, weights: bool = True) -> Path:
     """The folder that is meant: shipped, local or fetched."""
     name = os.fspath(name_or_folder)
     shipped, folder = zoo().get(name), Path(name).expanduser()
     if shipped is None and not folder.is_dir() and is_hub_name(name):
         try:
-            return fetch(name, revision=revision, check=_understand)
+            return fetch(name, revision=revision, check=_understand, weights=weights)
         except HubError as error:
             raise HubError(f"{error} There is no folder `{name}` here either.") from None
     if revision is not None:

@@ -1,6 +1,7 @@
 """The command line: what is printed, what is refused, and with which exit status."""
 
 import re
+import shutil
 
 import jax
 import pytest
@@ -48,6 +49,12 @@ def test_sites__of_a_model__says_what_each_is(model, capsys):
     said = capsys.readouterr().out
     assert "8 pos × 2 head × 8 d_head in every layer" in said
     assert "Residual stream entering the block." in said
+
+
+def test_sites__of_a_folder_without_weights__needs_only_its_config(model, capsys, tmp_path):
+    shutil.copy(f"{model}/config.json", tmp_path)
+    assert main(["sites", str(tmp_path)]) == 0
+    assert "8 pos × 2 head × 8 d_head in every layer" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

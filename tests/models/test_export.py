@@ -60,6 +60,11 @@ def test_export__model_of_transformers__comes_back_bit_for_bit(tmp_path, family,
     assert_same_bits(load(export(loaded, tmp_path / "ours", family=family))[0], loaded)
 
 
+def test_export__weights__may_be_read_by_whoever_may_read_the_config(tmp_path, model):
+    folder = export(model, tmp_path / "m", family="gpt2")
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_export__opened_by_transformers__has_the_same_tensors_and_logits(tmp_path, family):
     import torch

@@ -310,7 +310,8 @@ def test_load__from_the_hub__is_checked_before_its_weights_are_fetched(folders, 
     code = """
 from mechjax.models.config import Config
 from mechjax.models.export import export
-from mechjax.models.load import load
+from mechjax.models.load import load, load_config
+print(load_config("org/bare").n_layers)
 model, tokenizer = load("org/neox")
 print(float(abs(model.W_E).sum()), tokenizer)
 try:
@@ -318,11 +319,14 @@ try:
 except ValueError as error:
     print(error)
 """
-    with Hub({"org/neox": Model({"main": files}), "org/mamba": Model({"main": other})}) as hub:
-        first, second = run_against(hub.endpoint, tmp_path, code).splitlines()
+    bare = {"config.json": files["config.json"]}
+    models = {"org/neox": files, "org/mamba": other, "org/bare": bare}
+    with Hub({name: Model({"main": held}) for name, held in models.items()}) as hub:
+        n_layers, first, second = run_against(hub.endpoint, tmp_path, code).splitlines()
         hub.shutdown()
     expected = np.abs(tiny("neox").get_input_embeddings().weight.detach().numpy()).sum()
     assert float(first.split()[0]) == pytest.approx(float(expected), rel=1e-6)
+    assert int(n_layers) == json.loads(bare["config.json"])["num_hidden_layers"]
     assert first.endswith("None")
     assert "MambaForCausalLM is not implemented" in second
     assert not any("mamba" in request and request.endswith(".safetensors") for request in hub.requests)
