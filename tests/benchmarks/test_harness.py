@@ -1,4 +1,4 @@
-"""The harness refuses what it should: `pytest benchmarks`. Nothing here is timed, and no peer is needed."""
+"""The benchmark harness refuses what it should. Nothing here is timed, and no peer is needed."""
 
 from pathlib import Path
 from typing import Any
