@@ -5,8 +5,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from jaxtyping import Array, Bool, Float, Int
-
 AXES: Mapping[str, str] = {
     "batch": "prompts",
     "pos": "positions in a prompt, one per token",
@@ -27,12 +25,6 @@ AXES: Mapping[str, str] = {
     "one": "a single number, kept as an axis",
 }
 """Axis name -> what it counts."""
-
-Tokens = Int[Array, "*batch pos"]
-Mask = Bool[Array, "*batch pos"]
-Resid = Float[Array, "*batch pos d_model"]
-Logits = Float[Array, "*batch pos d_vocab"]
-PerExample = Float[Array, "*batch"]
 
 # How an index along an axis is written; what is not listed is written out as `axis=index`.
 _PREFIX = {"layer": "L", "head": "H", "kv_head": "KV", "d_mlp": "N", "feature": "F", "expert": "E"}

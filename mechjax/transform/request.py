@@ -1,6 +1,5 @@
 """What is asked of a program: sites to read, edits to make, and the state that carries both through it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,6 +162,3 @@ def write_row(buffer: Array, count: Array, value: Array, rows: tuple[int, ...] |
     new = new if everything else jnp.where(slot >= 0, new, old)
     written = jax.lax.dynamic_update_index_in_dim(buffer, new, at, 0)
     return written, count + (jnp.arange(len(rows), dtype=jnp.int32) == slot).astype(jnp.int32)
-
-
-Rule = Callable[[Request, Any, list[Any], Env, State], tuple[list[Any], State]]
