@@ -9,7 +9,7 @@ module paths are listed where the module's input or output holds exactly the sit
 import re
 from dataclasses import dataclass
 
-_EVERY = "every model"
+_EVERY, _MLPS = "every model", "models with MLPs (not attention-only ones)"
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ _TABLE = (
     SiteEntry(
         "resid_mid", _RESID, "Residual stream between attention and MLP.",
         ("blocks.{}.hook_resid_mid",),
-        condition="models with serial residuals (in parallel ones nothing stands between)",
+        condition="models with MLPs and serial residuals (in parallel ones nothing stands between)",
     ),
     SiteEntry(
         "mlp_in", _RESID, "What the MLP reads, before its norm; editing it leaves the residual stream alone.",
@@ -150,10 +150,12 @@ _TABLE = (
             "blocks.{}.hook_mlp_in", _GPT2 + "ln_2.input", _LLAMA + "post_attention_layernorm.input",
             _NEOX + "post_attention_layernorm.input",
         ),
+        condition=_MLPS,
     ),
     SiteEntry(
         "ln2.scale", _SCALE, "What the second norm divides by: root of the mean square plus epsilon.",
         ("blocks.{}.ln2.hook_scale",),
+        condition=_MLPS,
     ),
     SiteEntry(
         "ln2.normalized", _RESID, "Output of the second norm, its scale and bias applied.",
@@ -161,6 +163,7 @@ _TABLE = (
             "blocks.{}.ln2.hook_normalized", _GPT2 + "ln_2.output", _LLAMA + "post_attention_layernorm.output",
             _NEOX + "post_attention_layernorm.output",
         ),
+        condition=_MLPS,
     ),
     SiteEntry(
         "mlp_pre", _NEURONS, "Input of the MLP's nonlinearity (in gated MLPs, of the gate).",
@@ -168,6 +171,7 @@ _TABLE = (
             "blocks.{}.mlp.hook_pre", "blocks.{}.mlp.gate.hook_out", _GPT2 + "mlp.c_fc.output",
             _LLAMA + "mlp.gate_proj.output", _NEOX + "mlp.dense_h_to_4h.output",
         ),
+        condition=_MLPS,
     ),
     SiteEntry(
         "mlp_pre_linear", _NEURONS, "The branch of a gated MLP that its gate multiplies.",
@@ -179,6 +183,7 @@ _TABLE = (
             "blocks.{}.mlp.hook_post", "blocks.{}.mlp.out.hook_in", _GPT2 + "mlp.c_proj.input",
             _LLAMA + "mlp.down_proj.input", _NEOX + "mlp.dense_4h_to_h.input",
         ),
+        condition=_MLPS,
     ),
     SiteEntry(
         "mlp_out", _RESID, "What the MLP writes to the residual stream.",
@@ -186,6 +191,7 @@ _TABLE = (
             "blocks.{}.hook_mlp_out", "blocks.{}.mlp.hook_out", _GPT2 + "mlp.output", _LLAMA + "mlp.output",
             _NEOX + "mlp.output",
         ),
+        condition=_MLPS,
     ),
     SiteEntry(
         "resid_post", _RESID, "Residual stream leaving the block.",

@@ -19,8 +19,8 @@ class Block(eqx.Module):
 
     ln1: Norm
     attn: Attention
-    ln2: Norm
-    mlp: MLP
+    ln2: Norm | None
+    mlp: MLP | None
 
     def __call__(
         self,
@@ -36,6 +36,8 @@ class Block(eqx.Module):
         attn_out = mark(
             self.attn(mark(resid, "attn_in"), self.ln1, sequence, window, config, mark), "attn_out"
         )
+        if self.ln2 is None or self.mlp is None:
+            return mark(resid + attn_out, "resid_post")
         serial = config.residual == "serial"
         mid = mark(resid + attn_out, "resid_mid") if serial else resid
         normalized = self.ln2(mark(mid, "mlp_in"), config, lambda x, name: mark(x, f"ln2.{name}"))

@@ -34,7 +34,7 @@ class Config:
         rotary_base: Base of the rotation's wavelengths.
         rotary_layout: Which dimensions rotate together: "halves" (i with i + rotary_dim/2) or "pairs" (2i with 2i + 1).
         residual: "serial" (the MLP reads what attention wrote) or "parallel" (both read the block's input).
-        mlp: "plain" or "gated".
+        mlp: "plain", "gated" or "none" (attention only: blocks without MLP and without its norm).
         activation: "gelu" (exact), "gelu_new" (tanh), "silu" or "relu".
         qkv_bias, out_bias, mlp_bias, unembed_bias: Whether these projections have biases.
         norm_bias: Whether the norms have biases. Default: exactly LayerNorms do.
@@ -65,7 +65,7 @@ class Config:
     rotary_base: float = 10000.0
     rotary_layout: Literal["halves", "pairs"] = "halves"
     residual: Literal["serial", "parallel"] = "serial"
-    mlp: Literal["plain", "gated"] = "plain"
+    mlp: Literal["plain", "gated", "none"] = "plain"
     activation: Literal["gelu", "gelu_new", "silu", "relu"] = "gelu_new"
     qkv_bias: bool = True
     out_bias: bool = True
@@ -154,12 +154,13 @@ class Config:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Path and shape of every parameter ("blocks.attn.W_Q": (layer, d_model, head, d_head)), in forward order."""
         m, h, n, d, f, v = self.d_model, self.n_heads, self.n_kv_heads, self.d_head, self.d_mlp, self.d_vocab
+        mlp, gated = self.mlp != "none", self.mlp == "gated"
         has = {
-            "W_pos": self.positions == "learned", "ln1.b": self.norm_bias, "ln2.b": self.norm_bias,
-            "ln_final.b": self.norm_bias, "attn.b_Q": self.qkv_bias, "attn.b_K": self.qkv_bias,
-            "attn.b_V": self.qkv_bias, "attn.b_O": self.out_bias, "mlp.W_gate": self.mlp == "gated",
-            "mlp.b_in": self.mlp_bias, "mlp.b_gate": self.mlp_bias and self.mlp == "gated",
-            "mlp.b_out": self.mlp_bias, "W_U": not self.tied, "b_U": self.unembed_bias,
+            "W_pos": self.positions == "learned", "ln1.b": self.norm_bias, "ln_final.b": self.norm_bias,
+            "attn.b_Q": self.qkv_bias, "attn.b_K": self.qkv_bias, "attn.b_V": self.qkv_bias, "attn.b_O": self.out_bias,
+            "ln2.w": mlp, "ln2.b": mlp and self.norm_bias, "mlp.W_in": mlp, "mlp.W_gate": gated, "mlp.W_out": mlp,
+            "mlp.b_in": mlp and self.mlp_bias, "mlp.b_gate": gated and self.mlp_bias,
+            "mlp.b_out": mlp and self.mlp_bias, "W_U": not self.tied, "b_U": self.unembed_bias,
         }  # fmt: skip
         block = {
             "ln1.w": (m,), "ln1.b": (m,),

@@ -24,7 +24,8 @@ def assemble(config: Config, params: Mapping[str, Any]) -> Decoder:
 
     block = Block(
         ln1=build(Norm, "blocks.ln1"), attn=build(Attention, "blocks.attn"),
-        ln2=build(Norm, "blocks.ln2"), mlp=build(MLP, "blocks.mlp"),
+        ln2=None if config.mlp == "none" else build(Norm, "blocks.ln2"),
+        mlp=None if config.mlp == "none" else build(MLP, "blocks.mlp"),
     )  # fmt: skip
     return Decoder(
         W_E=params["W_E"], W_pos=params.get("W_pos"), blocks=block, ln_final=build(Norm, "ln_final"),

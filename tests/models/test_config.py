@@ -64,6 +64,7 @@ def test_config__absurd_numbers__are_refused_by_name(change, message):
             "tied": False,
             "n_kv_heads": 2,
         },
+        {"mlp": "none", "norm": "layer"},
         {"qkv_bias": False, "out_bias": False, "mlp_bias": False, "unembed_bias": True, "positions": "none"},
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import mechjax as mj
-from mechjax.base.errors import JitError, ShapeError, TokenError
+from mechjax.base.errors import JitError, ShapeError, SiteError, TokenError
 from mechjax.models import Config, assemble, init, parameters
 from tests.tolerances import TOL
 
@@ -108,6 +108,18 @@ def test_rotary_pairs__are_halves_with_dimensions_interleaved(rich_model, tiny_t
     config = replace(rich_model.config, rotary_layout="pairs")
     paired = assemble(config, parameters(paired))
     assert_allclose(paired(tiny_tokens), rich_model(tiny_tokens), **TOL["float32", "layout"])
+
+
+def test_attention_only__blocks__write_nothing_but_attention(tiny_tokens):
+    config = Config(d_vocab=50, n_ctx=24, d_model=16, n_layers=2, n_heads=2, mlp="none")
+    model = init(config, key=jax.random.key(0))
+    assert model.blocks.mlp is None
+    assert model.blocks.ln2 is None
+    _, acts = mj.capture(model, ["resid_pre", "attn_out", "resid_post", "ln_final.normalized"])(tiny_tokens)
+    assert_allclose(acts["resid_post"], acts["resid_pre"] + acts["attn_out"], **TOL["float32", "layout"])
+    for site in ("mlp_out", "mlp_in", "ln2.scale", "resid_mid"):
+        with pytest.raises(SiteError, match=f"no site `{site}`: models with MLPs"):
+            mj.capture(model, site)(tiny_tokens)
 
 
 def test_tokens__out_of_range__are_refused_or_give_nan(tiny_model):
