@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from mechjax.base.errors import ArgumentError
+from mechjax.models.experts import Experts
+from mechjax.models.latent import Latent
 
 MAX_PARAMETERS = 2**40
 """More parameters than this are refused: a config that asks for them is hostile or mistaken."""
@@ -42,6 +44,8 @@ class Config:
         attn_softcap, final_softcap: c of c * tanh(x / c) on attention scores and logits; None for neither.
         windows: For each layer how many positions a query sees, itself included; None sees all.
         attn_scale: Factor on the scores. Default: `d_head**-0.5`.
+        experts: The mixture of experts that takes the MLP's place, in all layers or some; None for none.
+        latent: The widths of latent attention; None for ordinary attention.
         precision: "highest" (float32 contractions in full float32) or "default" (whatever is fast on the device).
 
     Raises:
@@ -77,6 +81,8 @@ class Config:
     final_softcap: float | None = None
     windows: tuple[int | None, ...] | None = None
     attn_scale: float = _DERIVED
+    experts: Experts | None = None
+    latent: Latent | None = None
     precision: Literal["highest", "default"] = "highest"
 
     def __post_init__(self) -> None:
