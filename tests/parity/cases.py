@@ -1,6 +1,5 @@
 """Tiny Hugging Face models with every parameter redrawn, the same models in mechjax, and what both compute."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from tempfile import TemporaryDirectory
@@ -9,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mechjax.base.catalogue import SITES, canonical
 from mechjax.models import Decoder
 from mechjax.models.load import load
+from mechjax.studies.hf_sites import Sites
+from mechjax.studies.hf_sites import hf_sites as read_sites
 
 _WHY = "parity needs PyTorch and transformers, which the extra `test` installs on Python 3.11 only"
 torch = pytest.importorskip("torch", reason=_WHY)
@@ -95,42 +95,6 @@ def in_mechjax(hf: Any) -> Decoder:
         return load(folder)[0]
 
 
-def hf_sites(pair: Pair) -> dict[tuple[str, int | None], np.ndarray]:
-    """(site, layer) -> what the Hugging Face model computes there, read by hooks on every module."""
-    seen: dict[str, Any] = {}
-
-    def hook(path: str, _module: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        first = output[0] if isinstance(output, tuple) else output
-        for end, value in (("input", inputs[0] if inputs else None), ("output", first)):
-            if isinstance(value, torch.Tensor):
-                seen[f"{path}.{end}"] = value.numpy().copy()
-        if path.endswith(("attn", "attention")):
-            seen[f"{path}.pattern"] = output[1].numpy().copy()
-
-    handles = [
-        module.register_forward_hook(lambda m, i, o, path=path: hook(path, m, i, o))
-        for path, module in pair.hf.named_modules()
-        if path
-    ]
-    pair.hf_logits()
-    for handle in handles:
-        handle.remove()
-    found = {canonical(path): value for path, value in seen.items() if canonical(path)[0] in SITES}
-    for path, value in seen.items():
-        found |= _fused(pair, path, value)
-    return found
-
-
-def _fused(pair: Pair, path: str, value: np.ndarray) -> Mapping[tuple[str, int | None], np.ndarray]:
-    """Sites that Hugging Face computes in one matrix, or returns beside its output."""
-    layer = next((int(part) for part in path.split(".") if part.isdigit()), None)
-    if path.endswith(".pattern"):
-        return {("pattern", layer): value}
-    config = pair.model.config
-    if path.endswith("attn.c_attn.output"):
-        parts = value.reshape(N_BATCH, N_POS, 3, config.n_heads, config.d_head)
-        return {(name, layer): parts[:, :, i] for i, name in enumerate("qkv")}
-    if path.endswith("attention.query_key_value.output"):
-        parts = value.reshape(N_BATCH, N_POS, config.n_heads, 3, config.d_head)
-        return {(name, layer): parts[:, :, :, i] for i, name in enumerate("qkv")}
-    return {}
+def hf_sites(pair: Pair) -> Sites:
+    """(site, layer) -> what the Hugging Face model computes there."""
+    return read_sites(pair.hf, pair.model.config, pair.tokens)
