@@ -68,7 +68,9 @@ class Experts:
         check_choices(self)
         self._check_groups()
         if self.shared_gate and not self.d_shared:
-            raise ArgumentError("`shared_gate` = True gates shared experts, but `d_shared` = 0: there are none.")
+            raise ArgumentError(
+                "`shared_gate` = True gates shared experts, but `d_shared` = 0: there are none."
+            )
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))
 
@@ -85,7 +87,9 @@ class Experts:
                 f"{size}: choose fewer experts or more groups."
             )
         if self.group_score == "top2" and size < 2:
-            raise ArgumentError('`group_score` = "top2" needs groups of at least two experts; these have one.')
+            raise ArgumentError(
+                '`group_score` = "top2" needs groups of at least two experts; these have one.'
+            )
 
     def shapes(self, d_model: int) -> dict[str, tuple[int, ...]]:
         """Name in `MoE` and shape, without layer axis, of every parameter."""

@@ -42,7 +42,7 @@ class Latent:
             raise ArgumentError(f"`d_rope` = {self.d_rope} must be even: dimensions rotate two by two.")
 
     def shapes(self, d_model: int, n_heads: int, *, biased: bool) -> dict[str, tuple[int, ...]]:
-        """Name in `MLA` and shape, without layer axis, of every parameter; `biased`: whether projections have biases."""
+        """Name in `MLA` and shape, without layer axis, of every parameter. Where `biased`, projections have biases."""
         m, h, q, kv = d_model, n_heads, self.q_rank, self.kv_rank
         d, shared = self.d_nope + self.d_rope, kv + self.d_rope
         down = {"W_DQ": (m, q), "b_DQ": (q,), "w_q": (q,)} if q else {}
