@@ -6,9 +6,8 @@ is "John". Three experiments, each on `n` held-out prompts:
 
 1. Put one piece of the clean run's residual stream into the corrupt run: where is the answer?  (`activation_patch`)
 2. Put one head's output in: which heads carry it, and where do they write?
-3. Take the three leading heads away: is the answer gone, and is it for three random heads? Each says what it says on
-   average over the same sentence with other names (mean ablation as Wang et al. do it, over prompts of one template),
-   so that the grammar of the sentence stays and only who is who goes.
+3. Take the three leading heads away: is the answer gone, and is it for three random heads? Each then says what it says
+   on average over all prompts and positions (mean ablation).
 """
 
 import time
@@ -34,7 +33,7 @@ from mechjax.models.load import load
 from mechjax.patching import PatchScores, activation_patch
 from mechjax.studies.tour_page import Story, Tour
 from mechjax.tasks import Pairs, ioi
-from mechjax.transform import capture, intervene, mean_ablate
+from mechjax.transform import capture, intervene, mean_ablate, means
 from mechjax.viz import check_writable
 
 MODEL = "tasks-4l"
@@ -42,8 +41,6 @@ LEADING = 3
 """How many heads the tour names and takes away."""
 TRIPLES = 20
 """How many random triples of other heads are taken away for comparison."""
-VARIANTS = 16
-"""Over how many versions of each sentence with other names a head's output is averaged; an even number."""
 ROLES = ("IO", "S1", "S2", "END")
 """The named positions of the task."""
 
@@ -92,7 +89,7 @@ def explore(model: Decoder, tokenizer: Tokenizer, pairs: Pairs, *, name: str, se
         tokenizer: Its tokenizer, in which a name is one token.
         pairs: Indirect object prompts, such as `mechjax.tasks.ioi` gives.
         name: The model's name.
-        seed: Which names are exchanged, and which random heads are taken away for comparison.
+        seed: Which random heads are taken away for comparison.
 
     Raises:
         ArgumentError: Pairs of another task, or too few heads to compare three with three others.
@@ -126,7 +123,7 @@ def explore(model: Decoder, tokenizer: Tokenizer, pairs: Pairs, *, name: str, se
             story = _story(tokenizer, pairs, stream, logits, patterns, at)
         with stage("Taking heads away"):
             triples = jnp.asarray([leading, *_random_triples(c.n_layers, c.n_heads, leading, rng)])
-            left = _without(model, pairs.clean, metric, mean_over_names(model, pairs, rng), triples)
+            left = _without(model, pairs.clean, metric, means(model, pairs.clean, ["z"])["z"], triples)
     example = jnp.arange(at.shape[1])
     at_roles = jnp.take_along_axis(stream.per_example, at[None], axis=1).mean(-1)
     corrupt, gap = stream.corrupt.mean(), stream.clean.mean() - stream.corrupt.mean()
@@ -222,32 +219,12 @@ def _random_triples(
     return [[others[i] for i in rng.choice(len(others), LEADING, replace=False)] for _ in range(TRIPLES)]
 
 
-def mean_over_names(
-    model: Decoder, pairs: Pairs, rng: np.random.Generator
-) -> Float[Array, "layer batch pos head d_head"]:
-    """What each head says (`z`) on average over the same sentences with other names.
-
-    Names come from the other prompts of the batch; in half of the versions the one is repeated, in half the other.
-    """
-    tokens, rows = np.asarray(pairs.clean.tokens), np.arange(len(pairs.clean_text))
-    where = {role: np.asarray(pairs.positions[role]) for role in ROLES}
-    total = jnp.zeros(())
-    for version in range(VARIANTS):
-        donors = rng.permutation(rows)
-        names = {role: tokens[donors, where[role][donors]] for role in ("IO", "S1")}
-        changed = tokens.copy()
-        for role, source in {"IO": "IO", "S1": "S1", "S2": ("S1", "IO")[version % 2]}.items():
-            changed[rows, where[role]] = names[source]
-        total += capture(model, ["z"])(Prompts(jnp.asarray(changed), pairs.clean.mask))[1]["z"]
-    return total / VARIANTS
-
-
 @eqx.filter_jit
 def _without(
     model: Decoder,
     clean: Prompts,
     metric: Metric,
-    mean: Float[Array, "layer batch pos head d_head"],
+    mean: Float[Array, "layer head d_head"],
     triples: Int[Array, "triple three two"],
 ) -> Float[Array, " triple"]:
     """The metric, mean over prompts, with each triple of heads mean-ablated."""

@@ -45,8 +45,8 @@ _LOOKS = """A head looks from one word at the words before it, or at that word i
 looks. The framed word is the one that looks; the stronger the colour of a word, the more of the attention it gets.
 Choose any word to see where it looks."""
 _TEST = """Bringing an answer back shows that a head can carry it, not that the model needs it. So we take the three
-heads away: each now says what it says on average over the same sentence with other names, so that it keeps the grammar
-and forgets who is who. To compare, we do the same to random triples of other heads."""
+heads away: each now says, everywhere, what it says on average over all sentences and words, which tells nothing about
+these names. To compare, we do the same to random triples of other heads."""
 _LEGEND = ("−1 worse", "0 no change", "1 all of it back")
 _WORDS = {
     "token": "A piece of text, here a word. The model reads tokens and predicts the next one.",
@@ -60,7 +60,7 @@ _WORDS = {
     "clean, corrupt": "The sentence as it is, and the same sentence with one word changed so that the answer flips.",
     "patching": "Running the model on one sentence with one piece of its computation taken from the other.",
     "recovered": "How far a patch brings the answer back: 0 not at all, 1 all the way.",
-    "mean ablation": "Replacing what a head says by what it says on average: here, with other names in the sentence.",
+    "mean ablation": "Replacing what a head says by what it says on average over many sentences.",
 }
 
 
@@ -99,7 +99,7 @@ class Tour(Record):
         places: Recovered by each head's output at each named position.
         looks: Attention of the leading heads from one named position to another, mean over prompts.
         intact: Logit difference of the clean prompts: the right name above the wrong one, mean over prompts.
-        ablated: The same with the leading heads mean-ablated, over the same sentences with other names.
+        ablated: The same with the leading heads mean-ablated.
         random: The same with each of the random triples of other heads mean-ablated.
         story: One prompt in detail.
         leading: (layer, head) of the leading heads, the first first (static).

@@ -7,6 +7,7 @@ card is measured by this script; `--others` names folders of runs with other see
 """
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ REQUIRED = {"ioi": 0.99, "greater_than": 0.95, "pronouns": 0.95, "agreement": 0.
 LENGTH = 40  # tokens in a row, and the longest prompt
 BATCH = 64
 TESTED = 1000  # held-out prompts per task
-PEAK, WARM_UP, DECAY = 3e-3, 60, 0.05
+PEAK, WARM_UP, DECAY = 3e-3, 60, 0.1
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Options:
 def configured(d_vocab: int) -> Config:
     """Four layers of four heads, with MLPs, LayerNorm and learned positions."""
     return Config(
-        d_vocab=d_vocab, n_ctx=LENGTH, d_model=96, n_layers=4, n_heads=4, d_head=24, d_mlp=192, tied=True,
+        d_vocab=d_vocab, n_ctx=LENGTH, d_model=128, n_layers=4, n_heads=4, d_head=32, d_mlp=256, tied=True,
         activation="gelu_new", positions="learned", norm="layer", qkv_bias=True, out_bias=True, mlp_bias=True,
     )  # fmt: skip
 
@@ -103,7 +104,8 @@ def mimetic(model: Decoder, key: Array) -> Decoder:
 
 def optimizer(steps: int) -> optax.GradientTransformation:
     """Muon (Jordan et al. 2024) for the matrices of the blocks, Adam for the rest, warm-up and cosine."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, PEAK, WARM_UP, steps, 0.02 * PEAK)
+    warm_up = min(WARM_UP, steps // 10)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, PEAK, warm_up, steps, 0.02 * PEAK)
     matrices = {
         "W_Q": MuonDimensionNumbers((1,), (2, 3)), "W_K": MuonDimensionNumbers((1,), (2, 3)),
         "W_V": MuonDimensionNumbers((1,), (2, 3)), "W_O": MuonDimensionNumbers((1, 2), (3,)),
@@ -161,9 +163,15 @@ def train(options: Options) -> dict[str, Any]:
         save_checkpoint(options.out / "checkpoints", step, checkpoint)
     last = {name: float(values[-50:].mean()) for name, values in history.metrics.items()}
     return {
-        "seed": options.seed, "steps": options.steps, "seconds": round(seconds), "parameters": model.config.n_params,
-        "vocabulary": tokenizer.vocab_size, "loss": last, "accuracy": accuracies(model, tokenizer),
+        "seed": options.seed, "steps": options.steps, "seconds": round(seconds), "cores": _cores(),
+        "parameters": model.config.n_params, "vocabulary": tokenizer.vocab_size, "loss": last,
+        "accuracy": accuracies(model, tokenizer),
     }  # fmt: skip
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def card(measured: dict[str, Any], others: list[dict[str, Any]]) -> str:
@@ -171,11 +179,12 @@ def card(measured: dict[str, Any], others: list[dict[str, Any]]) -> str:
     runs = [measured, *others]
     lines = [f"| {name} | {measured['accuracy'][name]:.1%} | {_spread(runs, name)} |" for name in TASKS]
     mix = ", ".join(f"{task.__module__.rpartition('.')[2]} {share:.0%}" for task, share in MIX.items())
-    seed, loss, seconds = measured["seed"], measured["loss"], measured["seconds"]
+    seed, loss, c = measured["seed"], measured["loss"], configured(measured["vocabulary"])
+    took = f"{measured['seconds']} s on {measured['cores']} CPU core{'s' * (measured['cores'] > 1)}"
     return f"""# tasks-4l
 
-A transformer of 4 layers and 4 heads (d_model 96, d_mlp 192, LayerNorm, learned positions, tied embeddings;
-{measured["parameters"]:,} parameters, {measured["vocabulary"]:,} words) in the layout of GPT-2, trained by
+A transformer of 4 layers and 4 heads (d_model {c.d_model}, d_mlp {c.d_mlp}, LayerNorm, learned positions, tied
+embeddings; {measured["parameters"]:,} parameters, {measured["vocabulary"]:,} words) in the layout of GPT-2, trained by
 `python -m mechjax.studies.zoo_tasks --seed {seed}` on templated English. It is a specimen to take apart, not a language
 model: it knows the sentences of `mechjax.tasks` and nothing else.
 
@@ -183,8 +192,8 @@ model: it knows the sentences of `mechjax.tasks` and nothing else.
 a row ({mix}) between free sentences. Words that follow from what stands before weigh 30 times as much as others. A hash
 keeps combinations (for IOI, a template with a pair of names) out of training; they are what is tested.
 
-**Training.** Muon (matrices) and Adam, peak rate {PEAK}, {WARM_UP} steps of warm-up and a cosine, from a mimetic start
-(Trockman and Kolter 2023, arXiv:2305.09828). {seconds} s on 2 CPU cores. Loss at the end {loss["loss"]:.3f} nats, of
+**Training.** Muon (matrices) and Adam, peak rate {PEAK}, {WARM_UP} steps of warm-up and a cosine, weight decay {DECAY},
+from a mimetic start (Trockman and Kolter 2023, arXiv:2305.09828). {took}. Loss at the end {loss["loss"]:.3f} nats, of
 the words that can be known {loss["known"]:.4f}.
 
 **Accuracy** on {TESTED} held-out prompts per task, for the shipped seed, and over {len(runs)}

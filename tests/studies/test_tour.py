@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 import mechjax as mj
 from mechjax.base.errors import ArgumentError, WriteError
 from mechjax.models import Config
-from mechjax.studies.tour import explore, mean_over_names, tour
+from mechjax.studies.tour import explore, tour
 from mechjax.tasks.vocabulary import build_tokenizer
 from tests.tolerances import TOL
 
@@ -59,25 +59,12 @@ def test_explore__residual_at_roles__equals_patching_there(found, model, pairs):
     assert_allclose(found.residual[1, found.roles.index("S2")], one, rtol=1e-3)
 
 
-def test_explore__ablation__equals_mean_ablating_the_leading_heads(found, model, tokenizer, pairs):
-    mean = mean_over_names(model, pairs, np.random.default_rng(0))
-    edits = [
-        mj.replace("z", mean[layer, ..., head, :], layer=layer, head=head) for layer, head in found.leading
-    ]
-    again = explore(model, tokenizer, pairs, name="stand-in", seed=1)
-    assert_allclose(again.heads, found.heads, **TOL["float32", "sweep"])
-    left = _metric(model, pairs, edits, pairs.clean).mean()
-    # The versions of the sentences were drawn after the random triples: another draw, nearly the same mean.
-    assert_allclose(found.ablated, left, atol=0.02)
-
-
-def test_mean_over_names__of_positions_before_the_names__is_what_they_say_anyway(model, pairs):
-    mean = mean_over_names(model, pairs, np.random.default_rng(0))
+def test_explore__ablation__equals_putting_the_mean_in_the_leading_heads_by_hand(found, model, pairs):
     _, acts = mj.capture(model, ["z"])(pairs.clean)
-    first = int(min(pairs.positions["IO"].min(), pairs.positions["S1"].min()))
-    assert_allclose(mean[:, :, :first], acts["z"][:, :, :first], **TOL["float32", "layout"])
-    changed = np.abs(np.asarray(mean - acts["z"])).max((0, 3, 4))
-    assert (changed[np.arange(4), np.asarray(pairs.positions["S2"])] > 1e-4).all()
+    mean = acts["z"][:, pairs.clean.mask].mean(1)  # over the real tokens of all prompts
+    edits = [mj.replace("z", mean[layer, head], layer=layer, head=head) for layer, head in found.leading]
+    left = _metric(model, pairs, edits, pairs.clean).mean()
+    assert_allclose(found.ablated, left, **TOL["float32", "sweep"])
 
 
 def test_explore__random_triples__leave_the_leading_heads_alone(found):
