@@ -34,6 +34,7 @@ from mechjax.transform import zero as zero
 _LAZY = {
     "load": "mechjax.models.load",
     "export": "mechjax.models.export",
+    "plan": "mechjax.models.plan",
     "tour": "mechjax.studies.tour",
 }
 _PACKAGES = frozenset(

@@ -21,4 +21,5 @@ TOL: dict[tuple[str, str], dict[str, float]] = {
         "atol": 1e-5,
     },  # reverse mode against finite or analytic differences
     ("bfloat16", "parity"): {"rtol": 2e-2, "atol": 2e-2},  # eight bits of mantissa through a few layers
+    ("any", "operations"): {"rtol": 1e-3, "atol": 0.0},  # XLA counts exponentials and a few copies apart
 }

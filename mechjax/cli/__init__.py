@@ -1,3 +1,3 @@
-"""The command line: `mechjax tour`, `mechjax patch`, `mechjax sites`. One verb, one file."""
+"""The command line: `mechjax tour`, `patch`, `sites`, `plan`, `doctor`. One verb, one file."""
 
 from mechjax.cli.main import main as main

@@ -7,11 +7,13 @@ from rich.console import Console
 from rich.text import Text
 
 from mechjax.base.errors import MechjaxError
+from mechjax.cli.doctor import doctor
 from mechjax.cli.patch import patch
+from mechjax.cli.plan import plan
 from mechjax.cli.sites import sites
 from mechjax.cli.tour import tour
 
-VERBS = {"tour": tour, "patch": patch, "sites": sites}
+VERBS = {"tour": tour, "patch": patch, "sites": sites, "plan": plan, "doctor": doctor}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 2 where what was asked cannot be done, or 130 where it was interrupted.
     """
     try:
-        tyro.extras.subcommand_cli_from_dict(
+        status = tyro.extras.subcommand_cli_from_dict(
             VERBS, prog="mechjax", description="Look inside language models.", args=argv
         )
     except MechjaxError as error:
@@ -36,4 +38,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")
         return 130
-    return 0
+    return status if isinstance(status, int) else 0

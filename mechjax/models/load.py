@@ -63,7 +63,7 @@ def load(
         HubError: A name that cannot be fetched.
         ArgumentError: A dtype that cannot be used, a revision of what is not on the Hub, or absurd config numbers.
     """
-    folder = _locate(name_or_folder, revision)
+    folder = locate(name_or_folder, revision)
     config, family = _understand(folder, precision)
     checkpoint = Checkpoint(folder)
     pieces = _plan(checkpoint, config, family)
@@ -87,7 +87,7 @@ def load_config(name_or_folder: str | os.PathLike[str], *, revision: str | None 
         HubError: A name that cannot be fetched.
         ArgumentError: A revision of what is not on the Hub, or absurd config numbers.
     """
-    return _understand(_locate(name_or_folder, revision, weights=False))[0]
+    return _understand(locate(name_or_folder, revision, weights=False))[0]
 
 
 def zoo() -> dict[str, Path]:
@@ -96,8 +96,16 @@ def zoo() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(shelf.glob("*/config.json"))}
 
 
-def _locate(name_or_folder: str | os.PathLike[str], revision: str | None, *, weights: bool = True) -> Path:
-    """The folder that is meant: shipped, local or fetched."""
+def locate(
+    name_or_folder: str | os.PathLike[str], revision: str | None = None, *, weights: bool = True
+) -> Path:
+    """The folder that is meant: shipped, local, or fetched from the Hub (without `weights`, its small files alone).
+
+    Raises:
+        CheckpointError: No such folder.
+        HubError: A name that cannot be fetched.
+        ArgumentError: A revision of what is not on the Hub.
+    """
     name = os.fspath(name_or_folder)
     shipped, folder = zoo().get(name), Path(name).expanduser()
     if shipped is None and not folder.is_dir() and is_hub_name(name):

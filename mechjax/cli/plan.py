@@ -1,0 +1,56 @@
+"""`mechjax plan MODEL`: what a model will take, before anything is allocated."""
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mechjax.base.units import in_bytes
+from mechjax.models.load import load_config
+from mechjax.models.plan import Planned
+from mechjax.models.plan import plan as make_plan
+
+
+def plan(
+    model: tyro.conf.Positional[str],
+    *,
+    batch: int = 1,
+    pos: int | None = None,
+    capture: tuple[str, ...] = (),
+    dtype: str | None = None,
+    chip: str | None = None,
+    mesh: tuple[int, int] | None = None,
+) -> None:
+    """Say what a model takes: parameters, operations, memory, and the bytes of every site.
+
+    Args:
+        model: A shipped model, a folder in Hugging Face layout (config.json is enough), or a name on the Hub.
+        batch: How many prompts.
+        pos: How many tokens each; 128 by default, or as many as the model has positions.
+        capture: Sites to capture.
+        dtype: Of the parameters, such as bfloat16; the model's own by default.
+        chip: A TPU to compile for, such as v5e:2x4; none needs to be here, only libtpu.
+        mesh: How many of its chips divide the batch, and how many the model; all divide the model by default.
+    """
+    pos = min(128, load_config(model).n_ctx) if pos is None else pos
+    found = make_plan(model, (batch, pos), capture=capture, dtype=dtype, chip=chip, mesh=mesh)
+    console = Console()
+    console.print(Text(found.name, style="bold"))
+    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for word, said in found.facts():
+        facts.add_row(Text(word, style="dim"), Text(said))
+    console.print(facts)
+    sites = Table("\nsite", "\nshape", "\ndtype", box=None, padding=(0, 2, 0, 0), header_style="dim")
+    sites.add_column("\nbytes", justify="right")
+    sites.add_column("")
+    captured = {site.name for site in found.captured}
+    for site in found.sites:
+        note = "captured" if site.name in captured else "on request" if site.on_request else ""
+        style = {"captured": "bold", "on request": "dim"}.get(note, "")
+        sites.add_row(site.name, _shape(site), site.dtype, in_bytes(site.bytes), note, style=style)
+    console.print(sites)
+
+
+def _shape(site: Planned) -> str:
+    sizes = zip(site.shape, site.axes, strict=True)
+    return " × ".join("1" if axis == "one" else f"{size} {axis}" for size, axis in sizes)

@@ -1,0 +1,332 @@
+"""What a model will cost before anything is allocated: sites, parameters, memory and arithmetic, from shapes alone.
+
+Operations are those of the program that JAX traces, edits and captures included; a loop over layers counts by its
+length. Cost of planning: tracing, under two seconds for 70 billion parameters. Exact for shapes and bytes of
+parameters, sites and captures; `cost.peak_bytes` is an estimate, and a described chip (`chip=`) is what a compiler
+says. Misleads about time: it knows nothing of bandwidth or of how well a device is used.
+"""
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from mechjax.base.catalogue import SITES
+from mechjax.base.errors import ArgumentError, CheckpointError
+from mechjax.base.prompts import Prompts
+from mechjax.base.records import Record
+from mechjax.base.units import in_bytes, in_flop, in_words
+from mechjax.hub import Checkpoint, read_config
+from mechjax.models.config import Config
+from mechjax.models.init import init
+from mechjax.models.layout import layout
+from mechjax.models.load import load_config, locate
+from mechjax.parallel.described import ChipMemory, Placed, memory_per_chip
+from mechjax.transform.captured import Activations
+from mechjax.transform.cost import Cost, cost
+from mechjax.transform.edits import Edit
+from mechjax.transform.static import unhold
+from mechjax.transform.transforms import Transformed, capture, intervene, list_sites
+
+_LARGEST, _POSITIONS = 3, 128
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A site, or what is captured of it.
+
+    Attributes:
+        name: Its name.
+        axes: Names of the axes, `layer` first where there are layers.
+        shape: Its shape, all layers together.
+        dtype: Name of its dtype.
+        bytes: What it takes, all layers together.
+        on_request: Whether it is formed only when somebody asks for it.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    on_request: bool
+
+
+class Plan(Record):
+    """What a call of a model takes. All fields are static.
+
+    Attributes:
+        name: The model.
+        tokens: Shape of the tokens, (batch, pos).
+        dtype: Of the parameters; several where they differ.
+        n_params: Number of parameters.
+        param_bytes: What they take.
+        sites: Every site, in forward order.
+        captured: What the call captures.
+        cost: Operations of the call, edits and captures included, and memory in between.
+        chip: Memory of one chip of the described topology, where one was given.
+    """
+
+    name: str = eqx.field(static=True)
+    tokens: tuple[int, ...] = eqx.field(static=True)
+    dtype: str = eqx.field(static=True)
+    n_params: int = eqx.field(static=True)
+    param_bytes: int = eqx.field(static=True)
+    sites: tuple[Planned, ...] = eqx.field(static=True)
+    captured: tuple[Planned, ...] = eqx.field(static=True)
+    cost: Cost = eqx.field(static=True)
+    chip: ChipMemory | None = eqx.field(static=True, default=None)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of the call."""
+        return self.cost.flops
+
+    @property
+    def captured_bytes(self) -> int:
+        """Bytes of everything that is captured."""
+        return sum(site.bytes for site in self.captured)
+
+    @property
+    def site_bytes(self) -> int:
+        """Bytes of every site at once, but for those that are formed on request."""
+        return sum(site.bytes for site in self.sites if not site.on_request)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dictionary per site."""
+        return [
+            {"site": s.name, "shape": s.shape, "dtype": s.dtype, "bytes": s.bytes, "on_request": s.on_request}
+            for s in self.sites
+        ]
+
+    def top(self, n: int = 10) -> list[tuple[str, float]]:
+        """The `n` sites that take most, as (name, bytes)."""
+        return [(s.name, float(s.bytes)) for s in sorted(self.sites, key=lambda s: -s.bytes)[:n]]
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What matters, as (word, sentence)."""
+        count = math.prod(self.tokens)
+        plain = sorted((s for s in self.sites if not s.on_request), key=lambda s: -s.bytes)[:_LARGEST]
+        largest = ", ".join(f"{s.name} {in_bytes(s.bytes)}" for s in plain)
+        lines = [
+            ("parameters", f"{in_words(self.n_params)}, {in_bytes(self.param_bytes)} in {self.dtype}"),
+            ("tokens", f"{' × '.join(map(str, self.tokens))} = {count:,}"),
+            ("forward", f"{in_flop(self.flops)}, {in_flop(self.flops / count)} per token; "
+                        f"{self.cost.contractions / max(1, self.flops):.1%} in matrix products"),
+            ("in between", f"about {in_bytes(self.cost.peak_bytes)} at once, outputs included"),
+            ("sites", f"{len(self.sites)}, {in_bytes(self.site_bytes)} together; largest: {largest}"),
+        ]  # fmt: skip
+        if self.captured:
+            names = ", ".join(f"{s.name} {in_bytes(s.bytes)}" for s in self.captured)
+            lines.append(("captured", f"{in_bytes(self.captured_bytes)}: {names}"))
+        if self.cost.unknown:
+            lines.append(("unknown", "; ".join(self.cost.unknown)))
+        if self.chip is not None:
+            lines.append(("per chip", _of_chip(self.chip)))
+        return lines
+
+    def __repr__(self) -> str:
+        return "\n".join([f"Plan of {self.name}", *(f"  {word:<10}  {said}" for word, said in self.facts())])
+
+
+def plan(
+    model: Any,
+    tokens: tuple[int, ...] | Prompts | Int[Array, "*batch pos"] | jax.ShapeDtypeStruct | None = None,
+    *,
+    capture: str | Sequence[str] | None = None,
+    edits: Edit | Sequence[Edit] = (),
+    dtype: Any = None,
+    chip: str | None = None,
+    mesh: tuple[int, int] | None = None,
+) -> Plan:
+    """What `run(model, tokens, edits=edits, capture=capture)` takes, before anything is allocated.
+
+    Args:
+        model: A name or folder as `load` takes it (of which only the config and the headers of the weights' files are
+            read), a `Config`, or any callable pytree with sites, transformed ones included.
+        tokens: A shape such as (batch, pos), or tokens, of which only the shape is looked at. By default one
+            prompt of 128 tokens, or of as many as the model has positions.
+        capture: Sites to capture.
+        edits: What to change.
+        dtype: Of the parameters, such as "bfloat16"; None keeps the model's own (float32 for a `Config`).
+        chip: A TPU topology such as "v5e:2x4": the program is compiled for it by `libtpu`, which takes from seconds to
+            a minute, and the plan says what one chip must hold. No TPU is needed.
+        mesh: How many of those chips divide the batch and how many the model; by default all divide the model.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ArgumentError: A dtype, chip or mesh that cannot be used.
+        SiteError: A site that the model does not have.
+        ShapeError: More positions than the model has, or an edit that does not fit.
+        MissingExtraError: `chip=` without libtpu.
+    """
+    if chip is None and mesh is not None:
+        raise ArgumentError(
+            f"mesh={mesh} divides described chips, but no chip= was given: say chip='v5e:2x4'."
+        )
+    name, subject = _subject(model, dtype)
+    given = _shapes(_default(model, subject) if tokens is None else tokens)
+    plain = unhold(subject.fn) if isinstance(subject, Transformed) else subject
+    call = intervene(subject, edits)
+    if capture:
+        call = _capture(call, capture)
+    params = [x for x in jax.tree.leaves(plain) if _is_shape(x) and jnp.issubdtype(x.dtype, jnp.inexact)]
+    shapes, rest = eqx.partition(call, _is_shape)  # edits keep their numbers, so that they are checked
+    out = eqx.filter_eval_shape(lambda shapes, t: eqx.combine(shapes, rest)(t), shapes, given)
+    taken = out[1] if isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], Activations) else None
+    return Plan(
+        name=name,
+        tokens=jax.tree.leaves(given)[0].shape,
+        dtype=", ".join(sorted({str(x.dtype) for x in params})),
+        n_params=sum(math.prod(x.shape) for x in params),
+        param_bytes=sum(_bytes(x) for x in params),
+        sites=_sites(plain, given),
+        captured=() if taken is None else _captured(taken),
+        cost=cost(call, given),
+        chip=None if chip is None else memory_per_chip(_placed(call, given, mesh, chip), chip, mesh),
+    )
+
+
+_capture = capture
+
+
+def _subject(model: Any, dtype: Any) -> tuple[str, Any]:
+    """What the model is called, and the model with shapes in place of arrays."""
+    if isinstance(model, Transformed):
+        name, fn = _subject(model.fn, dtype)
+        return name, Transformed(fn, model.edits, model.reads)
+    held = unhold(model) if callable(model) else model
+    name = str(getattr(held, "__name__", type(held).__name__))
+    if isinstance(model, (str, os.PathLike)):
+        name, model, dtype = os.fspath(model), load_config(model), dtype or _stored_dtype(model)
+    kind = None if dtype is None else _float(dtype)
+    if isinstance(model, Config):
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return name, jax.eval_shape(lambda key: init(model, key=key, dtype=kind or jnp.float32), key)
+
+    def shape(x: Any) -> Any:
+        if not (eqx.is_array(x) or _is_shape(x)):
+            return x
+        changed = kind is not None and jnp.issubdtype(x.dtype, jnp.inexact)
+        return jax.ShapeDtypeStruct(x.shape, kind if changed else x.dtype)
+
+    return name, jax.tree.map(shape, model)
+
+
+def _stored_dtype(name_or_folder: str | os.PathLike[str]) -> str:
+    """The dtype that `load` would find: as the headers of the weights say or, where there are none, the config."""
+    folder = locate(name_or_folder, weights=False)
+    try:
+        entries = Checkpoint(folder).entries.values()
+    except CheckpointError:  # only its small files are here
+        config = read_config(folder)
+        return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    return max(entries, key=lambda entry: math.prod(entry.shape)).dtype.name
+
+
+def _float(dtype: Any) -> Any:
+    try:
+        kind = jnp.dtype(dtype)
+    except TypeError:
+        kind = None
+    if kind is None or not jnp.issubdtype(kind, jnp.floating) or jax.dtypes.canonicalize_dtype(kind) != kind:
+        raise ArgumentError(
+            f"dtype={dtype!r} is no floating dtype that JAX computes with here. Use float32, bfloat16 or float16 "
+            "(float64 needs jax_enable_x64)."
+        )
+    return kind
+
+
+def _default(model: Any, subject: Any) -> tuple[int, int]:
+    config = model if isinstance(model, Config) else getattr(subject, "config", None)
+    return 1, min(_POSITIONS, getattr(config, "n_ctx", _POSITIONS))
+
+
+def _shapes(tokens: Any) -> Any:
+    if isinstance(tokens, tuple) and all(isinstance(n, int) for n in tokens):
+        if not tokens or min(tokens) < 1:
+            raise ArgumentError(f"tokens={tokens} is no shape of tokens: (batch, pos), both at least 1.")
+        return jax.ShapeDtypeStruct(tokens, jnp.int32)
+    if isinstance(tokens, (Prompts, jax.ShapeDtypeStruct)) or eqx.is_array(tokens):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tokens)
+    raise ArgumentError(
+        f"tokens must be a shape such as (8, 1024), an array or Prompts, not a {type(tokens).__name__}."
+    )
+
+
+def _is_shape(x: Any) -> bool:
+    return isinstance(x, jax.ShapeDtypeStruct)
+
+
+def _bytes(x: Any) -> int:
+    return math.prod(x.shape) * x.dtype.itemsize
+
+
+def _sites(model: Any, tokens: Any) -> tuple[Planned, ...]:
+    found = list_sites(lambda fn, t: fn(t), model, tokens)
+    rows = []
+    for name, info in found.items():
+        layers = () if not info.stacked or info.layers is None else (info.layers,)
+        axes = (*("layer",) * len(layers), *("batch",) * (len(info.shape) - len(info.axes)), *info.axes)
+        array = jax.ShapeDtypeStruct((*layers, *info.shape), info.dtype)
+        on_request = name in SITES and SITES[name].costly
+        rows.append(Planned(name, axes, array.shape, str(array.dtype), _bytes(array), on_request))
+    return tuple(rows)
+
+
+def _captured(taken: Any) -> tuple[Planned, ...]:
+    return tuple(
+        Planned(name, taken.axis_names("arrays", name) or (), x.shape, str(x.dtype), _bytes(x), False)
+        for name, x in ((site.name, taken.arrays[site.name]) for site in taken.sites)
+    )
+
+
+def _placed(call: Any, tokens: Any, mesh: tuple[int, int] | None, chip: str) -> tuple[Any, Any]:
+    """The call with every array as shape and place: weights over `model`, examples over `data`."""
+    n_data, n_model = mesh or (1, _n_chips(chip))
+    if n_data < 1 or n_model < 1:
+        raise ArgumentError(f"mesh={mesh}: both sizes must be positive.")
+
+    def place(x: Any, spec: tuple[str | None, ...]) -> Placed:
+        return Placed(tuple(x.shape), str(x.dtype), spec)
+
+    def batch(x: Any) -> Placed:
+        if x.shape[0] % n_data:
+            raise ArgumentError(
+                f"A batch of {x.shape[0]} cannot be divided over {n_data} chips (mesh={mesh})."
+            )
+        return place(x, ("data", *(None,) * (len(x.shape) - 1)))
+
+    arrays, static = eqx.partition(call, lambda x: eqx.is_array(x) or _is_shape(x))
+    placed = jax.tree.map(place, arrays, layout(arrays, n_model))
+    return eqx.combine(placed, static), jax.tree.map(batch, tokens)
+
+
+def _n_chips(chip: str) -> int:
+    """How many chips a topology's name describes; 1 where it cannot be read, which libtpu then refuses."""
+    sizes = chip.partition(":")[2].split("x")
+    return math.prod(int(n) for n in sizes) if all(n.isdecimal() for n in sizes) else 1
+
+
+def _of_chip(chip: ChipMemory) -> str:
+    where = f"{chip.chip} ({chip.kind}), {chip.mesh[0]} × {chip.mesh[1]} for batch × model"
+    if not chip.fits or chip.total is None:
+        return f"does not fit on {where}: {_shortened(chip.problem)}"
+    parts = (("arguments", chip.arguments), ("outputs", chip.outputs), ("in between", chip.temporaries))
+    split = ", ".join(f"{word} {in_bytes(n or 0)}" for word, n in parts)
+    return f"{in_bytes(chip.total)} on {where}: {split}"
+
+
+def _shortened(problem: str) -> str:
+    """The compiler's sentence without codes before it and the name of the program after it."""
+    said = re.search(r"Ran out of memory.*?(?= HLO module|$)", problem)
+    return (said.group() if said else problem).rstrip(".")
