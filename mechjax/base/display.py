@@ -71,7 +71,14 @@ def rows(record: Any, names: Mapping[str, Sequence[str]]) -> list[dict[str, Any]
 def top(record: Any, n: int, names: Mapping[str, Sequence[str]]) -> list[tuple[str, float]]:
     """The `n` cells of the main field that are largest in size (NaN never is), as (label, value)."""
     main = main_field(record)
-    axes, values = record.axis_names(main) or (), np.asarray(getattr(record, main), np.float64)
+    return largest(getattr(record, main), record.axis_names(main) or (), n, names)
+
+
+def largest(
+    values: Any, axes: Sequence[str], n: int, names: Mapping[str, Sequence[str]]
+) -> list[tuple[str, float]]:
+    """The `n` cells of an array that are largest in size (NaN never is), as (label, value)."""
+    values = np.asarray(values, np.float64)
     size = np.where(np.isnan(values), -1.0, np.abs(values)).ravel()
     order = [i for i in np.argsort(-size, kind="stable")[:n] if size[i] >= 0]
     places = [tuple(int(j) for j in np.unravel_index(i, values.shape)) for i in order]

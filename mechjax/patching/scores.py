@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mechjax.base.display import largest
 from mechjax.base.records import Record
 
 SAME = 1e-6  # runs whose metrics differ by less explain nothing: DESIGN section 5
@@ -39,6 +40,18 @@ class PatchScores(Record):
     def axis_labels(self) -> Mapping[str, Sequence[str]]:
         """The names of the indices of some axes."""
         return dict(self.labels)
+
+    def top(self, n: int = 10) -> list[tuple[str, float]]:
+        """The `n` places whose patch moves the metric furthest, as (label, effect)."""
+        return largest(self.effect, self.over, n, self.axis_labels())
+
+    @property
+    def effect(self) -> Float[Array, "*over"]:
+        """How far the patch takes the metric from the run that it changes to the run that it comes from: 0 to 1.
+
+        The same as `recovered` under "denoise", and `1 - recovered` under "noise". NaN as `recovered`.
+        """
+        return self.recovered if self.mode == "denoise" else 1 - self.recovered
 
     @property
     def recovered(self) -> Float[Array, "*over"]:

@@ -30,15 +30,13 @@ def scores_page(scores: PatchScores, *, title: str, names: Names | None = None) 
     values, axes = _two_axes(scores)
     rows, columns = (_named(axis, size, scores, names) for axis, size in zip(axes, values.shape, strict=True))
     what = f"clean {float(scores.clean.mean()):.2f}, corrupt {float(scores.corrupt.mean()):.2f}"
-    about = {
-        "denoise": "Each cell is a run on the corrupt prompt with one piece of the clean run put in.",
-        "noise": "Each cell is a run on the clean prompt with one piece of the corrupt run put in.",
-    }[scores.mode]
+    base, other = ("corrupt", "clean") if scores.mode == "denoise" else ("clean", "corrupt")
+    about = f"Each cell is a run on the {base} prompt with one piece of the {other} run put in."
     shown = heatmap(
         values, rows, columns, caption=f"How much of the difference it carries (metric: {what})", limit=1.0,
         tip=lambda i, j: f"{rows[i]}, {columns[j]}: {number(float(values[i, j]))}",
     )  # fmt: skip
-    words = legend("−1 the other way", "0 as the corrupt run", "1 as the clean run")
+    words = legend("−1 the other way", f"0 as the {base} run", f"1 as the {other} run")
     return Page(
         title, escape([tag("h1", title), section(f"{scores.site}, one place at a time", about, shown, words)])
     )
@@ -46,8 +44,9 @@ def scores_page(scores: PatchScores, *, title: str, names: Names | None = None) 
 
 def scores_text(scores: PatchScores, *, names: Names | None = None, top: int = 10) -> RenderableType:
     """The sweep for the terminal: a table where it fits, and the leading places."""
-    values = np.asarray(scores.recovered, np.float64)
-    parts: list[RenderableType] = [Text("How much of the difference comes back", style="bold")]
+    values = np.asarray(scores.effect, np.float64)
+    what = {"denoise": "comes back", "noise": "goes"}[scores.mode]
+    parts: list[RenderableType] = [Text(f"How much of the difference {what}", style="bold")]
     labels = [_named(axis, size, scores, names) for axis, size in zip(scores.over, values.shape, strict=True)]
     if values.ndim == 2 and values.shape[0] <= _WIDEST:  # turned: words are long, and stand better in rows
         parts += [heat_table(values.T, labels[1], labels[0], limit=1.0), Text()]
@@ -67,7 +66,7 @@ def _named(axis: str, size: int, scores: PatchScores, names: Names | None) -> li
 
 
 def _two_axes(scores: PatchScores) -> tuple[Float[np.ndarray, "row column"], tuple[str, str]]:
-    values = np.asarray(scores.recovered, np.float64)
+    values = np.asarray(scores.effect, np.float64)
     if values.ndim == 1:
         return values[None], (scores.mode, scores.over[0])
     return values.mean(axis=tuple(range(2, values.ndim))), (scores.over[0], scores.over[1])

@@ -41,7 +41,9 @@ def test_patch__of_two_prompts__prints_places_by_their_words(model, capsys, tmp_
 
 def test_patch__over_heads__prints_heads(model, capsys):
     assert _patch(model, "--site", "z", "--over", "layer", "head", "--mode", "noise") == 0
-    assert "head 1" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "head 1" in said
+    assert "How much of the difference goes" in said
 
 
 def test_sites__of_a_model__says_what_each_is(model, capsys):

@@ -133,6 +133,17 @@ def test_activation_patch__named_positions__are_those_columns(model, pair, metri
     assert "first" in str(result.top(6)) and "end" in str(result.top(6))
 
 
+@pytest.mark.parametrize("mode", ["denoise", "noise"])
+def test_top__in_either_mode__names_the_place_that_moves_the_metric_furthest(model, pair, metric, mode):
+    result = mj.patching.activation_patch(model, *pair, metric, site="resid_pre", mode=mode)
+    base, other = (result.corrupt, result.clean) if mode == "denoise" else (result.clean, result.corrupt)
+    moved = (np.asarray(result.scores) - float(base.mean())) / float(other.mean() - base.mean())
+    layer, pos = np.unravel_index(np.abs(moved).argmax(), moved.shape)
+    (place, effect), *_ = result.top(1)
+    assert place == f"L{layer} @ {pos}"
+    np.testing.assert_allclose(effect, moved[layer, pos], rtol=1e-4)
+
+
 def test_activation_patch__clean_equals_corrupt__changes_nothing_and_recovered_says_so(model, pair, metric):
     result = mj.patching.activation_patch(model, pair[0], pair[0], metric, site="z", over=("layer", "head"))
     np.testing.assert_allclose(result.scores, np.full((3, 4), result.clean.mean()), **SWEEP)
