@@ -2,7 +2,19 @@
 
 from mechjax.models.config import Config as Config
 from mechjax.models.decoder import Decoder as Decoder
+from mechjax.models.factored import FactoredMatrix as FactoredMatrix
+from mechjax.models.factored import composition as composition
+from mechjax.models.factored import composition_scores as composition_scores
+from mechjax.models.factored import copying_score as copying_score
+from mechjax.models.factored import ov as ov
+from mechjax.models.factored import qk as qk
 from mechjax.models.init import init as init
 from mechjax.models.params import assemble as assemble
 from mechjax.models.params import parameters as parameters
 from mechjax.models.resume import resume as resume
+from mechjax.models.rewrite import center_unembed as center_unembed
+from mechjax.models.rewrite import center_writing as center_writing
+from mechjax.models.rewrite import fold_norm as fold_norm
+from mechjax.models.rewrite import fold_value_bias as fold_value_bias
+from mechjax.models.rewrite import refactor_qk_ov as refactor_qk_ov
+from mechjax.models.rewrite import ungroup_kv as ungroup_kv

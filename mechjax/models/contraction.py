@@ -17,3 +17,8 @@ def contract(spec: str, x: Array, y: Array, config: Config, dtype: DTypeLike | N
     exact = config.precision == "highest" and x.dtype == jnp.float32
     precision = lax.Precision.HIGHEST if exact else lax.Precision.DEFAULT
     return jnp.einsum(spec, x, y, precision=precision, preferred_element_type=dtype)
+
+
+def widened(x: Array) -> Array:
+    """`x` in float32 at least, for what rounds once, at its end."""
+    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
