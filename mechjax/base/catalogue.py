@@ -10,6 +10,10 @@ import re
 from dataclasses import dataclass
 
 _EVERY, _MLPS = "every model", "models with MLPs (not attention-only ones)"
+_POST_NORMS, _QK_NORM = "models with norms after attention and MLP", "models with norms on queries and keys"
+_EMBED_NORM = "models with a norm on token embeddings"
+_PRE_NORMS = "models with norms before attention and MLP"
+_SECOND_NORM = "models with MLPs that have a norm of their own before them"
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,22 @@ _RESID = ("pos", "d_model")
 _SCALE = ("pos", "one")
 _QUERIES = ("pos", "head", "d_head")
 _KEYS = ("pos", "kv_head", "d_head")
+_HEADS, _KEY_HEADS = ("pos", "head", "one"), ("pos", "kv_head", "one")
 _PATTERN = ("head", "query", "key")
 _NEURONS = ("pos", "d_mlp")
 
 _GPT2, _LLAMA, _NEOX = "transformer.h.{}.", "model.layers.{}.", "gpt_neox.layers.{}."
 
 _TABLE = (
+    SiteEntry(
+        "ln_embed.scale", _SCALE, "What the norm on token embeddings divides by.",
+        ("embed.ln.hook_scale",), condition=_EMBED_NORM, layered=False,
+    ),
+    SiteEntry(
+        "ln_embed.normalized", _RESID, "Output of the norm on token embeddings, its scale and bias applied.",
+        ("embed.ln.hook_normalized", "transformer.word_embeddings_layernorm.output"),
+        condition=_EMBED_NORM, layered=False,
+    ),
     SiteEntry(
         "embed", _RESID, "Token embedding, as added to the residual stream.",
         (
@@ -71,7 +85,7 @@ _TABLE = (
     ),
     SiteEntry(
         "ln1.scale", _SCALE, "What the first norm divides by: root of the mean square plus epsilon.",
-        ("blocks.{}.ln1.hook_scale",),
+        ("blocks.{}.ln1.hook_scale",), condition=_PRE_NORMS,
     ),
     SiteEntry(
         "ln1.normalized", _RESID, "Output of the first norm, its scale and bias applied.",
@@ -79,6 +93,7 @@ _TABLE = (
             "blocks.{}.ln1.hook_normalized", _GPT2 + "ln_1.output", _LLAMA + "input_layernorm.output",
             _NEOX + "input_layernorm.output",
         ),
+        condition=_PRE_NORMS,
     ),
     SiteEntry(
         "q_input", ("pos", "head", "d_model"), "What each head's query reads, before the norm.",
@@ -93,16 +108,32 @@ _TABLE = (
         ("blocks.{}.hook_v_input",), costly=True,
     ),
     SiteEntry(
-        "q", _QUERIES, "Queries, before rotation.",
+        "q", _QUERIES, "Queries, as projected (and clipped): before norm and rotation.",
         ("blocks.{}.attn.hook_q", "blocks.{}.attn.q.hook_out", _LLAMA + "self_attn.q_proj.output"),
     ),
     SiteEntry(
-        "k", _KEYS, "Keys, before rotation.",
+        "k", _KEYS, "Keys, as projected (and clipped): before norm and rotation.",
         ("blocks.{}.attn.hook_k", "blocks.{}.attn.k.hook_out", _LLAMA + "self_attn.k_proj.output"),
     ),
     SiteEntry(
         "v", _KEYS, "Values.",
         ("blocks.{}.attn.hook_v", "blocks.{}.attn.v.hook_out", _LLAMA + "self_attn.v_proj.output"),
+    ),
+    SiteEntry(
+        "q_norm.scale", _HEADS, "What the norm on queries divides by (one number where it spans all heads).",
+        ("blocks.{}.attn.q_norm.hook_scale",), condition=_QK_NORM,
+    ),
+    SiteEntry(
+        "q_norm.normalized", _QUERIES, "Queries, normalised, before rotation.",
+        ("blocks.{}.attn.q_norm.hook_normalized", _LLAMA + "self_attn.q_norm.output"), condition=_QK_NORM,
+    ),
+    SiteEntry(
+        "k_norm.scale", _KEY_HEADS, "What the norm on keys divides by (one number where it spans all heads).",
+        ("blocks.{}.attn.k_norm.hook_scale",), condition=_QK_NORM,
+    ),
+    SiteEntry(
+        "k_norm.normalized", _KEYS, "Keys, normalised, before rotation.",
+        ("blocks.{}.attn.k_norm.hook_normalized", _LLAMA + "self_attn.k_norm.output"), condition=_QK_NORM,
     ),
     SiteEntry(
         "rot_q", _QUERIES, "Queries, rotated by their positions.",
@@ -128,11 +159,19 @@ _TABLE = (
         ),
     ),
     SiteEntry(
-        "result", ("pos", "head", "d_model"), "What each head writes to the residual stream, without the bias.",
+        "result", ("pos", "head", "d_model"), "What each head writes to the residual stream, without the bias; before post-norm and scaling, if any.",
         ("blocks.{}.attn.hook_result",), costly=True,
     ),
     SiteEntry(
-        "attn_out", _RESID, "What attention writes to the residual stream.",
+        "ln1_post.scale", _SCALE, "What the norm after attention divides by.",
+        ("blocks.{}.ln1_post.hook_scale",), condition=_POST_NORMS,
+    ),
+    SiteEntry(
+        "ln1_post.normalized", _RESID, "Output of the norm after attention, its scale and bias applied.",
+        ("blocks.{}.ln1_post.hook_normalized",), condition=_POST_NORMS,
+    ),
+    SiteEntry(
+        "attn_out", _RESID, "What attention writes to the residual stream, post-norm and scaling included.",
         (
             "blocks.{}.hook_attn_out", "blocks.{}.attn.hook_out", _GPT2 + "attn.output", _GPT2 + "attn.c_proj.output",
             _LLAMA + "self_attn.output", _LLAMA + "self_attn.o_proj.output",
@@ -154,8 +193,7 @@ _TABLE = (
     ),
     SiteEntry(
         "ln2.scale", _SCALE, "What the second norm divides by: root of the mean square plus epsilon.",
-        ("blocks.{}.ln2.hook_scale",),
-        condition=_MLPS,
+        ("blocks.{}.ln2.hook_scale",), condition=_SECOND_NORM,
     ),
     SiteEntry(
         "ln2.normalized", _RESID, "Output of the second norm, its scale and bias applied.",
@@ -163,7 +201,7 @@ _TABLE = (
             "blocks.{}.ln2.hook_normalized", _GPT2 + "ln_2.output", _LLAMA + "post_attention_layernorm.output",
             _NEOX + "post_attention_layernorm.output",
         ),
-        condition=_MLPS,
+        condition=_SECOND_NORM,
     ),
     SiteEntry(
         "mlp_pre", _NEURONS, "Input of the MLP's nonlinearity (in gated MLPs, of the gate).",
@@ -186,7 +224,16 @@ _TABLE = (
         condition=_MLPS,
     ),
     SiteEntry(
-        "mlp_out", _RESID, "What the MLP writes to the residual stream.",
+        "ln2_post.scale", _SCALE, "What the norm after the MLP divides by.",
+        ("blocks.{}.ln2_post.hook_scale",), condition=_POST_NORMS,
+    ),
+    SiteEntry(
+        "ln2_post.normalized", _RESID, "Output of the norm after the MLP, its scale and bias applied.",
+        ("blocks.{}.ln2_post.hook_normalized", _LLAMA + "post_feedforward_layernorm.output"),
+        condition=_POST_NORMS,
+    ),
+    SiteEntry(
+        "mlp_out", _RESID, "What the MLP writes to the residual stream, post-norm and scaling included.",
         (
             "blocks.{}.hook_mlp_out", "blocks.{}.mlp.hook_out", _GPT2 + "mlp.output", _LLAMA + "mlp.output",
             _NEOX + "mlp.output",

@@ -1,7 +1,7 @@
 """Causal attention with explicit heads (Vaswani et al. 2017, arXiv:1706.03762).
 
 Grouped keys: Ainslie et al. 2023, arXiv:2305.13245. Sliding windows: Jiang et al. 2023, arXiv:2310.06825. Soft-caps:
-Gemma Team 2024, arXiv:2408.00118.
+Gemma Team 2024, arXiv:2408.00118. Norms on queries and keys: Dehghani et al. 2023, arXiv:2302.05442.
 
 Scores and softmax are float32 whatever the model's dtype.
 """
@@ -9,13 +9,13 @@ Scores and softmax are float32 whatever the model's dtype.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from mechjax.models.config import Config
 from mechjax.models.contraction import contract
-from mechjax.models.marks import Mark
+from mechjax.models.marks import Mark, under
 from mechjax.models.norms import Norm
-from mechjax.models.positions import Sequence, rotate
+from mechjax.models.positions import Sequence, Varying, rotate
 from mechjax.transform.context import wanted
 
 MASKED = float(jnp.finfo(jnp.float32).min)
@@ -33,64 +33,77 @@ class Attention(eqx.Module):
     b_K: Float[Array, "*layer kv_head d_head"] | None
     b_V: Float[Array, "*layer kv_head d_head"] | None
     b_O: Float[Array, "*layer d_model"] | None
+    q_norm: Norm | None
+    k_norm: Norm | None
 
     def __call__(
         self,
         read: Float[Array, "*batch pos d_model"],
-        norm: Norm,
+        normalized: Float[Array, "*batch pos d_model"],
+        norm: Norm | None,
         sequence: Sequence,
-        window: Int[Array, ""] | None,
+        varying: Varying,
         config: Config,
         mark: Mark,
     ) -> Float[Array, "*batch pos d_model"]:
-        """What attention writes, given the residual that it reads."""
-        normalized = norm(read, config, lambda x, name: mark(x, f"ln1.{name}"))
+        """What attention gives, from the residual that it reads and that same residual normalised by `norm`."""
+        q, k, v = self._project(read, normalized, norm, config, mark)
+        q, k = self._turn(q, k, sequence, varying, config, mark)
+        pattern = self._attend(q, k, sequence, varying, config, mark)
+        return self._write(mark(self._mix(pattern, v, config), "z"), config, mark)
 
-        read_by = {
-            letter: self._split(read, normalized, norm, f"{letter}_input", heads, config, mark)
+    def _project(
+        self, read: Array, normalized: Array, norm: Norm | None, config: Config, mark: Mark
+    ) -> tuple[Array, Array, Array]:
+        """Queries, keys and values, of whatever each head reads."""
+        weights = {"q": (self.W_Q, self.b_Q), "k": (self.W_K, self.b_K), "v": (self.W_V, self.b_V)}
+        apart = {
+            letter: self._split(read, normalized, norm, f"{letter}_input", W.shape[-2], config, mark)
+            for letter, (W, _) in weights.items()
             if wanted(f"{letter}_input")
-            else normalized
-            for letter, heads in (("q", config.n_heads), ("k", config.n_kv_heads), ("v", config.n_kv_heads))
         }
 
-        def project(letter: str, W: Array, b: Array | None) -> Array:
-            per_head = read_by[letter] is not normalized
-            spec = "...hm,mhd->...hd" if per_head else "...m,mhd->...hd"
-            y = contract(spec, read_by[letter], W, config)
-            return mark(y if b is None else y + b, letter)
+        def project(letter: str) -> Array:
+            W, b = weights[letter]
+            spec = "...hm,mhd->...hd" if letter in apart else "...m,mhd->...hd"
+            y = contract(spec, apart.get(letter, normalized), W, config)
+            y = y if b is None else y + b
+            clip = config.qkv_clip
+            return mark(y if clip is None else jnp.clip(y, -clip, clip), letter)
 
-        q = project("q", self.W_Q, self.b_Q)
-        k = project("k", self.W_K, self.b_K)
-        v = project("v", self.W_V, self.b_V)
-        if sequence.rotation is not None:
-            q = mark(rotate(q, sequence.rotation, config), "rot_q")
-            k = mark(rotate(k, sequence.rotation, config), "rot_k")
-        pattern = self._attend(q, k, sequence, window, config, mark)
-        z = mark(self._mix(pattern, v, config), "z")
-        if wanted("result"):
-            out = mark(contract("...hd,hdm->...hm", z, self.W_O, config), "result").sum(-2)
-        else:
-            W = self.W_O.reshape(config.n_heads * config.d_head, -1)  # merged, or XLA copies it
-            out = contract("...i,im->...m", z.reshape(*z.shape[:-2], W.shape[0]), W, config)
-        return out if self.b_O is None else out + self.b_O
+        return project("q"), project("k"), project("v")
 
     @staticmethod
     def _split(
-        read: Array, normalized: Array, norm: Norm, name: str, heads: int, config: Config, mark: Mark
+        read: Array, normalized: Array, norm: Norm | None, name: str, heads: int, config: Config, mark: Mark
     ) -> Float[Array, "*batch pos head d_model"]:
         """What each head reads, normalised.
 
         Added as a difference, so that edits of the shared `ln1` sites still reach every head.
         """
         split = mark(jnp.broadcast_to(read[..., None, :], (*read.shape[:-1], heads, read.shape[-1])), name)
-        return normalized[..., None, :] + (norm(split, config) - norm(read, config)[..., None, :])
+        normed = (lambda x: x) if norm is None else (lambda x: norm(x, config))
+        return normalized[..., None, :] + (normed(split) - normed(read)[..., None, :])
+
+    def _turn(
+        self, q: Array, k: Array, sequence: Sequence, varying: Varying, config: Config, mark: Mark
+    ) -> tuple[Array, Array]:
+        """Queries and keys, normalised and rotated."""
+        over = 2 if config.qk_norm == "joint" else 1
+        if self.q_norm is not None and self.k_norm is not None:
+            q = self.q_norm(q, config, under(mark, "q_norm"), over)
+            k = self.k_norm(k, config, under(mark, "k_norm"), over)
+        rotation = varying.rotation(sequence)
+        if rotation is None:
+            return q, k
+        return mark(rotate(q, rotation, config), "rot_q"), mark(rotate(k, rotation, config), "rot_k")
 
     @staticmethod
     def _attend(
         q: Float[Array, "*batch query head d_head"],
         k: Float[Array, "*batch key kv_head d_head"],
         sequence: Sequence,
-        window: Int[Array, ""] | None,
+        varying: Varying,
         config: Config,
         mark: Mark,
     ) -> Float[Array, "*batch head query key"]:
@@ -98,11 +111,13 @@ class Attention(eqx.Module):
         grouped = q.reshape(*q.shape[:-2], *groups, config.d_head)
         scores = contract("...qngd,...knd->...ngqk", grouped, k, config, jnp.float32) * config.attn_scale
         scores = scores.reshape(*scores.shape[:-4], config.n_heads, *scores.shape[-2:])
+        if sequence.alibi is not None:
+            scores = scores + (sequence.alibi[..., None, :] - sequence.alibi[..., :, None])
         if config.attn_softcap is not None:
             scores = config.attn_softcap * jnp.tanh(scores / config.attn_softcap)
         visible = sequence.visible
-        if window is not None and sequence.distance is not None:
-            visible = visible & (sequence.distance < window)
+        if varying.window is not None and sequence.distance is not None:
+            visible = visible & (sequence.distance < varying.window)
         scores = mark(jnp.where(visible[..., None, :, :], scores, MASKED), "attn_scores")
         return mark(jax.nn.softmax(scores, -1).astype(q.dtype), "pattern")
 
@@ -116,3 +131,14 @@ class Attention(eqx.Module):
         grouped = pattern.reshape(*pattern.shape[:-3], *groups, *pattern.shape[-2:])
         z = contract("...ngqk,...knd->...qngd", grouped, v, config)
         return z.reshape(*z.shape[:-3], config.n_heads, config.d_head)
+
+    def _write(
+        self, z: Float[Array, "*batch pos head d_head"], config: Config, mark: Mark
+    ) -> Float[Array, "*batch pos d_model"]:
+        """The heads' results, summed."""
+        if wanted("result"):
+            out = mark(contract("...hd,hdm->...hm", z, self.W_O, config), "result").sum(-2)
+        else:
+            W = self.W_O.reshape(config.n_heads * config.d_head, -1)  # merged, or XLA copies it
+            out = contract("...i,im->...m", z.reshape(*z.shape[:-2], W.shape[0]), W, config)
+        return out if self.b_O is None else out + self.b_O

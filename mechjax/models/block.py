@@ -1,6 +1,8 @@
 """One block: attention and MLP around the residual stream, serial or parallel (Wang and Komatsuzaki 2021, GPT-J).
 
-What the two write is all that is added: `resid_post == resid_pre + attn_out + mlp_out`, in every family.
+What the two write is all that is added: `resid_post == resid_pre + attn_out + mlp_out`, in every family. Where norms
+stand after attention and MLP (Liu et al. 2022, arXiv:2111.09883), or their output is scaled, what is written is what
+comes out of that.
 """
 
 import equinox as eqx
@@ -8,38 +10,68 @@ from jaxtyping import Array, Float, Int
 
 from mechjax.models.attention import Attention
 from mechjax.models.config import Config
-from mechjax.models.marks import marks_of
+from mechjax.models.marks import Mark, marks_of, under
 from mechjax.models.mlp import MLP
 from mechjax.models.norms import Norm
-from mechjax.models.positions import Sequence
+from mechjax.models.positions import Sequence, Varying
+from mechjax.transform.context import wanted
 
 
 class Block(eqx.Module):
-    """Weights of one layer, or of all with a leading layer axis."""
+    """Weights of one layer, or of all with a leading layer axis; what the config leaves out is None."""
 
-    ln1: Norm
+    ln1: Norm | None
     attn: Attention
+    ln1_post: Norm | None
     ln2: Norm | None
     mlp: MLP | None
+    ln2_post: Norm | None
 
     def __call__(
         self,
         resid: Float[Array, "*batch pos d_model"],
         sequence: Sequence,
-        window: Int[Array, ""] | None,
+        varying: Varying,
         layer: Int[Array, ""] | int,
         config: Config,
     ) -> Float[Array, "*batch pos d_model"]:
         """The residual after this block; `self` holds one layer's weights, `layer` only says which."""
         mark = marks_of(layer, config.n_layers)
         resid = mark(resid, "resid_pre")
-        attn_out = mark(
-            self.attn(mark(resid, "attn_in"), self.ln1, sequence, window, config, mark), "attn_out"
-        )
-        if self.ln2 is None or self.mlp is None:
+        shares, serial = config.residual == "parallel_shared", config.residual == "serial"
+        read = resid if shares and not wanted("attn_in") else mark(resid, "attn_in")
+        first = resid if shares else read
+        normalized = _normalized(first, self.ln1, "ln1", config, mark)
+        own = _own(normalized, first, read, self.ln1, config)
+        attn_out = self.attn(read, own, self.ln1, sequence, varying, config, mark)
+        attn_out = _written(attn_out, self.ln1_post, "attn_out", "ln1_post", config, mark)
+        if self.mlp is None:
             return mark(resid + attn_out, "resid_post")
-        serial = config.residual == "serial"
         mid = mark(resid + attn_out, "resid_mid") if serial else resid
-        normalized = self.ln2(mark(mid, "mlp_in"), config, lambda x, name: mark(x, f"ln2.{name}"))
-        mlp_out = mark(self.mlp(normalized, config, mark), "mlp_out")
+        read = mid if shares and not wanted("mlp_in") else mark(mid, "mlp_in")
+        if shares:
+            own = _own(normalized, resid, read, self.ln1, config)
+        else:
+            own = _normalized(read, self.ln2, "ln2", config, mark)
+        mlp_out = _written(self.mlp(own, config, mark), self.ln2_post, "mlp_out", "ln2_post", config, mark)
         return mark(mid + mlp_out if serial else resid + attn_out + mlp_out, "resid_post")
+
+
+def _normalized(read: Array, norm: Norm | None, place: str, config: Config, mark: Mark) -> Array:
+    return read if norm is None else norm(read, config, under(mark, place))
+
+
+def _own(shared: Array, resid: Array, read: Array, norm: Norm | None, config: Config) -> Array:
+    """What one reader of a shared norm reads: `shared`, unless it reads something else than the residual.
+
+    Added as a difference, so that edits of the norm's sites reach both readers, and edits of `read` only one.
+    """
+    if read is resid or norm is None:
+        return shared
+    return shared + (norm(read, config) - norm(resid, config))
+
+
+def _written(out: Array, norm: Norm | None, site: str, place: str, config: Config, mark: Mark) -> Array:
+    """What is added to the residual."""
+    out = _normalized(out, norm, place, config, mark)
+    return mark(out if config.residual_scale == 1.0 else config.residual_scale * out, site)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from mechjax.base.errors import ArgumentError
-from mechjax.models.experts import Experts
-from mechjax.models.latent import Latent
+from mechjax.models.rope import Rope
+from mechjax.models.shapes import shapes_of
 
 MAX_PARAMETERS = 2**40
 """More parameters than this are refused: a config that asks for them is hostile or mistaken."""
@@ -14,6 +14,10 @@ MAX_LAYERS = 2**16
 """So are more layers."""
 
 _DERIVED: Any = None  # replaced in __post_init__
+_OPTIONAL = ("attn_softcap", "final_softcap", "qkv_clip")
+_POSITIVE = (
+    "norm_eps", "embed_scale", "alibi_scale", "residual_scale", "attn_scale", "logit_scale", *_OPTIONAL
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,22 +34,35 @@ class Config:
         d_head: Width of a head. Default: `d_model // n_heads`.
         d_mlp: Number of neurons of a block. Default: `4 * d_model`.
         norm: "layer" (LayerNorm) or "rms" (RMSNorm).
+        norms: Where norms stand: "pre" (on what attention and MLP read), "post" (on what they write) or "both".
         norm_eps: What the norms add to the variance.
-        positions: "learned", "rotary" or "none".
+        norm_weight: Whether the norms have scales.
+        norm_offset: Added to the norms' scales; 1.0 where a checkpoint keeps them as differences from one.
+        norm_bias: Whether the norms have biases. Default: exactly LayerNorms with scales do.
+        qk_norm: Norms on queries and keys, before rotation: "none", "shared" (each head by itself, one scale for all),
+            "per_head" (each head by itself, with its own scale) or "joint" (all heads together).
+        qk_norm_bias: Whether these have biases. Default: `norm_bias`.
+        embed_scale: Factor on token embeddings, rounded to their dtype.
+        embed_norm: Whether token embeddings are normalised.
+        positions: "learned", "rotary", "alibi" or "none".
+        position_offset: Rows of the learned position embedding that stand before the first position's.
         rotary_dim: How many dimensions of a head rotate; even. Default: `d_head`.
-        rotary_base: Base of the rotation's wavelengths.
         rotary_layout: Which dimensions rotate together: "halves" (i with i + rotary_dim/2) or "pairs" (2i with 2i + 1).
-        residual: "serial" (the MLP reads what attention wrote) or "parallel" (both read the block's input).
+        rope: How angles are made: one `Rope` for all layers, or one for each layer (None: it does not rotate).
+        alibi_scale: Factor on ALiBi's slopes.
+        alibi_dtype: The slopes, and they times positions, are rounded to it.
+        residual: "serial" (the MLP reads what attention wrote), "parallel" (both read the block's input) or
+            "parallel_shared" (both read it through one norm).
+        residual_scale: Factor on what attention and MLP write.
         mlp: "plain", "gated" or "none" (attention only: blocks without MLP and without its norm).
         activation: "gelu" (exact), "gelu_new" (tanh), "silu" or "relu".
         qkv_bias, out_bias, mlp_bias, unembed_bias: Whether these projections have biases.
-        norm_bias: Whether the norms have biases. Default: exactly LayerNorms do.
+        qkv_clip: Queries, keys and values are clipped to at most this size; None for not at all.
         tied: Whether the unembedding is the embedding's transpose.
         attn_softcap, final_softcap: c of c * tanh(x / c) on attention scores and logits; None for neither.
         windows: For each layer how many positions a query sees, itself included; None sees all.
         attn_scale: Factor on the scores. Default: `d_head**-0.5`.
-        experts: The mixture of experts that takes the MLP's place, in all layers or some; None for none.
-        latent: The widths of latent attention; None for ordinary attention.
+        logit_scale: Factor on the logits, before their soft-cap.
         precision: "highest" (float32 contractions in full float32) or "default" (whatever is fast on the device).
 
     Raises:
@@ -63,26 +80,37 @@ class Config:
     d_head: int = _DERIVED
     d_mlp: int = _DERIVED
     norm: Literal["layer", "rms"] = "layer"
+    norms: Literal["pre", "post", "both"] = "pre"
     norm_eps: float = 1e-5
-    positions: Literal["learned", "rotary", "none"] = "learned"
+    norm_weight: bool = True
+    norm_offset: float = 0.0
+    norm_bias: bool = _DERIVED
+    qk_norm: Literal["none", "shared", "per_head", "joint"] = "none"
+    qk_norm_bias: bool = _DERIVED
+    embed_scale: float = 1.0
+    embed_norm: bool = False
+    positions: Literal["learned", "rotary", "alibi", "none"] = "learned"
+    position_offset: int = 0
     rotary_dim: int = _DERIVED
-    rotary_base: float = 10000.0
     rotary_layout: Literal["halves", "pairs"] = "halves"
-    residual: Literal["serial", "parallel"] = "serial"
+    rope: Rope | tuple[Rope | None, ...] = Rope()  # noqa: RUF009  frozen
+    alibi_scale: float = 1.0
+    alibi_dtype: Literal["float32", "bfloat16"] = "float32"
+    residual: Literal["serial", "parallel", "parallel_shared"] = "serial"
+    residual_scale: float = 1.0
     mlp: Literal["plain", "gated", "none"] = "plain"
     activation: Literal["gelu", "gelu_new", "silu", "relu"] = "gelu_new"
     qkv_bias: bool = True
     out_bias: bool = True
     mlp_bias: bool = True
     unembed_bias: bool = False
-    norm_bias: bool = _DERIVED
+    qkv_clip: float | None = None
     tied: bool = True
     attn_softcap: float | None = None
     final_softcap: float | None = None
     windows: tuple[int | None, ...] | None = None
     attn_scale: float = _DERIVED
-    experts: Experts | None = None
-    latent: Latent | None = None
+    logit_scale: float = 1.0
     precision: Literal["highest", "default"] = "highest"
 
     def __post_init__(self) -> None:
@@ -96,13 +124,15 @@ class Config:
             )
         self._default("d_head", self.d_model // self.n_heads)
         self._default("d_mlp", 4 * self.d_model)
-        self._default("norm_bias", self.norm == "layer")
+        self._default("norm_bias", self.norm == "layer" and self.norm_weight)
+        self._default("qk_norm_bias", self.norm_bias)
         for name in ("n_kv_heads", "d_head", "d_mlp"):
             _check_count(name, getattr(self, name))
         self._default("rotary_dim", self.d_head)
         self._default("attn_scale", self.d_head**-0.5)
-        if isinstance(self.windows, list):
-            object.__setattr__(self, "windows", tuple(self.windows))
+        for name in ("windows", "rope"):
+            if isinstance(per_layer := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(per_layer))
         self._check_choices()
         self._check_numbers()
 
@@ -126,28 +156,23 @@ class Config:
                 f"`n_heads` = {self.n_heads} is no multiple of `n_kv_heads` = {self.n_kv_heads}: "
                 "every key head serves the same number of query heads."
             )
-        if self.positions == "rotary":
-            _check_count("rotary_dim", self.rotary_dim)
-            if self.rotary_dim % 2 or self.rotary_dim > self.d_head:
-                raise ArgumentError(
-                    f"`rotary_dim` = {self.rotary_dim} must be even and at most `d_head` = {self.d_head}: "
-                    "dimensions of a head rotate two by two."
-                )
-        for name in ("norm_eps", "rotary_base", "attn_scale", "attn_softcap", "final_softcap"):
+        for name in _POSITIVE:
             value = getattr(self, name)
-            if value is None and name.endswith("softcap"):
+            if value is None and name in _OPTIONAL:
                 continue
             if not _is_positive(value):
                 raise ArgumentError(f"`{name}` = {value!r} must be a positive, finite number.")
-        if self.windows is not None:
-            if not isinstance(self.windows, tuple) or len(self.windows) != self.n_layers:
-                raise ArgumentError(
-                    f"`windows` = {self.windows!r} must have one entry for each of the {self.n_layers} layers: "
-                    "a number of positions, or None for a layer that sees all."
-                )
-            for window in self.windows:
-                if window is not None:
-                    _check_count("windows", window)
+        if self.norm_offset not in (0.0, 1.0):
+            raise ArgumentError(f"`norm_offset` = {self.norm_offset!r} must be 0.0 or 1.0.")
+        if self.norms != "pre" and self.residual == "parallel_shared":
+            raise ArgumentError(
+                f'`residual` = "parallel_shared" shares a norm before attention and MLP; `norms` = {self.norms!r} '
+                'goes with "serial" or "parallel".'
+            )
+        if self.position_offset != 0:
+            _check_count("position_offset", self.position_offset)
+        self._check_rotation()
+        self._check_windows()
         if self.n_params > MAX_PARAMETERS:
             raise ArgumentError(
                 f"A config of {self.n_params:,} parameters is refused: at most {MAX_PARAMETERS:,} are accepted. "
@@ -156,32 +181,51 @@ class Config:
                 f"`d_mlp` = {self.d_mlp}: which of them is mistaken?"
             )
 
+    def _check_rotation(self) -> None:
+        if self.positions != "rotary":
+            return
+        _check_count("rotary_dim", self.rotary_dim)
+        if self.rotary_dim % 2 or self.rotary_dim > self.d_head:
+            raise ArgumentError(
+                f"`rotary_dim` = {self.rotary_dim} must be even and at most `d_head` = {self.d_head}: "
+                "dimensions of a head rotate two by two."
+            )
+        ropes = self.rope if isinstance(self.rope, tuple) else (self.rope,)
+        fits = len(ropes) == self.n_layers or not isinstance(self.rope, tuple)
+        if not fits or not all(
+            isinstance(rope, Rope) or (rope is None and isinstance(self.rope, tuple)) for rope in ropes
+        ):
+            raise ArgumentError(
+                f"`rope` = {self.rope!r} must be a Rope, or have one entry for each of the {self.n_layers} layers: a "
+                "Rope, or None for a layer that does not rotate."
+            )
+        for rope in ropes:
+            if rope is not None:
+                rope.check(self.rotary_dim)
+
+    def _check_windows(self) -> None:
+        if self.windows is None:
+            return
+        if not isinstance(self.windows, tuple) or len(self.windows) != self.n_layers:
+            raise ArgumentError(
+                f"`windows` = {self.windows!r} must have one entry for each of the {self.n_layers} layers: "
+                "a number of positions, or None for a layer that sees all."
+            )
+        for window in self.windows:
+            if window is not None:
+                _check_count("windows", window)
+
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Path and shape of every parameter ("blocks.attn.W_Q": (layer, d_model, head, d_head)), in forward order."""
-        m, h, n, d, f, v = self.d_model, self.n_heads, self.n_kv_heads, self.d_head, self.d_mlp, self.d_vocab
-        mlp, gated = self.mlp != "none", self.mlp == "gated"
-        has = {
-            "W_pos": self.positions == "learned", "ln1.b": self.norm_bias, "ln_final.b": self.norm_bias,
-            "attn.b_Q": self.qkv_bias, "attn.b_K": self.qkv_bias, "attn.b_V": self.qkv_bias, "attn.b_O": self.out_bias,
-            "ln2.w": mlp, "ln2.b": mlp and self.norm_bias, "mlp.W_in": mlp, "mlp.W_gate": gated, "mlp.W_out": mlp,
-            "mlp.b_in": mlp and self.mlp_bias, "mlp.b_gate": gated and self.mlp_bias,
-            "mlp.b_out": mlp and self.mlp_bias, "W_U": not self.tied, "b_U": self.unembed_bias,
-        }  # fmt: skip
-        block = {
-            "ln1.w": (m,), "ln1.b": (m,),
-            "attn.W_Q": (m, h, d), "attn.W_K": (m, n, d), "attn.W_V": (m, n, d), "attn.W_O": (h, d, m),
-            "attn.b_Q": (h, d), "attn.b_K": (n, d), "attn.b_V": (n, d), "attn.b_O": (m,),
-            "ln2.w": (m,), "ln2.b": (m,),
-            "mlp.W_in": (m, f), "mlp.W_gate": (m, f), "mlp.W_out": (f, m),
-            "mlp.b_in": (f,), "mlp.b_gate": (f,), "mlp.b_out": (m,),
-        }  # fmt: skip
-        layers = {
-            f"blocks.{path}": (self.n_layers, *shape) for path, shape in block.items() if has.get(path, True)
-        }
-        first = {"W_E": (v, m), "W_pos": (self.n_ctx, m)}
-        last = {"ln_final.w": (m,), "ln_final.b": (m,), "W_U": (m, v), "b_U": (v,)}
-        return {path: shape for path, shape in (first | layers | last).items() if has.get(path, True)}
+        return shapes_of(self)
+
+    @property
+    def ropes(self) -> tuple[Rope | None, ...]:
+        """For each layer how it rotates; None for not at all."""
+        if self.positions != "rotary":
+            return (None,) * self.n_layers
+        return self.rope if isinstance(self.rope, tuple) else (self.rope,) * self.n_layers
 
     @property
     def n_params(self) -> int:

@@ -16,14 +16,12 @@ from mechjax.base.prompts import Prompts
 from mechjax.models.block import Block
 from mechjax.models.config import Config
 from mechjax.models.contraction import contract
-from mechjax.models.marks import mark
+from mechjax.models.marks import mark, under
 from mechjax.models.norms import Norm
-from mechjax.models.positions import Sequence, arrange, count_positions
+from mechjax.models.positions import Sequence, Varying, arrange, count_positions, varying
 
 Tokens = Prompts | Array | np.ndarray | SequenceOf[Any]
 """Token ids: a batch with its mask, an integer array of any leading axes, or nested lists."""
-
-_SEES_ALL = 2**31 - 1
 
 
 class Decoder(eqx.Module):
@@ -32,6 +30,7 @@ class Decoder(eqx.Module):
     Attributes:
         W_E: Embedding; where `tied`, also the unembedding.
         W_pos: Learned position embedding, or None.
+        ln_embed: The norm on token embeddings, or None.
         blocks: All blocks, every parameter with a leading layer axis.
         ln_final: The last norm.
         W_U: Unembedding; None where tied.
@@ -40,7 +39,8 @@ class Decoder(eqx.Module):
     """
 
     W_E: Float[Array, "d_vocab d_model"]
-    W_pos: Float[Array, "n_ctx d_model"] | None
+    W_pos: Float[Array, "row d_model"] | None
+    ln_embed: Norm | None
     blocks: Block
     ln_final: Norm
     W_U: Float[Array, "d_model d_vocab"] | None
@@ -77,12 +77,18 @@ class Decoder(eqx.Module):
     ) -> Float[Array, "*batch pos d_model"]:
         """The residual stream entering the first block."""
         tokens, mask = as_tokens(tokens, mask, self.config)
-        resid = mark(_rows(self.W_E, tokens), "embed")
+        resid = _rows(self.W_E, tokens)
+        if self.config.embed_scale != 1.0:
+            resid = resid * jnp.asarray(self.config.embed_scale, resid.dtype)
+        if self.ln_embed is not None:
+            resid = self.ln_embed(resid, self.config, under(mark, "ln_embed"))
+        resid = mark(resid, "embed")
         if self.W_pos is None:
             return resid
         if positions is None:
             positions = count_positions(tokens.shape[-1], mask)
-        return resid + mark(jnp.broadcast_to(_rows(self.W_pos, positions), resid.shape), "pos_embed")
+        rows = _rows(self.W_pos, positions + self.config.position_offset)
+        return resid + mark(jnp.broadcast_to(rows, resid.shape), "pos_embed")
 
     def arrange(
         self,
@@ -98,34 +104,23 @@ class Decoder(eqx.Module):
         self, resid: Float[Array, "*batch pos d_model"], layer: Int[Array, ""] | int, sequence: Sequence
     ) -> Float[Array, "*batch pos d_model"]:
         """The residual stream after block `layer`, which may be traced."""
-        weights, window = jax.tree.map(
+        weights, here = jax.tree.map(
             lambda stacked: lax.dynamic_index_in_dim(stacked, layer, keepdims=False),
-            (self.blocks, self.windows),
+            (self.blocks, varying(self.config)),
         )
-        return weights(resid, sequence, window, layer, self.config)
+        return weights(resid, sequence, here, layer, self.config)
 
     def unembed(self, resid: Float[Array, "*batch pos d_model"]) -> Float[Array, "*batch pos d_vocab"]:
         """Logits of a final residual stream: the last norm, then the unembedding."""
         config = self.config
-        normalized = self.ln_final(resid, config, lambda x, name: mark(x, f"ln_final.{name}"))
+        normalized = self.ln_final(resid, config, under(mark, "ln_final"))
         if self.W_U is None:
             logits = contract("...m,vm->...v", normalized, self.W_E, config)
         else:
             logits = contract("...m,mv->...v", normalized, self.W_U, config)
         if self.b_U is not None:
             logits = logits + self.b_U
-        if config.final_softcap is not None:
-            logits = config.final_softcap * jnp.tanh(logits / config.final_softcap)
-        return mark(logits, "logits")
-
-    @property
-    def windows(self) -> Int[Array, " layer"] | None:
-        """How many positions a query of each layer sees; None where no layer has a window."""
-        if self.config.windows is None:
-            return None
-        return jnp.array(
-            [_SEES_ALL if window is None else window for window in self.config.windows], jnp.int32
-        )
+        return mark(scaled(logits, config), "logits")
 
     def __hash__(self) -> NoReturn:
         raise JitError(
@@ -133,6 +128,15 @@ class Decoder(eqx.Module):
             "Use `equinox.filter_jit(model)(tokens)`, or pass the model as an argument: "
             "`equinox.filter_jit(lambda model, tokens: model(tokens))`. A plain `model(tokens)` is compiled already."
         )
+
+
+def scaled(logits: Float[Array, "..."], config: Config) -> Float[Array, "..."]:
+    """Logits times the config's factor, and soft-capped."""
+    if config.logit_scale != 1.0:
+        logits = config.logit_scale * logits
+    if config.final_softcap is not None:
+        logits = config.final_softcap * jnp.tanh(logits / config.final_softcap)
+    return logits
 
 
 def _rows(table: Array, ids: Array) -> Array:
@@ -145,11 +149,12 @@ def _forward(model: Decoder, tokens: Array, mask: Array | None, positions: Array
     resid = model.embed(tokens, mask=mask, positions=positions)
     sequence = model.arrange(tokens.shape[-1], mask=mask, positions=positions)
 
-    def step(resid: Array, xs: tuple[Block, Array | None, Array]) -> tuple[Array, None]:
-        block, window, layer = xs
-        return block(resid, sequence, window, layer, model.config), None
+    def step(resid: Array, xs: tuple[Block, Varying, Array]) -> tuple[Array, None]:
+        block, here, layer = xs
+        return block(resid, sequence, here, layer, model.config), None
 
-    resid, _ = lax.scan(step, resid, (model.blocks, model.windows, jnp.arange(model.config.n_layers)))
+    xs = (model.blocks, varying(model.config), jnp.arange(model.config.n_layers))
+    resid, _ = lax.scan(step, resid, xs)
     return model.unembed(resid)
 
 

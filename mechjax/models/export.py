@@ -102,8 +102,8 @@ def _tensors(model: Decoder, family: Family) -> dict[str, np.ndarray]:
     params = {path: np.asarray(leaf) for path, leaf in parameters(model).items()}
     tensors: dict[str, np.ndarray] = {}
     for rule in family.rules_for(model.config):
-        for layer, name in enumerate(rule.names(model.config)):
-            parts = {path: params[path][layer] if rule.layered else params[path] for path in rule.paths}
+        for name, place in rule.places(model.config):
+            parts = {path: params[path][place] for path in rule.paths}
             tensors[name] = np.ascontiguousarray(rule.join(parts, model.config))
     return tensors
 

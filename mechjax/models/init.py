@@ -17,7 +17,7 @@ def init(config: Config, *, key: Key[Array, ""] | Array, dtype: Any = jnp.float3
     """A decoder with random weights.
 
     Matrices are normal with deviation 0.02, those that write to the residual stream divided by `sqrt(2 * n_layers)`;
-    scales of norms are 1, biases 0.
+    norms scale by 1, biases are 0.
 
     Args:
         config: Shape and choices.
@@ -28,7 +28,7 @@ def init(config: Config, *, key: Key[Array, ""] | Array, dtype: Any = jnp.float3
     def draw(path: str, shape: tuple[int, ...], key: Array) -> Array:
         name = path.rpartition(".")[2]
         if name == "w":
-            return jnp.ones(shape, dtype)
+            return jnp.full(shape, 1 - config.norm_offset, dtype)
         if name.startswith("b"):
             return jnp.zeros(shape, dtype)
         std = STD / (2 * config.n_layers) ** 0.5 if name in ("W_O", "W_out") else STD

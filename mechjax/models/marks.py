@@ -19,3 +19,8 @@ def mark(x: Array, name: str) -> Array:
 def marks_of(layer: Int[Array, ""] | int, layers: int) -> Mark:
     """Names the activations of one of `layers` layers; `layer` may be traced."""
     return lambda x, name: site(x, name, layer=layer, layers=layers, axes=SITES[name].axes)
+
+
+def under(mark: Mark, place: str) -> Mark:
+    """Names the activations of a part: "scale" of "ln1" is the site `ln1.scale`."""
+    return lambda x, name: mark(x, f"{place}.{name}")

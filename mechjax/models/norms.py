@@ -16,22 +16,28 @@ from mechjax.models.config import Config
 class Norm(eqx.Module):
     """One norm, its scale and bias apart; inside `blocks` the parameters have a leading layer axis."""
 
-    w: Float[Array, "*layer d_model"]
-    b: Float[Array, "*layer d_model"] | None
+    w: Float[Array, "*axes width"] | None
+    b: Float[Array, "*axes width"] | None
 
     def __call__(
         self,
-        x: Float[Array, "... d_model"],
+        x: Float[Array, "... width"],
         config: Config,
         mark: Callable[[Array, str], Array] | None = None,
-    ) -> Float[Array, "... d_model"]:
-        """Normalise `x`; `mark` names "scale" and "normalized"."""
+        over: int = 1,
+    ) -> Float[Array, "... width"]:
+        """Normalise `x` over its last `over` axes; `mark` names "scale" and "normalized"."""
         named = mark or (lambda value, _: value)
+        axes = tuple(range(-over, 0))
         centered = x.astype(jnp.float32)
         if config.norm == "layer":
-            centered = centered - centered.mean(-1, keepdims=True)
-        scale = named(jnp.sqrt(jnp.square(centered).mean(-1, keepdims=True) + config.norm_eps), "scale")
-        y = centered / scale * self.w.astype(jnp.float32)
+            centered = centered - centered.mean(axes, keepdims=True)
+        scale = jnp.sqrt(jnp.square(centered).mean(axes, keepdims=True) + config.norm_eps)
+        scale = named(jnp.broadcast_to(scale, (*x.shape[:-1], 1)), "scale")
+        y = centered / scale
+        if self.w is not None:
+            w = self.w.astype(jnp.float32)
+            y = y * (w + config.norm_offset if config.norm_offset else w)
         if self.b is not None:
             y = y + self.b.astype(jnp.float32)
         return named(y.astype(x.dtype), "normalized")

@@ -13,23 +13,33 @@ from mechjax.models.config import Config
 from mechjax.models.decoder import Decoder
 from mechjax.models.mlp import MLP
 from mechjax.models.norms import Norm
+from mechjax.models.shapes import norm_places
 
 
 def assemble(config: Config, params: Mapping[str, Any]) -> Decoder:
     """A decoder that holds `params`, whose paths and shapes are those of `config.shapes`."""
+    norms = norm_places(config)
 
-    def build(module: type[eqx.Module], prefix: str) -> Any:
-        names = module.__dataclass_fields__
-        return module(**{name: params.get(f"{prefix}.{name}") for name in names})
+    def build(module: type[eqx.Module], prefix: str, **parts: Any) -> Any:
+        names = module.__dataclass_fields__.keys() - parts
+        return module(**{name: params.get(f"{prefix}.{name}") for name in names}, **parts)
+
+    def norm(path: str) -> Norm | None:
+        return build(Norm, path) if path in norms else None
 
     block = Block(
-        ln1=build(Norm, "blocks.ln1"), attn=build(Attention, "blocks.attn"),
-        ln2=None if config.mlp == "none" else build(Norm, "blocks.ln2"),
+        ln1=norm("blocks.ln1"),
+        attn=build(
+            Attention, "blocks.attn", q_norm=norm("blocks.attn.q_norm"), k_norm=norm("blocks.attn.k_norm")
+        ),
+        ln1_post=norm("blocks.ln1_post"),
+        ln2=norm("blocks.ln2"),
         mlp=None if config.mlp == "none" else build(MLP, "blocks.mlp"),
-    )  # fmt: skip
+        ln2_post=norm("blocks.ln2_post"),
+    )
     return Decoder(
-        W_E=params["W_E"], W_pos=params.get("W_pos"), blocks=block, ln_final=build(Norm, "ln_final"),
-        W_U=params.get("W_U"), b_U=params.get("b_U"), config=config,
+        W_E=params["W_E"], W_pos=params.get("W_pos"), ln_embed=norm("ln_embed"), blocks=block,
+        ln_final=build(Norm, "ln_final"), W_U=params.get("W_U"), b_U=params.get("b_U"), config=config,
     )  # fmt: skip
 
 

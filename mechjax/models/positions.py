@@ -1,16 +1,27 @@
-"""Where tokens stand: positions, who sees whom, rotation.
+"""Where tokens stand: positions, who sees whom, rotation, ALiBi.
 
 Positions count real tokens, so padding, wherever it stands, shifts nothing. Real tokens see real tokens and padding
 sees padding: no row of attention is empty, so no NaN is born in padding, and none of it reaches a real position.
 
 Rotation: Su et al. 2021, arXiv:2104.09864, Eq. 34; "halves" as in GPT-NeoX and Llama, "pairs" as in the paper.
+ALiBi: Press et al. 2022, arXiv:2108.12409, section 3.
 """
+
+import math
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.models.config import Config
+from mechjax.models.rope import Rope
+
+_SEES_ALL = 2**31 - 1
+
+Rotation = tuple[Float[Array, "... pos half"], Float[Array, "... pos half"]]
+"""Cosine and sine of the angles."""
 
 
 class Sequence(eqx.Module):
@@ -20,13 +31,45 @@ class Sequence(eqx.Module):
         positions: Position of each token. Shape (*batch, pos).
         visible: Which key each query sees, windows aside. Shape (*batch, query, key).
         distance: How many real tokens back each key is. Shape (*batch, query, key); None where no layer has a window.
-        rotation: Cosine and sine of the angles. Shapes (*batch, pos, rotary_dim / 2); None without rotation.
+        rotation: Cosine and sine of the angles. Shapes (*batch, pos, rotary_dim / 2), where layers rotate differently
+            (table, *batch, pos, rotary_dim / 2); None without rotation.
+        alibi: What a key at a position adds to a score, and a query there takes from it. Shape (*batch, head, pos).
     """
 
     positions: Int[Array, "... pos"]
     visible: Bool[Array, "... query key"]
     distance: Int[Array, "... query key"] | None
-    rotation: tuple[Float[Array, "... pos half"], Float[Array, "... pos half"]] | None
+    rotation: Rotation | None
+    alibi: Float[Array, "... head pos"] | None
+
+
+class Varying(eqx.Module):
+    """What differs from layer to layer without being a weight: of one layer, or of all with a leading layer axis.
+
+    Attributes:
+        window: How many positions a query sees; None where no layer has a window.
+        table: Which of the sequence's rotations; None where all layers rotate alike.
+    """
+
+    window: Int[Array, "*layer"] | None
+    table: Int[Array, "*layer"] | None
+
+    def rotation(self, sequence: Sequence) -> Rotation | None:
+        """Cosine and sine of this layer's angles; None without rotation."""
+        if sequence.rotation is None or self.table is None:
+            return sequence.rotation
+        cos, sin = (lax.dynamic_index_in_dim(t, self.table, keepdims=False) for t in sequence.rotation)
+        return cos, sin
+
+
+def varying(config: Config) -> Varying:
+    """What differs between the layers of a decoder."""
+    windows = None
+    if config.windows is not None:
+        windows = jnp.array([_SEES_ALL if w is None else w for w in config.windows], jnp.int32)
+    distinct = list(dict.fromkeys(config.ropes))
+    tables = jnp.array([distinct.index(rope) for rope in config.ropes], jnp.int32)
+    return Varying(windows, tables if len(distinct) > 1 else None)
 
 
 def count_positions(n_pos: int, mask: Bool[Array, "*batch pos"] | None) -> Int[Array, "*positions"]:
@@ -42,24 +85,43 @@ def arrange(
     mask: Bool[Array, "*batch pos"] | None,
     positions: Int[Array, "*batch pos"] | None,
 ) -> Sequence:
-    """Positions, visibility and rotation of `n_pos` tokens."""
+    """Positions, visibility, rotation and ALiBi of `n_pos` tokens."""
     order = count_positions(n_pos, mask)
     positions = order if positions is None else positions
     visible = jnp.tri(n_pos, dtype=bool)
     if mask is not None:
         visible = visible & (mask[..., :, None] == mask[..., None, :])
     distance = None if config.windows is None else order[..., :, None] - order[..., None, :]
-    rotation = angles(config, positions) if config.positions == "rotary" else None
-    return Sequence(positions, visible, distance, rotation)
+    rotation = rotations(config, positions) if config.positions == "rotary" else None
+    alibi = alibi_heights(config, positions) if config.positions == "alibi" else None
+    return Sequence(positions, visible, distance, rotation, alibi)
 
 
-def angles(
-    config: Config, positions: Int[Array, "*batch pos"]
-) -> tuple[Float[Array, "*batch pos half"], Float[Array, "*batch pos half"]]:
-    """Cosine and sine of `positions / base**(2i / rotary_dim)`, in float32."""
-    exponent = jnp.arange(0, config.rotary_dim, 2, dtype=jnp.float32) / config.rotary_dim
-    angle = positions[..., None].astype(jnp.float32) * (1.0 / config.rotary_base**exponent)
-    return jnp.cos(angle), jnp.sin(angle)
+def rotations(config: Config, positions: Int[Array, "*batch pos"]) -> Rotation:
+    """Cosine and sine of every layer's angles, in float32; stacked where layers rotate differently."""
+    tables = [angles(rope, config.rotary_dim, positions) for rope in dict.fromkeys(config.ropes)]
+    if len(tables) == 1:
+        return tables[0]
+    cos, sin = (jnp.stack(parts) for parts in zip(*tables, strict=True))
+    return cos, sin
+
+
+def angles(rope: Rope | None, dim: int, positions: Int[Array, "*batch pos"]) -> Rotation:
+    """Cosine and sine of positions times frequencies, in float32; of zero for a layer that does not rotate."""
+    if rope is None:
+        still = jnp.zeros((*positions.shape, dim // 2), jnp.float32)
+        return jnp.ones_like(still), still
+    frequencies = jnp.asarray(rope.frequencies(dim))
+    if (other := rope.beyond(dim)) is not None:
+        longest, long = other
+        length = (
+            positions.max(-1, keepdims=True)[..., None] + 1
+        )  # each example's own, so that none moves another
+        frequencies = jnp.where(length > longest, long, frequencies)
+    angle = positions[..., None].astype(jnp.float32) * frequencies
+    if rope.amplitude == 1.0:
+        return jnp.cos(angle), jnp.sin(angle)
+    return rope.amplitude * jnp.cos(angle), rope.amplitude * jnp.sin(angle)
 
 
 def rotate(
@@ -78,3 +140,21 @@ def rotate(
     if config.rotary_layout == "halves":
         return jnp.concatenate((*turned, still), -1)
     return jnp.concatenate((jnp.stack(turned, -1).reshape(turning.shape), still), -1)
+
+
+def alibi_slopes(n_heads: int) -> np.ndarray:
+    """ALiBi's slope of each head: powers of `2**(-8 / n)`, filled up from `2n` where n is no power of two."""
+    n = 2 ** math.floor(math.log2(n_heads))
+    slopes = [2 ** (-8 * i / n) for i in range(1, n + 1)]
+    slopes += [2 ** (-4 * i / n) for i in range(1, 2 * (n_heads - n) + 1, 2)]
+    return np.array(slopes, np.float32)
+
+
+def alibi_heights(config: Config, positions: Int[Array, "*batch pos"]) -> Float[Array, "*batch head pos"]:
+    """Slope times position, in float32; a score gains its key's and loses its query's."""
+    slopes, places = alibi_slopes(config.n_heads)[:, None], positions[..., None, :].astype(jnp.float32)
+    if config.alibi_dtype == "float32":
+        return config.alibi_scale * (slopes * places)
+    # Some checkpoints were trained with rounded ones. `astype` there and back could be optimised away.
+    rounded = lambda x: lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+    return config.alibi_scale * rounded(rounded(jnp.asarray(slopes)) * rounded(places))

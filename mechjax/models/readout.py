@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mechjax.models.contraction import contract
-from mechjax.models.decoder import Decoder
+from mechjax.models.decoder import Decoder, scaled
 
 
 def readout(
@@ -43,6 +43,4 @@ def readout(
         bias = None if model.b_U is None else jnp.take(model.b_U, tokens, mode="fill", fill_value=jnp.nan)
     if bias is not None:
         logits = logits + bias
-    if config.final_softcap is not None:
-        logits = config.final_softcap * jnp.tanh(logits / config.final_softcap)
-    return logits
+    return scaled(logits, config)

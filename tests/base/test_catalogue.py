@@ -10,11 +10,12 @@ from mechjax.models import Config
 
 def test_sites__of_models_that_have_them__stand_in_the_tables_order_with_its_axes():
     seen = {}
-    for residual, positions, mlp in (("serial", "learned", "plain"), ("parallel", "rotary", "gated")):
-        config = Config(
-            d_vocab=7, n_ctx=5, d_model=4, n_layers=2, n_heads=2, n_kv_heads=1,
-            residual=residual, positions=positions, mlp=mlp,
-        )  # fmt: skip
+    for choices in (
+        {"embed_norm": True},
+        {"residual": "parallel", "positions": "rotary", "mlp": "gated", "norms": "both", "qk_norm": "joint"},
+        {"residual": "parallel_shared", "qk_norm": "per_head"},
+    ):
+        config = Config(d_vocab=7, n_ctx=5, d_model=4, n_layers=2, n_heads=2, n_kv_heads=1, **choices)
         model = mj.init(config, key=jax.random.key(0))
         table = mj.list_sites(model, jax.numpy.zeros((1, 3), int))
         assert list(table) == [name for name in SITES if name in set(table)]

@@ -37,7 +37,7 @@ def test_config__left_out_sizes__follow_from_the_others():
         ({"residual": ["serial"]}, r"`residual` = \['serial'\] is not one of"),
         ({"tied": "yes"}, r"`tied` = 'yes' must be True or False"),
         ({"norm_eps": 0.0}, r"`norm_eps` = 0.0 must be a positive, finite number"),
-        ({"rotary_base": float("inf")}, r"`rotary_base` = inf must be a positive, finite number"),
+        ({"attn_scale": float("inf")}, r"`attn_scale` = inf must be a positive, finite number"),
         ({"attn_softcap": -3.0}, r"`attn_softcap` = -3.0 must be a positive"),
         ({"windows": (3,)}, r"`windows` = \(3,\) must have one entry for each of the 2 layers"),
         ({"windows": (3, 0)}, r"`windows` = 0 must be a whole number"),

@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose
 
 import mechjax as mj
 from mechjax.models import assemble, parameters
+from mechjax.models.rope import Rope
 from tests.parity.cases import CASES, D_VOCAB, N_BATCH, N_LAYERS, N_POS, hf_sites, in_mechjax, pair
 from tests.tolerances import TOL
 
@@ -130,7 +131,7 @@ CONTROLS = {
     "learned positions": ("gpt2", {"positions": "none"}),
     "rotary positions": ("llama_mha", {"positions": "none"}),
     "rotary_dim": ("pythia", {"rotary_dim": 4}),
-    "rotary_base": ("llama_gqa", {"rotary_base": 10000.0}),
+    "rope": ("llama_gqa", {"rope": Rope()}),
     "rotary_layout": ("llama_gqa", {"rotary_layout": "pairs"}),
     "parallel residual": ("pythia", {"residual": "serial"}),
     "serial residual": ("neox_serial", {"residual": "parallel"}),

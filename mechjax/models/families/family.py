@@ -62,7 +62,8 @@ class Family:
 
     def rules_for(self, config: Config) -> tuple[Rule, ...]:
         """The rules of the tensors that a model of this config has."""
-        return tuple(rule for rule in self.weights if config.shapes.keys() >= set(rule.paths))
+        paths = config.shapes.keys()
+        return tuple(rule for rule in self.weights if paths >= set(rule.paths) and rule.when(config))
 
     def match(self, name: str, config: Config) -> tuple[Rule, int | None] | None:
         """The rule and layer of a tensor, its name with or without the family's prefix; None for one without a rule."""
@@ -171,28 +172,3 @@ def activation(key: str) -> Callable[[HfConfig], str]:
         return names[name]
 
     return read
-
-
-def rotation(hf: HfConfig, *, theta_key: str, part_key: str, part_default: float) -> tuple[Any, float]:
-    """(base, part of the head that rotates), from transformers 5's `rope_parameters` or the older spellings."""
-    nested = {}
-    for key in ("rope_scaling", "rope_parameters"):
-        if not isinstance(given := hf[key] or {}, dict):
-            raise UnsupportedModelError(f"The config has `{key}` = {given!r}; it must be an object.")
-        nested |= given
-    kind = nested.pop("type", "default")
-    kind = nested.pop("rope_type", kind)
-    base = nested.pop("rope_theta", hf[theta_key])
-    part = nested.pop("partial_rotary_factor", hf[part_key])
-    if kind != "default" or nested:
-        raise UnsupportedModelError(
-            f"The config rescales its rotary positions (`rope_type` = {kind!r}{', ' if nested else ''}"
-            f"{', '.join(f'`{key}` = {value!r}' for key, value in nested.items())}), which is not implemented: only "
-            "the default rotation is."
-        )
-    part = part_default if part is None else part
-    if not isinstance(part, (int, float)) or not 0 < part <= 1:
-        raise UnsupportedModelError(
-            f"The config rotates {part!r} of each head; it must be a number above 0, at most 1."
-        )
-    return base, float(part)

@@ -40,7 +40,7 @@ GPT2 = Family(
     choices={"norm": "layer", "positions": "learned", "residual": "serial", "mlp": "plain"},
     weights=(
         Rule("transformer.wte.weight", ("W_E",), "v m"),
-        Rule("transformer.wpe.weight", ("W_pos",), "p m"),
+        Rule("transformer.wpe.weight", ("W_pos",), "r m"),
         Rule(_BLOCK + "ln_1.weight", ("blocks.ln1.w",), "m"),
         Rule(_BLOCK + "ln_1.bias", ("blocks.ln1.b",), "m"),
         Rule(

@@ -7,10 +7,10 @@ from mechjax.base.errors import UnsupportedModelError, did_you_mean
 from mechjax.models.config import Config
 from mechjax.models.families.family import Family, read_config, write_config
 from mechjax.models.families.gpt2 import GPT2
-from mechjax.models.families.llama import LLAMA, MISTRAL
+from mechjax.models.families.llama import GRANITE, LLAMA, MISTRAL
 from mechjax.models.families.neox import NEOX
 
-FAMILIES: tuple[Family, ...] = (GPT2, LLAMA, MISTRAL, NEOX)
+FAMILIES: tuple[Family, ...] = (GPT2, LLAMA, MISTRAL, NEOX, GRANITE)
 """Every family, in the order in which an export tries them."""
 
 

@@ -7,29 +7,27 @@ Queries, keys and values are fused head by head.
 from typing import Any
 
 from mechjax.models.config import Config
-from mechjax.models.families.family import Family, HfConfig, activation, rotation
+from mechjax.models.families.family import Family, HfConfig, activation
+from mechjax.models.families.rotary import rope_to_hf, rotary_dim, rotation
 from mechjax.models.families.rule import Rule
+from mechjax.models.rope import Rope
 
 _BLOCK = "gpt_neox.layers.{}."
 
 
-def _rotation(hf: HfConfig) -> tuple[Any, float]:
+def _rotation(hf: HfConfig) -> tuple[Rope, float]:
     return rotation(hf, theta_key="rotary_emb_base", part_key="rotary_pct", part_default=0.25)
 
 
-def _rotary_dim(hf: HfConfig) -> int:
-    return int(
-        hf.count("hidden_size", 2**31 - 1) // hf.count("num_attention_heads", 2**31 - 1) * _rotation(hf)[1]
-    )
-
-
 def _to_hf(config: Config) -> dict[str, Any]:
-    return {
+    rope = rope_to_hf(config.rope)
+    base = rope.pop("rope_theta")
+    return rope | {
         "vocab_size": config.d_vocab, "max_position_embeddings": config.n_ctx, "hidden_size": config.d_model,
         "num_hidden_layers": config.n_layers, "num_attention_heads": config.n_heads, "intermediate_size": config.d_mlp,
         "hidden_act": config.activation, "layer_norm_eps": config.norm_eps, "tie_word_embeddings": config.tied,
         "use_parallel_residual": config.residual == "parallel", "attention_bias": config.qkv_bias,
-        "rotary_emb_base": config.rotary_base, "rotary_pct": config.rotary_dim / config.d_head,
+        "rotary_emb_base": base, "rotary_pct": config.rotary_dim / config.d_head,
     }  # fmt: skip
 
 
@@ -47,8 +45,8 @@ NEOX = Family(
         "activation": activation("hidden_act"),
         "norm_eps": "layer_norm_eps",
         "residual": lambda hf: "parallel" if hf["use_parallel_residual"] else "serial",
-        "rotary_base": lambda hf: _rotation(hf)[0],
-        "rotary_dim": _rotary_dim,
+        "rope": lambda hf: _rotation(hf)[0],
+        "rotary_dim": lambda hf: rotary_dim(hf, _rotation(hf)[1]),
         "qkv_bias": "attention_bias",
         "out_bias": "attention_bias",
         "tied": "tie_word_embeddings",

@@ -2,12 +2,14 @@
 
 A layout is written as in einops: "m (part h d) -> part m h d" cuts a fused GPT-2 matrix into `part` parameters, and
 read from right to left it fuses them again. The letters are sizes of the config: v vocabulary, p positions, m d_model,
-h heads, n key heads, d d_head, f d_mlp; `part` counts the rule's parameters.
+h heads, n key heads, g heads per key head, d d_head, f d_mlp, r rows of the position embedding; `part` counts the
+rule's parameters. Where parts differ in size, their sizes are added: in "(h+n+n d) m -> m h+n+n d" the first parameter
+takes h of the heads, the others n each.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,31 +22,39 @@ class Rule:
     """How one Hugging Face tensor (of each layer) maps to our parameters.
 
     Attributes:
-        name: The tensor's name, `{}` for the layer.
+        name: The tensor's name, `{}` for the layer; `{head}` or `{kv_head}` where each head has its own tensor.
         paths: Our parameters that it holds, as in `Config.shapes`.
         layout: "theirs -> ours"; or one side where both are equal.
+        when: Whether models of a config have this tensor, beside having these parameters.
     """
 
     name: str
     paths: tuple[str, ...]
     layout: str
+    when: Callable[[Config], bool] = lambda _: True
 
     @cached_property
     def _regex(self) -> re.Pattern[str]:
-        return re.compile(re.escape(self.name).replace(r"\{\}", r"(\d+)"))
+        return re.compile(re.sub(r"\\{(?:kv_)?(?:head)?\\}", r"(\\d+)", re.escape(self.name)))
 
     @property
     def layered(self) -> bool:
         """Whether each layer has such a tensor."""
         return "{}" in self.name
 
+    def places(self, config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Every such tensor's name, and the index of what it holds in our parameters: layer and head, if any."""
+        heads = {"head": config.n_heads, "kv_head": config.n_kv_heads}
+        heads = {letter: n for letter, n in heads.items() if f"{{{letter}}}" in self.name} or {"head": 1}
+        letter, n_heads = heads.popitem()
+        for layer in range(config.n_layers if self.layered else 1):
+            for head in range(n_heads):
+                index = (layer,) * self.layered + (head,) * (f"{{{letter}}}" in self.name)
+                yield self.name.format(layer, **{letter: head}), index
+
     def names(self, config: Config) -> tuple[str, ...]:
         """The tensor's name in every layer."""
-        return (
-            tuple(self.name.format(layer) for layer in range(config.n_layers))
-            if self.layered
-            else (self.name,)
-        )
+        return tuple(name for name, _ in self.places(config))
 
     def match(self, name: str) -> tuple["Rule", int | None] | None:
         """(this rule, the layer) where `name` is such a tensor; the layer is None for tensors outside the blocks."""
@@ -59,16 +69,36 @@ class Rule:
 
     def split(self, array: Any, config: Config) -> dict[str, Any]:
         """Our parameters (of one layer, without layer axis) by path; views of `array` where its library makes views."""
-        theirs, ours = self._sides
-        result = rearrange(array, theirs, ours, self._sizes(config))
-        return dict(zip(self.paths, result if len(self.paths) > 1 else (result,), strict=True))
+        (theirs, ours), sizes = self._sides, self._sizes(config)
+        if "+" not in self.layout:
+            result = rearrange(array, theirs, ours, sizes)
+            return dict(zip(self.paths, result if len(self.paths) > 1 else (result,), strict=True))
+        axes = [axis for group in _groups(theirs) for axis in group]
+        array = array.reshape([sizes[axis] for axis in axes])
+        before = (slice(None),) * next(i for i, axis in enumerate(axes) if "+" in axis)
+        parts, start = {}, 0
+        for i, path in enumerate(self.paths):
+            stop = start + sizes[_summand(next(axis for axis in axes if "+" in axis), i)]
+            parts[path] = rearrange(
+                array[*before, start:stop], _summand(" ".join(axes), i), _summand(ours, i), sizes
+            )
+            start = stop
+        return parts
 
     def join(self, params: Mapping[str, Any], config: Config) -> Any:
         """The Hugging Face tensor made of our parameters (of one layer); the inverse of `split`."""
-        theirs, ours = self._sides
+        (theirs, ours), sizes = self._sides, self._sizes(config)
         arrays = [params[path] for path in self.paths]
-        stacked = arrays[0].__array_namespace__().stack(arrays) if len(arrays) > 1 else arrays[0]
-        return rearrange(stacked, ours, theirs, self._sizes(config))
+        library = arrays[0].__array_namespace__()
+        if "+" not in self.layout:
+            return rearrange(library.stack(arrays) if len(arrays) > 1 else arrays[0], ours, theirs, sizes)
+        axes = [axis for group in _groups(theirs) for axis in group]
+        parts = [
+            rearrange(array, _summand(ours, i), _summand(" ".join(axes), i), sizes)
+            for i, array in enumerate(arrays)
+        ]
+        whole = library.concat(parts, axis=next(i for i, axis in enumerate(axes) if "+" in axis))
+        return whole.reshape(self.shape(config))
 
     @property
     def _sides(self) -> tuple[str, str]:
@@ -76,10 +106,18 @@ class Rule:
         return theirs.strip(), (ours or theirs).strip()
 
     def _sizes(self, config: Config) -> dict[str, int]:
-        return {
-            "v": config.d_vocab, "p": config.n_ctx, "m": config.d_model, "h": config.n_heads, "n": config.n_kv_heads,
-            "d": config.d_head, "f": config.d_mlp, "part": len(self.paths),
+        sizes = {
+            "v": config.d_vocab, "r": config.n_ctx + config.position_offset, "m": config.d_model, "h": config.n_heads,
+            "n": config.n_kv_heads, "g": config.n_heads // config.n_kv_heads, "d": config.d_head, "f": config.d_mlp,
+            "part": len(self.paths), "1": 1,
         }  # fmt: skip
+        sums = re.findall(r"\w+(?:\+\w+)+", self.layout)
+        return sizes | {fused: sum(sizes[part] for part in fused.split("+")) for fused in sums}
+
+
+def _summand(side: str, i: int) -> str:
+    """A side of a layout, as the `i`-th parameter has it: "m h+n+n d" is "m n d" for the second."""
+    return re.sub(r"\w+(?:\+\w+)+", lambda found: found.group().split("+")[i], side)
 
 
 def rearrange(array: Any, source: str, target: str, sizes: Mapping[str, int]) -> Any:
@@ -92,4 +130,4 @@ def rearrange(array: Any, source: str, target: str, sizes: Mapping[str, int]) ->
 
 def _groups(side: str) -> list[list[str]]:
     """Axes by group: [["m"], ["h", "d"]] of "m (h d)"."""
-    return [(group or axis).split() for group, axis in re.findall(r"\(([^)]*)\)|(\w+)", side)]
+    return [(group or axis).split() for group, axis in re.findall(r"\(([^)]*)\)|([\w+]+)", side)]

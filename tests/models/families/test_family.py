@@ -5,6 +5,7 @@ import pytest
 from mechjax.base.errors import ArgumentError, UnsupportedModelError
 from mechjax.models import Config
 from mechjax.models.families import FAMILIES, config_from_hf, config_to_hf
+from mechjax.models.rope import Rope
 
 GPT2 = {"model_type": "gpt2", "vocab_size": 11, "n_positions": 8, "n_embd": 12, "n_layer": 2, "n_head": 3}
 ROTARY = {
@@ -33,10 +34,14 @@ def test_config_from_hf__left_out_keys__are_transformers_defaults():
 @pytest.mark.parametrize(
     ("base", "given", "expected"),
     [
-        (LLAMA, {"rope_theta": 500.0, "rope_scaling": None}, {"rotary_base": 500.0}),
-        (LLAMA, {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, {"rotary_base": 500.0}),
-        (LLAMA, {"rope_scaling": {"type": "default"}}, {"rotary_base": 10000.0}),
-        (NEOX, {"rotary_pct": 0.34, "rotary_emb_base": 300}, {"rotary_dim": 2, "rotary_base": 300}),
+        (LLAMA, {"rope_theta": 500.0, "rope_scaling": None}, {"rope": Rope(base=500.0)}),
+        (
+            LLAMA,
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+            {"rope": Rope(base=500.0)},
+        ),
+        (LLAMA, {"rope_scaling": {"type": "default"}}, {"rope": Rope()}),
+        (NEOX, {"rotary_pct": 0.34, "rotary_emb_base": 300}, {"rotary_dim": 2, "rope": Rope(base=300)}),
         (NEOX, {"rope_parameters": {"rope_theta": 300.0, "partial_rotary_factor": 1.0}}, {"rotary_dim": 6}),
         (NEOX, {"use_parallel_residual": False, "rotary_pct": 1}, {"residual": "serial", "qkv_bias": True}),
         (NEOX, {"attention_bias": False, "rotary_pct": 1}, {"residual": "parallel", "qkv_bias": False}),
@@ -66,9 +71,10 @@ def test_config_from_hf__old_and_new_spellings__are_read(base, given, expected):
         (GPT2 | {"alibi": True, "scale": 2}, r"unknown for gpt2: `alibi` = True, `scale` = 2\. They may change"),
         (GPT2 | {"quantization_config": {"bits": 4}}, r"unknown for gpt2: `quantization_config`"),
         (LLAMA | {"sliding_window": 4}, r"unknown for llama: `sliding_window` = 4"),
-        (LLAMA | {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r"`rope_type` = 'llama3', `factor` = 8.0\)"),
-        (LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0}}, r"`rope_type` = 'linear'"),
-        (LLAMA | {"rope_parameters": {"rope_type": "yarn"}}, r"`rope_type` = 'yarn'\), which is not implemented"),
+        (LLAMA | {"rope_scaling": {"rope_type": "dynamic", "factor": 8.0}}, r"'dynamic'\), which is not .*of a batch"),
+        (LLAMA | {"rope_scaling": {"type": "ntk"}}, r"`rope_type` = 'ntk'\), which is not implemented: 'default'"),
+        (LLAMA | {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r"'llama3'\) without `low_freq_factor`"),
+        (LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0, "beta": 1}}, r"unknown for that kind: `beta` = 1"),
         (LLAMA | {"rope_parameters": {"partial_rotary_factor": 0.5}}, r"`partial_rotary_factor` = 0.5"),
         (LLAMA | {"rope_scaling": "linear"}, r"`rope_scaling` = 'linear'; it must be an object"),
         (NEOX | {"rotary_pct": "all"}, r"rotates 'all' of each head"),

@@ -1,0 +1,68 @@
+"""Paths and shapes of a decoder's parameters, which follow from its config."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mechjax.models.config import Config
+
+
+def norm_places(config: "Config") -> dict[str, bool]:
+    """Path of every norm that a decoder has ("blocks.ln1"), and whether it has a bias."""
+    mlp, bias = config.mlp != "none", config.norm_bias
+    before, after = config.norms != "post", config.norms != "pre"
+    has = {
+        "ln_embed": config.embed_norm,
+        "blocks.ln1": before, "blocks.attn.q_norm": config.qk_norm != "none",
+        "blocks.attn.k_norm": config.qk_norm != "none", "blocks.ln1_post": after,
+        "blocks.ln2": before and mlp and config.residual != "parallel_shared", "blocks.ln2_post": after and mlp,
+        "ln_final": True,
+    }  # fmt: skip
+    return {
+        path: config.qk_norm_bias if path.startswith("blocks.attn.") else bias for path in has if has[path]
+    }
+
+
+def shapes_of(config: "Config") -> dict[str, tuple[int, ...]]:
+    """Path and shape of every parameter, in forward order."""
+    m, h, n = config.d_model, config.n_heads, config.n_kv_heads
+    d, f, v = config.d_head, config.d_mlp, config.d_vocab
+    mlp, gated = config.mlp != "none", config.mlp == "gated"
+    has = {
+        "W_pos": config.positions == "learned",
+        "b_Q": config.qkv_bias, "b_K": config.qkv_bias, "b_V": config.qkv_bias, "b_O": config.out_bias,
+        "W_in": mlp, "W_gate": gated, "W_out": mlp, "b_in": mlp and config.mlp_bias,
+        "b_gate": gated and config.mlp_bias, "b_out": mlp and config.mlp_bias,
+        "W_U": not config.tied, "b_U": config.unembed_bias,
+    }  # fmt: skip
+    norms = norm_places(config)
+
+    def norm(path: str, *shape: int) -> dict[str, tuple[int, ...]]:
+        if path not in norms:
+            return {}
+        parts = {f"{path}.w": config.norm_weight, f"{path}.b": norms[path]}
+        return {part: shape for part, there in parts.items() if there}
+
+    def some(prefix: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        return {prefix + name: shape for name, shape in shapes.items() if has.get(name, True)}
+
+    of_heads = (lambda heads: (d,)) if config.qk_norm == "shared" else (lambda heads: (heads, d))
+    block = (
+        norm("blocks.ln1", m)
+        | some("blocks.attn.", {
+            "W_Q": (m, h, d), "W_K": (m, n, d), "W_V": (m, n, d), "W_O": (h, d, m),
+            "b_Q": (h, d), "b_K": (n, d), "b_V": (n, d), "b_O": (m,),
+        })
+        | norm("blocks.attn.q_norm", *of_heads(h)) | norm("blocks.attn.k_norm", *of_heads(n))
+        | norm("blocks.ln1_post", m) | norm("blocks.ln2", m)
+        | some("blocks.mlp.", {
+            "W_in": (m, f), "W_gate": (m, f), "W_out": (f, m), "b_in": (f,), "b_gate": (f,), "b_out": (m,),
+        })
+        | norm("blocks.ln2_post", m)
+    )  # fmt: skip
+    return (
+        some("", {"W_E": (v, m), "W_pos": (config.n_ctx + config.position_offset, m)})
+        | norm("ln_embed", m)
+        | {path: (config.n_layers, *shape) for path, shape in block.items()}
+        | norm("ln_final", m)
+        | some("", {"W_U": (m, v), "b_U": (v,)})
+    )
