@@ -94,8 +94,9 @@ def _value(edit: Edit, value: Array, x: Array, layer: Any, info: SiteInfo, offse
     """One array of the edit, for the running layer, in the activation's rank and dtype."""
     if edit.per_layer:
         at = layer
-        if edit.rows is not None:  # row of each layer; layers without one are refused before, or missed
-            rows = [edit.rows.index(i) if i in edit.rows else 0 for i in range(info.layers or 0)]
+        held = info.having if edit.rows is None else edit.rows
+        if held is not None:  # row of each layer; layers without one are refused before, or missed
+            rows = [held.index(i) if i in held else 0 for i in range(info.layers or 0)]
             at = jnp.take(jnp.asarray(rows, jnp.int32), layer)
         value = jax.lax.dynamic_index_in_dim(value, at, 0, keepdims=False)
     _check_dtype(edit, value, x)

@@ -134,16 +134,18 @@ def _check_edit(edit: Edit, sites: Table) -> None:
         )
     if edit.layer is not None:
         _check_numbers(what, "layer", edit.layer, _check_layers(what, info), info)
+        if is_concrete(edit.layer):
+            _check_having(what, np.asarray(edit.layer), info)
     if edit.per_layer:
         layers = _check_layers(what, info)
-        rows = layers if edit.rows is None else len(edit.rows)
+        rows = len(info.rows if edit.rows is None else edit.rows)
         for value in edit.value:
             if value.shape[:1] != (rows,):
                 raise ShapeError(
                     f"{what}: with per_layer=True the value's first axis is the layer; it has shape {value.shape}, "
-                    f"and site `{info.name}` has {layers} layers."
+                    f"and site `{info.name}` has {len(info.rows)} layers."
                 )
-        _check_rows(edit, what, layers)
+        _check_rows(edit, what, layers, info)
     if edit.kind not in RAW:
         for value in edit.value:
             aligned(value[0] if edit.per_layer else value, info, tuple(edit.index), what)
@@ -159,11 +161,23 @@ def _check_edit(edit: Edit, sites: Table) -> None:
             )
 
 
-def _check_rows(edit: Edit, what: str, layers: int) -> None:
-    """A record of some layers serves only edits at those layers."""
-    if edit.rows is None or edit.rows == tuple(range(layers)):
+def _check_having(what: str, layers: np.ndarray, info: SiteInfo) -> None:
+    """Layers that are asked for must be layers that have the site."""
+    if info.having is None:
         return
-    asked = range(layers) if edit.layer is None else None
+    asked = np.flatnonzero(layers) if layers.dtype == np.bool_ else layers.ravel() % (info.layers or 1)
+    missing = [int(i) for i in asked if i not in info.having]
+    if missing:
+        raise SiteError(
+            f"{what}: layer {missing[0]} has no site `{info.name}`; layers {', '.join(map(str, info.having))} have."
+        )
+
+
+def _check_rows(edit: Edit, what: str, layers: int, info: SiteInfo) -> None:
+    """A record of some layers serves only edits at those layers."""
+    if edit.rows is None or edit.rows == info.rows:
+        return
+    asked = info.rows if edit.layer is None else None
     if edit.layer is not None and is_concrete(edit.layer) and edit.layer.dtype != jnp.bool_:
         asked = [int(i) % layers for i in np.atleast_1d(np.asarray(edit.layer))]
     missing = [i for i in asked or () if i not in edit.rows]
@@ -183,6 +197,7 @@ def _check_read(read: Read, info: SiteInfo) -> None:
             raise SiteError(
                 f"{what}: layer {wrong[0]} is out of range; there are {layers} (0 to {layers - 1})."
             )
+        _check_having(what, np.asarray(read.layers or (), np.int64), info)
         rows = read.rows(info) or ()
         if len(set(rows)) < len(rows):
             raise SiteError(f"{what}: layers {read.layers} name one layer twice.")

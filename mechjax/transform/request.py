@@ -36,7 +36,7 @@ class Read(eqx.Module):
         if not info.stacked or info.layers is None:
             return None
         if self.layers is None:
-            return tuple(range(info.layers))
+            return info.rows
         return tuple(i + info.layers if i < 0 else i for i in self.layers)
 
     def value(self, x: Array, info: SiteInfo, layer: Any) -> Array:

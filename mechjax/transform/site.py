@@ -72,6 +72,7 @@ def site(
     layers: int | None = None,
     axes: tuple[str, ...] = (),
     spec: PartitionSpec | None = None,
+    having: tuple[int, ...] | None = None,
 ) -> Array:
     """Name the activation `x`; the identity, free in the compiled program.
 
@@ -83,6 +84,7 @@ def site(
         layers: How many layers there are; needed with `layer`, and inside `while_loop`.
         axes: Names of the trailing dimensions, which edits and captures index by name.
         spec: Inside `shard_map`, how the last dimensions are partitioned over mesh axes (right-aligned with `x`).
+        having: The layers that have the site, in order, where not all do; a capture stacks over these.
 
     Returns:
         `x` unchanged.
@@ -101,5 +103,13 @@ def site(
         )
     operands = () if layer is None else (_int32(layer),)
     return site_p.bind(
-        x, *operands, name=name, kind="primal", bdims=(), layers=layers, axes=tuple(axes), spec=spec
+        x,
+        *operands,
+        name=name,
+        kind="primal",
+        bdims=(),
+        layers=layers,
+        axes=tuple(axes),
+        spec=spec,
+        having=having,
     )

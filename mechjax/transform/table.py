@@ -40,6 +40,7 @@ class SiteInfo:
         spec: Its partition inside `shard_map`, one entry per dimension of `local`; None where undeclared.
         mapped: The `shard_map` around it, if any.
         in_custom_rule: Whether it stands inside a `custom_jvp` or `custom_vjp` function.
+        having: The layers that have the site, where not all do; None for all.
     """
 
     name: str
@@ -52,11 +53,17 @@ class SiteInfo:
     spec: tuple[Any, ...] | None
     mapped: Mapped | None
     in_custom_rule: bool
+    having: tuple[int, ...] | None = None
 
     @property
     def n_batch(self) -> int:
         """Number of batch dimensions in front of the named axes."""
         return len(self.local) - len(self.axes)
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The layers that have the site."""
+        return tuple(range(self.layers or 0)) if self.having is None else self.having
 
     def size(self, axis: str) -> int:
         """Length of a named axis."""
@@ -152,7 +159,7 @@ def _occurrence(name: str, eqn: Any, place: _Place) -> SiteInfo:
         local = [n * _parts(place.mapped.mesh, entry) for n, entry in zip(local, spec, strict=True)]
     return SiteInfo(
         name, params["axes"], (*mapped_sizes, *local), tuple(local), aval.dtype,
-        layers, stacked, spec, place.mapped, place.custom,
+        layers, stacked, spec, place.mapped, place.custom, params.get("having"),
     )  # fmt: skip
 
 
@@ -230,6 +237,7 @@ def table_text(table: dict[str, SiteInfo]) -> str:
     for info in table.values():
         names = ("batch",) * info.n_batch + info.axes
         layers = ("?" if info.layers is None else str(info.layers)) if info.stacked else "-"
+        layers = layers if info.having is None else f"{len(info.having)} of {layers}"
         rows.append((info.name, layers, " ".join(names), str(info.shape), str(jax.numpy.dtype(info.dtype))))
     widths = [max(len(r[i]) for r in rows) for i in range(5)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows)
