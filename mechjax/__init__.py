@@ -35,6 +35,7 @@ _LAZY = {
     "load": "mechjax.models.load",
     "export": "mechjax.models.export",
     "plan": "mechjax.models.plan",
+    "check": "mechjax.studies.check",
     "tour": "mechjax.studies.tour",
 }
 _PACKAGES = frozenset(

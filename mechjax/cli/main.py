@@ -7,13 +7,14 @@ from rich.console import Console
 from rich.text import Text
 
 from mechjax.base.errors import MechjaxError
+from mechjax.cli.check import check
 from mechjax.cli.doctor import doctor
 from mechjax.cli.patch import patch
 from mechjax.cli.plan import plan
 from mechjax.cli.sites import sites
 from mechjax.cli.tour import tour
 
-VERBS = {"tour": tour, "patch": patch, "sites": sites, "plan": plan, "doctor": doctor}
+VERBS = {"tour": tour, "patch": patch, "sites": sites, "check": check, "plan": plan, "doctor": doctor}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process by default.
 
     Returns:
-        0, or 2 where what was asked cannot be done, or 130 where it was interrupted.
+        0, or what the verb returns (`check`: 1 where something is wrong), or 2 where what was asked cannot be done, or
+        130 where it was interrupted.
     """
     try:
         status = tyro.extras.subcommand_cli_from_dict(

@@ -123,10 +123,12 @@ def _readers(path: str, family: Family, config: Config, keep: _Keep) -> list[_Re
         return [partial(_by_parameter, rule, layer, config, keep)] if _known(rule) else []
     if path in (blocks := _blocks(family, config)):
         return [partial(_by_name, ("resid_pre", "resid_post"), blocks.index(path), keep)]
-    names = [canonical(f"{path}.{end}") for end in ("input", "output")]
-    layer = next((layer for site, layer in names if site in SITES), None)
-    sites = tuple(site if site in SITES and site != "logits" else None for site, _ in names)
-    return [partial(_by_name, sites, layer, keep)] if any(sites) else []
+    (entering, layer), (leaving, again) = (canonical(f"{path}.{end}") for end in ("input", "output"))
+    sites = (
+        entering if entering in SITES else None,
+        leaving if leaving in SITES and leaving != "logits" else None,
+    )
+    return [partial(_by_name, sites, again if layer is None else layer, keep)] if any(sites) else []
 
 
 def _known(rule: Rule) -> bool:

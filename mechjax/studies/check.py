@@ -1,0 +1,310 @@
+"""Does this checkpoint compute in mechjax what it computes elsewhere, and does every tool's premise hold on it?
+
+On the checkpoint's own weights and a few short prompts:
+
+- against transformers, where it is installed: the logits and every site that its modules expose, layer by layer;
+- the sum of what components write is the residual stream, in every layer;
+- padding on the left and on the right changes no real position;
+- an example alone gives what it gives among others.
+
+Where one weight differs between the two sides, the first site in forward order that differs says which component it is
+in. Cost: a few forward passes of each side and as many compilations; one side's weights are in memory at a time.
+Misleads where the prompts do not reach what differs: rows of the embedding of tokens that do not occur, windows longer
+than the prompts (a note says so), experts to which no token is routed.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from mechjax.base.catalogue import SITES
+from mechjax.base.errors import ArgumentError, MissingExtraError, ShapeError
+from mechjax.base.optional import require
+from mechjax.base.progress import bar
+from mechjax.models.config import Config
+from mechjax.models.decoder import Decoder
+from mechjax.models.load import load, load_config, locate
+from mechjax.studies.checked import TOLERANCES, Checked, verdict_of
+from mechjax.studies.hf_sites import Sites, hf_sites
+from mechjax.transform import capture, list_sites
+
+_N_PROMPTS, _N_POS, _LONGEST = 3, 16, 128
+
+Found = Sequence[tuple[str, np.ndarray, np.ndarray]]
+"""What is compared: where, ours, and what it should be."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model, prompts, and what it computes on them."""
+
+    model: Callable[..., Array]
+    tokens: np.ndarray
+    logits: np.ndarray
+    sites: Sites
+
+
+def check(
+    name_or_folder: str | os.PathLike[str],
+    *,
+    tokens: Int[Array, "batch pos"] | np.ndarray | Sequence[Any] | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    against: str | os.PathLike[str] | None = None,
+) -> Checked:
+    """Check a checkpoint: against transformers at every site, and against itself where order must not matter.
+
+    Args:
+        name_or_folder: A shipped model, a folder in Hugging Face layout, or a name on the Hub.
+        tokens: Prompts of equal length, without padding; random ids by default.
+        seed: Which random ids.
+        dtype: Of the weights on both sides; None keeps the checkpoint's. "float32" compares a bfloat16 checkpoint
+            without the rounding, in twice the memory.
+        against: Another checkpoint of the same shape for transformers to load, such as the original of a converted one.
+
+    Returns:
+        A record that prints as a table; `.ok` is False where something is wrong.
+
+    Raises:
+        CheckpointError, UnsupportedModelError, HubError: What `load` refuses.
+        ShapeError, TokenError: Prompts that cannot be used.
+        ArgumentError: A negative seed, a dtype that cannot be used, or `against` of another config.
+    """
+    folder = locate(name_or_folder)
+    other = folder if against is None else locate(against)
+    model, _ = load(folder, dtype=dtype)
+    config, kept = model.config, model.W_E.dtype.name
+    if against is not None and load_config(other) != config:
+        raise ArgumentError(
+            f"`{against}` is a model of another config than `{name_or_folder}`, so their sites do not correspond. Pass "
+            "a checkpoint whose config.json says the same."
+        )
+    prompts = _prompts(tokens, config, seed)
+    rows: list[_Row] = []
+    with bar("Reading our sites", len(CHECKS) + 2) as progress:
+        run = _run(model, prompts)
+        progress.advance()
+        for name, compare in CHECKS.items():
+            progress.begin(f"Checking {name}")
+            rows.append(_worst(name, compare(run), kept))
+            progress.advance()
+        sites = run.sites
+        del model, run  # one side's weights at a time
+        progress.begin("Running transformers")
+        reference, theirs = _theirs(other, config, prompts, kept)
+        progress.advance()
+    if isinstance(theirs, str):
+        compared = [_Row("transformers", float("nan"), theirs, "skipped")]
+        first = None
+    else:
+        compared, first = _by_site(sites, theirs, config, kept)
+    rows = compared + rows
+    return Checked(
+        difference=jnp.asarray([row.difference for row in rows], jnp.float32),
+        checks=tuple(row.check for row in rows),
+        verdicts=tuple(row.verdict for row in rows),
+        where=tuple(row.where for row in rows),
+        first=first,
+        tolerance=TOLERANCES[kept][0],
+        dtype=kept,
+        model=Path(name_or_folder).name or str(name_or_folder),
+        reference=reference,
+        notes=_notes(config, prompts.shape[1], kept, first),
+    )
+
+
+def sum_of_writes(run: Run) -> Found:
+    """`resid_post == resid_pre + attn_out + mlp_out`, and what leaves a layer enters the next."""
+    sites = run.sites
+    start = [sites[name, None] for name in ("embed", "pos_embed") if (name, None) in sites]
+    found = [("entering layer 0", sites["resid_pre", 0], np.sum(start, 0))]
+    for layer in sorted(layer for name, layer in sites if name == "resid_post" and layer is not None):
+        read = [sites[name, layer] for name in ("resid_pre", "attn_out", "mlp_out") if (name, layer) in sites]
+        found.append((f"layer {layer}", sites["resid_post", layer], np.sum(read, 0)))
+        if layer:
+            before = sites["resid_post", layer - 1]
+            found.append((f"entering layer {layer}", sites["resid_pre", layer], before))
+    return found
+
+
+def padding(run: Run) -> Found:
+    """Prompts with padding, on the right and on the left, against the same prompts without."""
+    n = run.tokens.shape[1]
+    short = n - min(3, n // 2)
+    alone = _float(run.model(run.tokens[:, :short]))
+    real = np.broadcast_to(np.arange(n) < short, run.tokens.shape)
+    right = _float(run.model(run.tokens, mask=jnp.asarray(real)))[:, :short]
+    left = _float(run.model(np.roll(run.tokens, n - short, 1), mask=jnp.asarray(real[:, ::-1])))[
+        :, n - short :
+    ]
+    return [("right", right, alone), ("left", left, alone)]
+
+
+def batch(run: Run) -> Found:
+    """Each example alone against all at once."""
+    rows = range(len(run.tokens))
+    return [(f"example {i}", _float(run.model(run.tokens[i]))[None], run.logits[i : i + 1]) for i in rows]
+
+
+CHECKS: dict[str, Callable[[Run], Found]] = {
+    "sum of writes": sum_of_writes,
+    "padding left and right": padding,
+    "batch of one": batch,
+}
+"""What a model is compared with itself on. To add a row, add an entry."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    check: str
+    difference: float
+    where: str
+    verdict: Any
+
+
+def _prompts(tokens: Any, config: Config, seed: int) -> np.ndarray:
+    if tokens is None:
+        if seed < 0:
+            raise ArgumentError(f"seed={seed} is negative: pass a whole number from 0.")
+        windows = [window for window in config.windows or () if window is not None]
+        n_pos = max(_N_POS, min(windows, default=0) + 4)
+        n_pos = min(n_pos, _LONGEST, config.n_ctx)
+        return np.random.default_rng(seed).integers(0, config.d_vocab, (_N_PROMPTS, n_pos), np.int32)
+    try:
+        ids = np.asarray(tokens)
+    except ValueError:
+        ids = np.zeros(0)
+    if ids.ndim != 2 or not len(ids) or ids.shape[-1] < 2 or not np.issubdtype(ids.dtype, np.integer):
+        raise ShapeError(
+            f"`tokens` must be integer ids of shape (batch, pos), at least two positions and no padding; got "
+            f"{ids.dtype} of shape {ids.shape}. Pass prompts of equal length, or none for random ids."
+        )
+    return ids.astype(np.int32)
+
+
+def _run(model: Decoder, tokens: np.ndarray) -> Run:
+    asked = [name for name in list_sites(model, tokens) if not SITES[name].costly]
+    logits, acts = capture(model, asked)(tokens)
+    sites: Sites = {}
+    for name in asked:
+        value = _float(acts[name])
+        layers = acts.layers[name]
+        sites |= (
+            {(name, None): value} if layers is None else {(name, l): value[i] for i, l in enumerate(layers)}
+        )
+    return Run(model, tokens, _float(logits), sites)
+
+
+def _float(x: Array) -> np.ndarray:
+    return np.asarray(x, np.float64 if x.dtype == jnp.float64 else np.float32)
+
+
+def _theirs(folder: Path, config: Config, tokens: np.ndarray, dtype: str) -> tuple[str | None, Sites | str]:
+    """(whose, what transformers computes), or (None, why it does not)."""
+    try:
+        transformers = require("transformers", extra="torch")
+        require("torch", extra="torch")
+    except MissingExtraError as missing:
+        return None, str(missing)
+    with _quiet(transformers):
+        try:
+            hf = _in_transformers(transformers, folder, dtype)
+            return f"transformers {transformers.__version__}", hf_sites(hf, config, tokens)
+        except Exception as error:  # whatever a library of others may raise on a user's files
+            return None, f"transformers cannot run it: {type(error).__name__}: {error}"
+
+
+def _in_transformers(transformers: Any, folder: Path, dtype: str) -> Any:
+    """The checkpoint as transformers loads it, in our dtype, its attention spelled out so that patterns exist."""
+    torch = require("torch", extra="torch")
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    names = config.architectures or []
+    kind = getattr(transformers, names[0], None) if names else None
+    spelled = "torch_dtype" if int(transformers.__version__.partition(".")[0]) < 5 else "dtype"
+    return (
+        (kind or transformers.AutoModelForCausalLM)
+        .from_pretrained(
+            folder,
+            attn_implementation="eager",
+            local_files_only=True,
+            use_safetensors=True,
+            **{spelled: getattr(torch, dtype)},
+        )
+        .eval()
+    )
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Generator[None, None, None]:
+    """No bars, log lines or warnings of another library between ours; its settings come back."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _by_site(ours: Sites, theirs: Sites, config: Config, dtype: str) -> tuple[list[_Row], str | None]:
+    """One row per site, logits first, and the first place in forward order that differs."""
+    order = {name: i for i, name in enumerate(SITES)}
+    inside = min(order[name] for name, entry in SITES.items() if entry.layered)
+
+    def place(key: tuple[str, int | None]) -> tuple[int, int]:
+        name, layer = key
+        outside = -1 if order[name] < inside else config.n_layers
+        return (outside if layer is None else layer), order[name]
+
+    shared = sorted(ours.keys() & theirs.keys(), key=place)
+    difference = {key: _difference(ours[key], theirs[key]) for key in shared}
+    far = next((key for key in shared if not difference[key] <= TOLERANCES[dtype][0]), None)
+    rows = []
+    for name in ("logits", *(name for name in SITES if name != "logits")):
+        mine = [key for key in shared if key[0] == name]
+        if mine:
+            worst = max(mine, key=lambda key: difference[key])
+            rows.append(
+                _Row(name, difference[worst], _spelled(worst[1]), verdict_of(difference[worst], dtype))
+            )
+    return rows, None if far is None else f"{far[0]} {_spelled(far[1])}".rstrip()
+
+
+def _spelled(layer: int | None) -> str:
+    return "" if layer is None else f"in layer {layer}"
+
+
+def _worst(name: str, found: Found, dtype: str) -> _Row:
+    differences = [(_difference(ours, right), where) for where, ours, right in found]
+    difference, where = max(differences, key=lambda pair: pair[0])
+    return _Row(name, difference, where, verdict_of(difference, dtype))
+
+
+def _difference(ours: np.ndarray, right: np.ndarray) -> float:
+    """`max|ours - right| / max|right|`; infinite where a side is not finite or the shapes disagree."""
+    if ours.shape != right.shape or not (np.isfinite(ours).all() and np.isfinite(right).all()):
+        return float("inf")
+    return float(np.abs(ours - right).max() / (np.abs(right).max() or 1.0))
+
+
+def _notes(config: Config, n_pos: int, dtype: str, first: str | None) -> tuple[str, ...]:
+    notes = []
+    if unreached := {window for window in config.windows or () if window is not None and window >= n_pos}:
+        listed = ", ".join(map(str, sorted(unreached)))
+        notes.append(f"Windows of {listed} positions are longer than the prompts of {n_pos}: not exercised.")
+    if first and dtype in ("float16", "bfloat16"):
+        notes.append(f'In {dtype} rounding adds up over layers: dtype="float32" tells it from a defect.')
+    return tuple(notes)
