@@ -8,6 +8,7 @@ copy on CPU, so that a load needs no more memory than its weights.
 
 import math
 import os
+import warnings
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -36,6 +37,7 @@ from mechjax.models.params import assemble
 _FLOATS = ("float32", "bfloat16", "float16", "float64")
 _XLA_ALIGNMENT = 64  # bytes; host buffers that begin at a multiple of it need no copy on CPU
 _CHUNK = 1 << 24
+_SAME_VOCABULARY = 0.9  # a tokenizer with a smaller part of the model's tokens is taken for another model's
 
 
 def load(
@@ -75,7 +77,10 @@ def load(
             mine = [piece for piece in pieces if piece.rule is rule]
             params |= _read(rule, mine, checkpoint, config, kept)
             progress.advance(len(mine))
-    return assemble(config, params), Tokenizer.from_folder(folder)
+    tokenizer = Tokenizer.from_folder(folder)
+    if tokenizer is not None:
+        _check_vocabulary(tokenizer, config, folder)
+    return assemble(config, params), tokenizer
 
 
 def load_config(name_or_folder: str | os.PathLike[str], *, revision: str | None = None) -> Config:
@@ -140,11 +145,11 @@ def _understand(folder: Path, precision: Literal["highest", "default"] = "highes
 
 @dataclass(frozen=True)
 class _Piece:
-    """One tensor of the checkpoint: its name there, its rule, and its layer."""
+    """One tensor of the checkpoint: its name there, its rule, and where its parameters stand in ours (layer, head)."""
 
     name: str
     rule: Rule
-    layer: int | None
+    place: tuple[int, ...]
 
 
 def _plan(checkpoint: Checkpoint, config: Config, family: Family) -> list[_Piece]:
@@ -157,13 +162,13 @@ def _plan(checkpoint: Checkpoint, config: Config, family: Family) -> list[_Piece
         )
     pieces, missing = [], []
     for rule in family.rules_for(config):
-        for layer, full in enumerate(rule.names(config)):
+        for full, place in rule.places(config):
             name = next((n for n in (full, full.removeprefix(family.prefix)) if n in left), None)
             if name is None:
                 missing.append(full)
             else:
                 del left[name]
-                pieces.append(_Piece(name, rule, layer if rule.layered else None))
+                pieces.append(_Piece(name, rule, place))
     left_over = [name for name in left if not family.ignorable(name, config)]
     if missing:
         raise CheckpointError(
@@ -238,11 +243,28 @@ def _read(
     buffers = {path: _aligned(config.shapes[path], dtype) for path in rule.paths}
     for piece in pieces:
         for path, part in rule.split(checkpoint[piece.name], config).items():
-            buffers[path][... if piece.layer is None else piece.layer] = part
+            buffers[path][piece.place] = part
     # Waiting here frees each host buffer before the next is made, where the device has memory of its own.
     return {
         path: jax.block_until_ready(jax.device_put(buffers.pop(path), may_alias=True)) for path in rule.paths
     }
+
+
+def _check_vocabulary(tokenizer: Tokenizer, config: Config, folder: Path) -> None:
+    """Warn of a tokenizer that seems to be another model's. Embeddings padded by a few rows are usual."""
+    largest, has = max(tokenizer.backend.get_vocab().values(), default=-1), config.d_vocab
+    if largest >= has:
+        warnings.warn(
+            f"The tokenizer of `{folder}` gives ids up to {largest}, the model has {has} tokens: larger ids will be "
+            "refused when the model is called. Is it the tokenizer of this model?",
+            stacklevel=3,
+        )
+    elif largest + 1 < _SAME_VOCABULARY * has:
+        warnings.warn(
+            f"The tokenizer of `{folder}` has {largest + 1} tokens, the model {has}, far more than padding explains. "
+            "Is it the tokenizer of this model?",
+            stacklevel=3,
+        )
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
