@@ -36,7 +36,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    words = ["<pad>", "<bos>", "<unk>", *["When", "Mary", "and", "John", "went", "to", "the", "store"]]
+    named = ["When", "Mary", "and", "John", "went", "to", "the", "store"]
+    words = ["<pad>", "<bos>", "<unk>", *named, *(f"w{i}" for i in range(9))]  # as many as the model has
     backend = tokenizers.Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
