@@ -235,10 +235,11 @@ def composition_scores(left: FactoredMatrix, right: FactoredMatrix) -> Float[Arr
     writes, reads = (
         jnp.broadcast_to(x, (*f.shape[:-2], *x.shape[-2:])) for x, f in ((writes, left), (reads, right))
     )
-    columns = reads.reshape(-1, *reads.shape[-2:])
+    columns = jnp.moveaxis(reads.reshape(-1, *reads.shape[-2:]), 1, 0)  # one product with all that read
 
     def against_all(write: Array) -> Array:
-        return jnp.linalg.norm(_times(write, columns), axis=(-2, -1))
+        product = _times(write, columns.reshape(len(columns), -1)).reshape(-1, *columns.shape[1:])
+        return jnp.linalg.norm(product, axis=(0, 2))
 
     both = lax.map(against_all, writes.reshape(-1, *writes.shape[-2:]))
     sizes = [jnp.linalg.norm(x, axis=(-2, -1)) for x in (writes, reads)]

@@ -93,6 +93,29 @@ def test_rewrite__every_family__keeps_what_it_says_or_refuses(name, rewrite):
         assert_close(logits, reference(name))
 
 
+CONTROLS = [
+    (center_writing, "rms_biased", {"norm": "layer"}),
+    (center_unembed, "gated", {"final_softcap": None}),
+    (fold_value_bias, "bare_norms", {"qkv_clip": None}),
+    (refactor_qk_ov, "bare_norms", {"qkv_clip": None, "positions": "none"}),
+    (refactor_qk_ov, "both_norms", {"qk_norm": "none"}),
+    (refactor_qk_ov, "pythia", {"positions": "none"}),
+]
+
+
+@pytest.mark.parametrize(("rewrite", "name", "without"), CONTROLS)
+def test_control__choice_that_is_refused__would_change_the_logits(rewrite, name, without):
+    if name not in NAMES:
+        pytest.skip("needs transformers")
+    model = subject(name)
+    bare = replace(model.config, **without)
+    rewritten = rewrite(assemble(bare, {path: parameters(model)[path] for path in bare.shapes}))
+    choices = {choice: getattr(model.config, choice) for choice in without}
+    rewritten = assemble(replace(rewritten.config, **choices), parameters(model) | parameters(rewritten))
+    change = log_probs(spelled_out(rewritten)(TOKENS)) - log_probs(reference(name))
+    assert np.abs(change).max() > 1e-3
+
+
 @pytest.mark.parametrize("name", ["layer_norm", "grouped_biased", "attention_only"])
 def test_rewrites__all_in_turn__keep_log_probabilities(name):
     model, original = subject(name), subject(name)(TOKENS)
