@@ -9,8 +9,9 @@ Scores and softmax are float32 whatever the model's dtype.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from mechjax.models.cache import Cache
 from mechjax.models.config import Config
 from mechjax.models.contraction import contract
 from mechjax.models.marks import Mark, under
@@ -45,12 +46,19 @@ class Attention(eqx.Module):
         varying: Varying,
         config: Config,
         mark: Mark,
-    ) -> Float[Array, "*batch pos d_model"]:
-        """What attention gives, from the residual that it reads and that same residual normalised by `norm`."""
+        layer: Int[Array, ""] | int = 0,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "*batch pos d_model"], Cache | None]:
+        """What attention gives, from the residual that it reads and that same residual normalised by `norm`.
+
+        With a cache, keys are its slots, and it comes back with this layer's keys and values.
+        """
         q, k, v = self._project(read, normalized, norm, config, mark)
         q, k = self._turn(q, k, sequence, varying, config, mark)
+        if cache is not None:
+            k, v, cache = cache.extend(layer, k, v)
         pattern = self._attend(q, k, sequence, varying, config, mark)
-        return self._write(mark(self._mix(pattern, v, config), "z"), config, mark)
+        return self._write(mark(self._mix(pattern, v, config), "z"), config, mark), cache
 
     def _project(
         self, read: Array, normalized: Array, norm: Norm | None, config: Config, mark: Mark
@@ -112,7 +120,8 @@ class Attention(eqx.Module):
         scores = contract("...qngd,...knd->...ngqk", grouped, k, config, jnp.float32) * config.attn_scale
         scores = scores.reshape(*scores.shape[:-4], config.n_heads, *scores.shape[-2:])
         if sequence.alibi is not None:
-            scores = scores + (sequence.alibi[..., None, :] - sequence.alibi[..., :, None])
+            queries, keys = sequence.alibi
+            scores = scores + (keys[..., None, :] - queries[..., :, None])
         if config.attn_softcap is not None:
             scores = config.attn_softcap * jnp.tanh(scores / config.attn_softcap)
         visible = sequence.visible

@@ -9,6 +9,7 @@ import equinox as eqx
 from jaxtyping import Array, Float, Int
 
 from mechjax.models.attention import Attention
+from mechjax.models.cache import Cache
 from mechjax.models.config import Config
 from mechjax.models.marks import Mark, marks_of, under
 from mechjax.models.mlp import MLP
@@ -34,8 +35,9 @@ class Block(eqx.Module):
         varying: Varying,
         layer: Int[Array, ""] | int,
         config: Config,
-    ) -> Float[Array, "*batch pos d_model"]:
-        """The residual after this block; `self` holds one layer's weights, `layer` only says which."""
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "*batch pos d_model"], Cache | None]:
+        """The residual after this block, and the cache; `self` holds one layer's weights, `layer` only says which."""
         mark = marks_of(layer, config.n_layers)
         resid = mark(resid, "resid_pre")
         shares, serial = config.residual == "parallel_shared", config.residual == "serial"
@@ -43,10 +45,10 @@ class Block(eqx.Module):
         first = resid if shares else read
         normalized = _normalized(first, self.ln1, "ln1", config, mark)
         own = _own(normalized, first, read, self.ln1, config)
-        attn_out = self.attn(read, own, self.ln1, sequence, varying, config, mark)
+        attn_out, cache = self.attn(read, own, self.ln1, sequence, varying, config, mark, layer, cache)
         attn_out = _written(attn_out, self.ln1_post, "attn_out", "ln1_post", config, mark)
         if self.mlp is None:
-            return mark(resid + attn_out, "resid_post")
+            return mark(resid + attn_out, "resid_post"), cache
         mid = mark(resid + attn_out, "resid_mid") if serial else resid
         read = mid if shares and not wanted("mlp_in") else mark(mid, "mlp_in")
         if shares:
@@ -54,7 +56,7 @@ class Block(eqx.Module):
         else:
             own = _normalized(read, self.ln2, "ln2", config, mark)
         mlp_out = _written(self.mlp(own, config, mark), self.ln2_post, "mlp_out", "ln2_post", config, mark)
-        return mark(mid + mlp_out if serial else resid + attn_out + mlp_out, "resid_post")
+        return mark(mid + mlp_out if serial else resid + attn_out + mlp_out, "resid_post"), cache
 
 
 def _normalized(read: Array, norm: Norm | None, place: str, config: Config, mark: Mark) -> Array:

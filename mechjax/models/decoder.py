@@ -1,7 +1,7 @@
 """The decoder: one scanned block, every choice in its config, every activation a site."""
 
 from collections.abc import Sequence as SequenceOf
-from typing import Any, NoReturn
+from typing import Any, NoReturn, overload
 
 import equinox as eqx
 import jax
@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mechjax.base.errors import JitError, ShapeError, TokenError
 from mechjax.base.prompts import Prompts
 from mechjax.models.block import Block
+from mechjax.models.cache import Cache
 from mechjax.models.config import Config
 from mechjax.models.contraction import contract
 from mechjax.models.marks import mark, under
@@ -47,26 +48,52 @@ class Decoder(eqx.Module):
     b_U: Float[Array, " d_vocab"] | None
     config: Config = eqx.field(static=True)
 
+    @overload
     def __call__(
         self,
         tokens: Tokens,
         *,
         mask: Bool[Array, "*batch pos"] | None = None,
         positions: Int[Array, "*batch pos"] | None = None,
-    ) -> Float[Array, "*batch pos d_vocab"]:
-        """Logits of the next token at every position.
+        cache: None = None,
+    ) -> Float[Array, "*batch pos d_vocab"]: ...
+
+    @overload
+    def __call__(
+        self,
+        tokens: Tokens,
+        *,
+        mask: Bool[Array, "*batch pos"] | None = None,
+        positions: Int[Array, "*batch pos"] | None = None,
+        cache: Cache,
+    ) -> tuple[Float[Array, "*batch pos d_vocab"], Cache]: ...
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        *,
+        mask: Bool[Array, "*batch pos"] | None = None,
+        positions: Int[Array, "*batch pos"] | None = None,
+        cache: Cache | None = None,
+    ) -> Any:
+        """Logits of the next token at every position, of shape (*batch, pos, d_vocab); with a cache, `(logits, cache)`.
 
         Args:
             tokens: Prompts (whose mask is then used), integer ids of shape (*batch, pos), or nested lists of them.
             mask: True for real tokens. Padding, wherever it stands, changes no real position.
             positions: Position of each token, where not simply the count of real tokens before it.
+            cache: What attention keeps of the tokens before these, which are not run again. It comes back with these
+                added. (More tokens than slots, where `jit` hides it, give NaN.)
 
         Raises:
             TokenError: An id that is no token. (Inside `jit` it cannot be seen, and that example's logits are NaN.)
             ShapeError: Shapes that do not agree, or more tokens than there are learned positions.
         """
         tokens, mask = as_tokens(tokens, mask, self.config)
-        return _forward(self, tokens, mask, positions)
+        if cache is None:
+            return _forward(self, tokens, mask, positions)
+        cache.check(tokens.shape)
+        return _continue(self, tokens, mask, positions, cache)
 
     def embed(
         self,
@@ -108,7 +135,25 @@ class Decoder(eqx.Module):
             lambda stacked: lax.dynamic_index_in_dim(stacked, layer, keepdims=False),
             (self.blocks, varying(self.config)),
         )
-        return weights(resid, sequence, here, layer, self.config)
+        return weights(resid, sequence, here, layer, self.config)[0]
+
+    def proceed(
+        self,
+        tokens: Int[Array, "*batch pos"],
+        cache: Cache,
+        *,
+        mask: Bool[Array, "*batch pos"] | None = None,
+        positions: Int[Array, "*batch pos"] | None = None,
+    ) -> tuple[Float[Array, "*batch pos d_model"], Cache]:
+        """The final residual stream, not unembedded, of tokens that follow those in the cache; and the cache."""
+        n_pos = tokens.shape[-1]
+        cache = cache.admit(n_pos, mask, positions)
+        resid = self.embed(tokens, mask=mask, positions=cache.next(cache.positions, n_pos))
+        sequence = arrange(self.config, n_pos, mask, positions, cache)
+
+        resid, cache = _through(self, resid, sequence, cache)
+        fits = cache.length + n_pos <= cache.n_slots
+        return jnp.where(fits, resid, jnp.nan).astype(resid.dtype), cache.advance(n_pos)
 
     def unembed(self, resid: Float[Array, "*batch pos d_model"]) -> Float[Array, "*batch pos d_vocab"]:
         """Logits of a final residual stream: the last norm, then the unembedding."""
@@ -149,13 +194,26 @@ def _forward(model: Decoder, tokens: Array, mask: Array | None, positions: Array
     resid = model.embed(tokens, mask=mask, positions=positions)
     sequence = model.arrange(tokens.shape[-1], mask=mask, positions=positions)
 
-    def step(resid: Array, xs: tuple[Block, Varying, Array]) -> tuple[Array, None]:
-        block, here, layer = xs
-        return block(resid, sequence, here, layer, model.config), None
+    return model.unembed(_through(model, resid, sequence)[0])
+
+
+@eqx.filter_jit
+def _continue(
+    model: Decoder, tokens: Array, mask: Array | None, positions: Array | None, cache: Cache
+) -> tuple[Array, Cache]:
+    resid, cache = model.proceed(tokens, cache, mask=mask, positions=positions)
+    return model.unembed(resid), cache
+
+
+def _through(model: Decoder, resid: Array, sequence: Sequence, cache: Any = None) -> tuple[Array, Any]:
+    """The residual stream after all blocks, and the cache, if there is one."""
+
+    def step(carry: tuple[Array, Any], xs: tuple[Block, Varying, Array]) -> tuple[Any, None]:
+        (resid, cache), (block, here, layer) = carry, xs
+        return block(resid, sequence, here, layer, model.config, cache), None
 
     xs = (model.blocks, varying(model.config), jnp.arange(model.config.n_layers))
-    resid, _ = lax.scan(step, resid, xs)
-    return model.unembed(resid)
+    return lax.scan(step, (resid, cache), xs)[0]
 
 
 def as_tokens(

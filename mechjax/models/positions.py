@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from mechjax.models.cache import Cache
 from mechjax.models.config import Config
 from mechjax.models.rope import Rope
 
@@ -33,14 +34,14 @@ class Sequence(eqx.Module):
         distance: How many real tokens back each key is. Shape (*batch, query, key); None where no layer has a window.
         rotation: Cosine and sine of the angles. Shapes (*batch, pos, rotary_dim / 2), where layers rotate differently
             (table, *batch, pos, rotary_dim / 2); None without rotation.
-        alibi: What a key at a position adds to a score, and a query there takes from it. Shape (*batch, head, pos).
+        alibi: What each query takes from a score, and what each key adds. Shapes (*batch, head, pos).
     """
 
     positions: Int[Array, "... pos"]
     visible: Bool[Array, "... query key"]
     distance: Int[Array, "... query key"] | None
     rotation: Rotation | None
-    alibi: Float[Array, "... head pos"] | None
+    alibi: tuple[Float[Array, "... head query"], Float[Array, "... head key"]] | None
 
 
 class Varying(eqx.Module):
@@ -84,16 +85,24 @@ def arrange(
     n_pos: int,
     mask: Bool[Array, "*batch pos"] | None,
     positions: Int[Array, "*batch pos"] | None,
+    cache: Cache | None = None,
 ) -> Sequence:
-    """Positions, visibility, rotation and ALiBi of `n_pos` tokens."""
-    order = count_positions(n_pos, mask)
-    positions = order if positions is None else positions
-    visible = jnp.tri(n_pos, dtype=bool)
-    if mask is not None:
-        visible = visible & (mask[..., :, None] == mask[..., None, :])
-    distance = None if config.windows is None else order[..., :, None] - order[..., None, :]
+    """Positions, visibility, rotation and ALiBi of `n_pos` tokens; with a cache that admitted them, keys are its slots."""
+    if cache is None:
+        order = order_of_keys = count_positions(n_pos, mask)
+        positions = positions_of_keys = order if positions is None else positions
+        visible = jnp.tri(n_pos, dtype=bool)
+        if mask is not None:
+            visible = visible & (mask[..., :, None] == mask[..., None, :])
+    else:
+        order_of_keys, positions_of_keys = cache.order, cache.positions
+        order, positions = cache.next(order_of_keys, n_pos), cache.next(positions_of_keys, n_pos)
+        visible = cache.visible(n_pos)
+    distance = None if config.windows is None else order[..., :, None] - order_of_keys[..., None, :]
     rotation = rotations(config, positions) if config.positions == "rotary" else None
-    alibi = alibi_heights(config, positions) if config.positions == "alibi" else None
+    alibi = None
+    if config.positions == "alibi":
+        alibi = alibi_heights(config, positions), alibi_heights(config, positions_of_keys)
     return Sequence(positions, visible, distance, rotation, alibi)
 
 

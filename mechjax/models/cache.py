@@ -1,0 +1,137 @@
+"""Keys and values of the tokens so far, so that the next ones need not run them again (Pope et al. 2022, arXiv:2211.05102).
+
+Slots are allocated once: shapes never change, and a loop updates them in place. Each call takes as many slots as it has
+tokens, padding included, in order.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from mechjax.base.errors import ArgumentError, ShapeError
+from mechjax.models.config import Config
+
+
+class Cache(eqx.Module):
+    """What attention keeps of the tokens so far. Make one with `Cache.empty`, hand it to the model, go on with the next.
+
+    Attributes:
+        keys: Keys as attention uses them, normalised and rotated. Shape (layer, *batch, slot, kv_head, d_head).
+        values: Values. Shape (layer, *batch, slot, kv_head, d_value).
+        real: Which slots hold real tokens. Shape (*batch, slot).
+        positions: Position of each slot's token. Shape (*batch, slot).
+        length: How many slots are taken.
+    """
+
+    keys: Float[Array, "layer *batch slot kv_head d_head"]
+    values: Float[Array, "layer *batch slot kv_head d_value"]
+    real: Bool[Array, "*batch slot"]
+    positions: Int[Array, "*batch slot"]
+    length: Int[Array, ""]
+
+    @classmethod
+    def empty(
+        cls, config: Config, batch: int | tuple[int, ...], n_slots: int, dtype: DTypeLike = jnp.float32
+    ) -> "Cache":
+        """A cache of `n_slots` free slots for each example.
+
+        Args:
+            config: The model's.
+            batch: The number of examples, or the sizes of the tokens' batch axes (`()` for a single prompt).
+            n_slots: How many tokens each example can have.
+            dtype: The model's.
+
+        Raises:
+            ArgumentError: No slots.
+        """
+        if n_slots < 1:
+            raise ArgumentError(
+                f"`n_slots` = {n_slots}: a cache needs one slot for every token that the model will see."
+            )
+        lead = (batch,) if isinstance(batch, int) else tuple(batch)
+        shape = (config.n_layers, *lead, n_slots, config.n_kv_heads, config.d_head)
+        return cls(
+            jnp.zeros(shape, dtype),
+            jnp.zeros(shape, dtype),
+            jnp.zeros((*lead, n_slots), bool),
+            jnp.zeros((*lead, n_slots), jnp.int32),
+            jnp.int32(0),
+        )
+
+    @property
+    def n_slots(self) -> int:
+        """How many tokens each example can have."""
+        return self.real.shape[-1]
+
+    def admit(
+        self,
+        n_pos: int,
+        mask: Bool[Array, "*batch pos"] | None,
+        positions: Int[Array, "*batch pos"] | None,
+    ) -> "Cache":
+        """The cache that knows where the next `n_pos` tokens stand; `extend` brings their keys and values."""
+        shape = (*self.real.shape[:-1], n_pos)
+        real = self._put(self.real, jnp.ones(shape, bool) if mask is None else mask)
+        if positions is None:
+            positions = self.next(_count(real), n_pos)
+        placed = self._put(self.positions, jnp.broadcast_to(positions, shape))
+        return eqx.tree_at(lambda cache: (cache.real, cache.positions), self, (real, placed))
+
+    def extend(
+        self, layer: Int[Array, ""] | int, k: Float[Array, "..."], v: Float[Array, "..."]
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."], "Cache"]:
+        """Keys and values of all slots of a layer, with `k` and `v` of the next tokens in theirs."""
+
+        def both(stacked: Array, new: Array) -> tuple[Array, Array]:
+            start = (layer, *(0,) * (new.ndim - 3), self.length, 0, 0)
+            stacked = lax.dynamic_update_slice(stacked, new[None].astype(stacked.dtype), start)
+            return lax.dynamic_index_in_dim(stacked, layer, keepdims=False), stacked
+
+        (k, keys), (v, values) = both(self.keys, k), both(self.values, v)
+        return k, v, eqx.tree_at(lambda cache: (cache.keys, cache.values), self, (keys, values))
+
+    def advance(self, n_pos: int) -> "Cache":
+        """The cache once the next `n_pos` slots are taken."""
+        return eqx.tree_at(lambda cache: cache.length, self, self.length + n_pos)
+
+    @property
+    def order(self) -> Int[Array, "*batch slot"]:
+        """Index of each slot's token among the real ones of its example."""
+        return _count(self.real)
+
+    def next(self, slots: Array, n_pos: int) -> Array:
+        """What `slots`, of shape (*batch, slot), holds for the next `n_pos` tokens."""
+        return lax.dynamic_slice_in_dim(slots, self.length, n_pos, -1)
+
+    def visible(self, n_pos: int) -> Bool[Array, "*batch query slot"]:
+        """Which slots each of the next `n_pos` tokens sees: real ones see real ones, padding sees padding."""
+        causal = jnp.arange(self.n_slots) <= self.length + jnp.arange(n_pos)[:, None]
+        return causal & (self.next(self.real, n_pos)[..., :, None] == self.real[..., None, :])
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Refuse tokens of another batch, or more than there are free slots, where that can be seen.
+
+        Raises:
+            ShapeError: Either.
+        """
+        if shape[:-1] != self.real.shape[:-1]:
+            raise ShapeError(
+                f"Tokens of shape {shape} with a cache of {self.real.shape[:-1] or 'one example'}: the batch axes must "
+                "be equal. Make the cache with `Cache.empty(config, tokens.shape[:-1], n_slots)`."
+            )
+        taken = 0 if isinstance(self.length, Tracer) else int(self.length)
+        if taken + shape[-1] > self.n_slots:
+            raise ShapeError(
+                f"{shape[-1]} tokens, but {self.n_slots - taken} of the cache's {self.n_slots} slots are free: make "
+                "it with more (`Cache.empty(..., n_slots)`)."
+            )
+
+    def _put(self, slots: Array, new: Array) -> Array:
+        return lax.dynamic_update_slice_in_dim(slots, new, self.length, -1)
+
+
+def _count(real: Bool[Array, "*batch slot"]) -> Int[Array, "*batch slot"]:
+    return jnp.maximum(jnp.cumsum(real, -1, dtype=jnp.int32) - 1, 0)
