@@ -34,12 +34,26 @@ from mechjax.transform import zero as zero
 _LAZY = {
     "load": "mechjax.models.load",
     "export": "mechjax.models.export",
+    "generate": "mechjax.models.generate",
     "plan": "mechjax.models.plan",
     "check": "mechjax.studies.check",
     "tour": "mechjax.studies.tour",
 }
 _PACKAGES = frozenset(
-    {"fit", "hub", "metrics", "models", "parallel", "patching", "studies", "tasks", "transform", "viz"}
+    {
+        "decompose",
+        "fit",
+        "heads",
+        "hub",
+        "metrics",
+        "models",
+        "parallel",
+        "patching",
+        "studies",
+        "tasks",
+        "transform",
+        "viz",
+    }
 )
 
 
