@@ -24,16 +24,21 @@ Sites = dict[tuple[str, int | None], np.ndarray]
 
 READ_AND_GIVEN: Mapping[str, tuple[str | None, str | None]] = {
     "W_E": (None, "embed"),
+    "ln_embed.w": (None, "embed"),
     "W_pos": (None, "pos_embed"),
     "blocks.ln1.w": ("attn_in", "ln1.normalized"),
     "blocks.attn.W_Q": (None, "q"),
     "blocks.attn.W_K": (None, "k"),
     "blocks.attn.W_V": (None, "v"),
+    "blocks.attn.q_norm.w": (None, "q_norm.normalized"),
+    "blocks.attn.k_norm.w": (None, "k_norm.normalized"),
     "blocks.attn.W_O": ("z", "attn_out"),
+    "blocks.ln1_post.w": (None, "attn_out"),
     "blocks.ln2.w": ("mlp_in", "ln2.normalized"),
     "blocks.mlp.W_in": (None, "mlp_pre"),
     "blocks.mlp.W_gate": (None, "mlp_pre"),
     "blocks.mlp.W_out": ("mlp_post", "mlp_out"),
+    "blocks.ln2_post.w": (None, "mlp_out"),
     "ln_final.w": (None, "ln_final.normalized"),
 }
 """Parameter -> the sites that its module reads and gives. Where two give one site, the later entry is the one."""
@@ -58,6 +63,7 @@ def hf_sites(hf: Any, config: Config, tokens: np.ndarray, **inputs: Any) -> Site
         MissingExtraError: torch is not installed.
     """
     torch = require("torch", extra="torch")
+    eager = hf.config._attn_implementation == "eager"  # asked for patterns, others turn eager
     family, found = _family(hf), dict[tuple[str, int | None], tuple[int, np.ndarray]]()
     n_batch, n_pos = tokens.shape
 
@@ -76,7 +82,7 @@ def hf_sites(hf: Any, config: Config, tokens: np.ndarray, **inputs: Any) -> Site
         with torch.no_grad():
             given = {name: torch.from_numpy(np.asarray(value)) for name, value in inputs.items()}
             output = hf(
-                torch.from_numpy(np.asarray(tokens)), use_cache=False, output_attentions=True, **given
+                torch.from_numpy(np.asarray(tokens)), use_cache=False, output_attentions=eager, **given
             )
     finally:
         for handle in handles:
@@ -126,13 +132,22 @@ def _readers(path: str, family: Family, config: Config, keep: _Keep) -> list[_Re
     (entering, layer), (leaving, again) = (canonical(f"{path}.{end}") for end in ("input", "output"))
     sites = (
         entering if entering in SITES else None,
-        leaving if leaving in SITES and leaving != "logits" else None,
+        leaving if leaving in SITES and leaving != "logits" and _is_written(leaving, config) else None,
     )
     return [partial(_by_name, sites, again if layer is None else layer, keep)] if any(sites) else []
 
 
 def _known(rule: Rule) -> bool:
-    return all(path in READ_AND_GIVEN for path in rule.paths)
+    return all(path in READ_AND_GIVEN for path in rule.paths) and "head}" not in rule.name
+
+
+def _is_written(site: str, config: Config, *, after_norm: bool = False) -> bool:
+    """Whether a module that gives `site` by its name gives what is written: nothing is done to it afterwards."""
+    if site == "embed":
+        return config.embed_scale == 1.0 and (after_norm or not config.embed_norm)
+    if site in ("attn_out", "mlp_out"):
+        return config.residual_scale == 1.0 and (after_norm or config.norms == "pre")
+    return True
 
 
 def _blocks(family: Family, config: Config) -> list[str]:
@@ -166,14 +181,18 @@ def _by_parameter(
         rank = _ORDER[path]
         if read is not None and entering is not None:
             keep(rank, read, layer, _own_axes(entering, read, config))
-        if given is None or leaving is None:
+        if given is None or leaving is None or not _is_written(given, config, after_norm=path.endswith(".w")):
             continue
         if path == "blocks.mlp.W_in" and config.mlp == "gated":
             given = "mlp_pre_linear"
         if SITES[given].axes[-1] == "d_model":
             keep(rank, given, layer, leaving)
+        elif path.endswith("_norm.w"):
+            keep(rank, given, layer, _heads_apart(leaving, path, config))
         else:
-            keep(rank, given, layer, _parts(leaving, rule, config)[path])
+            part = _parts(leaving, rule, config)[path]
+            clip = config.qkv_clip if given in ("q", "k", "v") else None  # done outside modules
+            keep(rank, given, layer, part if clip is None else np.clip(part, -clip, clip))
 
 
 def _own_axes(value: np.ndarray, site: str, config: Config) -> np.ndarray:
@@ -181,6 +200,14 @@ def _own_axes(value: np.ndarray, site: str, config: Config) -> np.ndarray:
     if SITES[site].axes[-1] != "d_head":
         return value
     return value.reshape(-1, config.n_heads, config.d_head)
+
+
+def _heads_apart(value: np.ndarray, path: str, config: Config) -> np.ndarray:
+    """Shape (batch, pos, head, d_head), of what may be merged or have heads before positions."""
+    heads = config.n_heads if "q_norm" in path else config.n_kv_heads
+    if value.ndim == 4 and value.shape[2] != heads:
+        value = value.swapaxes(1, 2)
+    return value.reshape(*value.shape[:2], heads, config.d_head)
 
 
 def _parts(value: np.ndarray, rule: Rule, config: Config) -> dict[str, np.ndarray]:

@@ -26,6 +26,11 @@ _ROTARY = _SMALL | {
 }  # fmt: skip
 _GPT2 = _SMALL | {"n_positions": 16, "n_embd": 24, "n_layer": N_LAYERS, "n_head": 3}
 
+_THETA = {"rope_theta": 50.0}
+_FALCON = _SMALL | {
+    "hidden_size": 24, "num_hidden_layers": N_LAYERS, "num_attention_heads": 4, "ffn_hidden_size": 40,
+}  # fmt: skip
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", _GPT2),
     "gpt2_untied_gelu": (
@@ -48,6 +53,172 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_gqa": ("Llama", _ROTARY | {"num_key_value_heads": 2, "head_dim": 10, "rope_theta": 500.0}),
     "llama_mqa": ("Llama", _ROTARY | {"num_key_value_heads": 1, "tie_word_embeddings": True}),
     "mistral": ("Mistral", _ROTARY | {"num_key_value_heads": 2, "sliding_window": 3}),
+    "llama_linear": ("Llama", _ROTARY | {"rope_parameters": {"rope_type": "linear", "factor": 3.0} | _THETA}),
+    "llama_3": (
+        "Llama",
+        _ROTARY
+        | {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            }
+            | _THETA,
+            "head_dim": 16,
+        },
+    ),
+    "llama_yarn": (
+        "Llama",
+        _ROTARY
+        | {
+            "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
+            | _THETA,
+            "head_dim": 16,
+        },
+    ),
+    "granite": (
+        "Granite",
+        _ROTARY
+        | {
+            "num_key_value_heads": 2,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.6,
+            "attention_multiplier": 0.3,
+            "logits_scaling": 3.0,
+        },
+    ),
+    "qwen2": (
+        "Qwen2",
+        _ROTARY
+        | {"num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+    ),
+    "qwen3": ("Qwen3", _ROTARY | {"num_key_value_heads": 2, "head_dim": 10, "attention_bias": True}),
+    "gemma": ("Gemma", _ROTARY | {"num_key_value_heads": 1, "head_dim": 8}),
+    "gemma_2": (
+        "Gemma2",
+        _ROTARY
+        | {
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "query_pre_attn_scalar": 5,
+            "sliding_window": 3,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "gemma_3": (
+        "Gemma3Text",
+        _ROTARY
+        | {
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "query_pre_attn_scalar": 5,
+            "sliding_window": 3,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0},
+            },
+        },
+    ),
+    "gpt_neo": (
+        "GPTNeo",
+        _SMALL
+        | {
+            "max_position_embeddings": 16,
+            "hidden_size": 24,
+            "num_layers": N_LAYERS,
+            "num_heads": 3,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 3,
+        },
+    ),
+    "gpt_j": ("GPTJ", _GPT2 | {"n_head": 3, "rotary_dim": 4}),
+    "phi": ("Phi", _ROTARY | {"num_key_value_heads": 2, "partial_rotary_factor": 0.34, "qk_layernorm": True}),
+    "phi_2": ("Phi", _ROTARY | {"partial_rotary_factor": 0.7}),
+    "phi_3": ("Phi3", _ROTARY | {"num_key_value_heads": 2, "sliding_window": 3, "pad_token_id": 0}),
+    "phi_3_long": (
+        "Phi3",
+        _ROTARY
+        | {
+            "pad_token_id": 0,
+            "original_max_position_embeddings": 4,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "short_factor": [1.0, 1.1, 1.2],
+                "long_factor": [1.5, 2.0, 2.5],
+            }
+            | _THETA,
+        },
+    ),
+    "olmo": ("Olmo", _ROTARY | {"num_key_value_heads": 2, "clip_qkv": 0.7, "pad_token_id": 0}),
+    "olmo_2": ("Olmo2", _ROTARY | {"num_key_value_heads": 2, "pad_token_id": 0}),
+    "olmo_3": (
+        "Olmo3",
+        _ROTARY
+        | {
+            "num_key_value_heads": 2,
+            "sliding_window": 3,
+            "pad_token_id": 0,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+                "full_attention": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "rope_theta": 20.0,
+                    "original_max_position_embeddings": 8,
+                },
+            },
+        },
+    ),
+    "stablelm": (
+        "StableLm",
+        _ROTARY | {"num_key_value_heads": 2, "use_qkv_bias": True, "partial_rotary_factor": 0.7},
+    ),
+    "stablelm_parallel": (
+        "StableLm",
+        _ROTARY
+        | {
+            "num_key_value_heads": 2,
+            "use_parallel_residual": True,
+            "qk_layernorm": True,
+            "partial_rotary_factor": 0.34,
+        },
+    ),
+    "cohere": ("Cohere", _ROTARY | {"num_key_value_heads": 2, "use_qk_norm": True, "logit_scale": 0.3}),
+    "cohere_2": (
+        "Cohere2",
+        _ROTARY
+        | {
+            "num_key_value_heads": 2,
+            "sliding_window": 3,
+            "logit_scale": 0.3,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "falcon_7b": ("Falcon", _FALCON | {"multi_query": True, "parallel_attn": True}),
+    "falcon_40b": ("Falcon", _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon_rw": (
+        "Falcon",
+        _FALCON | {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True},
+    ),
+    "bloom": ("Bloom", _SMALL | {"hidden_size": 24, "n_layer": N_LAYERS, "n_head": 3}),
+    "opt": (
+        "OPT",
+        _SMALL
+        | {
+            "hidden_size": 24,
+            "num_hidden_layers": N_LAYERS,
+            "num_attention_heads": 3,
+            "ffn_dim": 40,
+            "max_position_embeddings": 16,
+            "pad_token_id": 0,
+            "word_embed_proj_dim": 24,
+        },
+    ),
 }
 """Name -> (prefix of the transformers classes, what their config is given)."""
 
@@ -66,12 +237,20 @@ class Pair:
             return self.hf(torch.from_numpy(self.tokens), use_cache=False, **inputs).logits.float().numpy()
 
 
+_CLASSES = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
+
+
+def attention_of(name: str) -> str:
+    """Which of transformers' attentions is the oracle; its eager one adds Falcon's ALiBi twice."""
+    return "sdpa" if CASES[name][1].get("alibi") else "eager"
+
+
 @cache
 def pair(name: str) -> Pair:
     kind, given = CASES[name]
     config = getattr(transformers, f"{kind}Config")(**given)
-    config._attn_implementation = "eager"
-    hf = getattr(transformers, "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM")(config).eval()
+    config._attn_implementation = attention_of(name)
+    hf = getattr(transformers, _CLASSES.get(kind, f"{kind}ForCausalLM"))(config).eval()
     redraw(hf, np.random.default_rng(list(name.encode())))
     tokens = np.random.default_rng(0).integers(0, D_VOCAB, (N_BATCH, N_POS))
     return Pair(hf, in_mechjax(hf), tokens)

@@ -5,12 +5,24 @@ from typing import Any, Literal
 
 from mechjax.base.errors import UnsupportedModelError, did_you_mean
 from mechjax.models.config import Config
+from mechjax.models.families.bloom import BLOOM, FALCON
+from mechjax.models.families.cohere import COHERE, COHERE2
 from mechjax.models.families.family import Family, read_config, write_config
+from mechjax.models.families.gemma import GEMMA, GEMMA2, GEMMA3
 from mechjax.models.families.gpt2 import GPT2
+from mechjax.models.families.gptj import GPTJ, NEO
 from mechjax.models.families.llama import GRANITE, LLAMA, MISTRAL
 from mechjax.models.families.neox import NEOX
+from mechjax.models.families.olmo import OLMO, OLMO2, OLMO3
+from mechjax.models.families.opt import OPT
+from mechjax.models.families.phi import PHI, PHI3
+from mechjax.models.families.qwen import QWEN2, QWEN3
+from mechjax.models.families.stablelm import STABLELM
 
-FAMILIES: tuple[Family, ...] = (GPT2, LLAMA, MISTRAL, NEOX, GRANITE)
+FAMILIES: tuple[Family, ...] = (
+    GPT2, LLAMA, MISTRAL, NEOX, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, NEO, GPTJ, PHI, PHI3, OLMO, OLMO2, OLMO3, STABLELM,
+    COHERE, COHERE2, GRANITE, FALCON, BLOOM, OPT,
+)  # fmt: skip
 """Every family, in the order in which an export tries them."""
 
 

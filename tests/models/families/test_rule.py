@@ -6,27 +6,40 @@ from mechjax.models import Config
 from mechjax.models.families import FAMILIES, Rule, config_from_hf
 from mechjax.models.families.rule import rearrange
 
+_ROTARY = {
+    "vocab_size": 11, "max_position_embeddings": 9, "hidden_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 20,
+}  # fmt: skip
+_GPT2 = {"vocab_size": 11, "n_positions": 9, "n_embd": 12, "n_layer": 2, "n_head": 3, "n_inner": 20}
 CONFIGS = {
-    "gpt2": {"vocab_size": 11, "n_positions": 9, "n_embd": 12, "n_layer": 2, "n_head": 3, "n_inner": 20},
-    "llama": {
-        "vocab_size": 11, "max_position_embeddings": 9, "hidden_size": 12, "num_hidden_layers": 2, "head_dim": 6,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 20, "attention_bias": True,
-        "mlp_bias": True,
+    "gpt2": _GPT2,
+    "llama": _ROTARY | {"head_dim": 10, "attention_bias": True, "mlp_bias": True},
+    "mistral": _ROTARY | {"sliding_window": 3},
+    "neox": {key: value for key, value in _ROTARY.items() if "key_value" not in key} | {"rotary_pct": 1.0},
+    "neo": {
+        "vocab_size": 11, "max_position_embeddings": 9, "hidden_size": 12, "num_layers": 2, "num_heads": 3,
+        "attention_types": [[["global", "local"], 1]],
     },
-    "mistral": {
-        "vocab_size": 11, "max_position_embeddings": 9, "hidden_size": 12, "num_hidden_layers": 2, "head_dim": 6,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 20, "sliding_window": 3,
+    "gptj": _GPT2 | {"rotary_dim": 2},
+    "phi": _ROTARY | {"qk_layernorm": True, "partial_rotary_factor": 1.0},
+    "stablelm": _ROTARY | {"qk_layernorm": True, "partial_rotary_factor": 1.0, "use_qkv_bias": True},
+    "cohere": _ROTARY | {"use_qk_norm": True},
+    "falcon": {
+        "vocab_size": 11, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_kv_heads": 2,
+        "new_decoder_architecture": True, "bias": True,
     },
-    "neox": {
-        "vocab_size": 11, "max_position_embeddings": 9, "hidden_size": 12, "num_hidden_layers": 2,
-        "num_attention_heads": 3, "intermediate_size": 20, "rotary_pct": 0.5,
+    "bloom": {"vocab_size": 11, "hidden_size": 12, "n_layer": 2, "n_head": 3, "tie_word_embeddings": False},
+    "opt": {
+        "vocab_size": 11, "max_position_embeddings": 9, "hidden_size": 12, "num_hidden_layers": 2, "ffn_dim": 20,
+        "num_attention_heads": 3,
     },
 }  # fmt: skip
+"""Families whose keys are not simply those of `_ROTARY`."""
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_rules__of_every_family__cover_its_parameters_and_invert(family):
-    given = CONFIGS.get(family.name, CONFIGS["llama"])
+    given = CONFIGS.get(family.name, _ROTARY)
     config, found = config_from_hf(given | {"model_type": family.model_type})
     assert found is family
     rng = np.random.default_rng(0)
@@ -36,14 +49,14 @@ def test_rules__of_every_family__cover_its_parameters_and_invert(family):
         parts = rule.split(tensor, config)
         covered += parts
         for path, part in parts.items():
-            assert part.shape == config.shapes[path][1 if rule.layered else 0 :]
+            assert part.shape == config.shapes[path][len(next(rule.places(config))[1]) :]
         np.testing.assert_array_equal(rule.join(parts, config), tensor)
         np.testing.assert_array_equal(
             rule.join({path: jnp.asarray(part) for path, part in parts.items()}, config),
             tensor.astype(np.float32),
         )
-        for layer, name in enumerate(rule.names(config)):
-            expected = (rule, layer if rule.layered else None)
+        for name, place in rule.places(config):
+            expected = (rule, place[0] if rule.layered else None)
             assert family.match(name, config) == expected
             assert family.match(name.removeprefix(family.prefix), config) == expected
     assert sorted(covered) == sorted(config.shapes)
