@@ -13,7 +13,7 @@ import safetensors.numpy
 from mechjax.base.errors import UnsupportedModelError, WriteError, did_you_mean
 from mechjax.hub import Tokenizer
 from mechjax.models.decoder import Decoder
-from mechjax.models.families import FAMILIES, Family
+from mechjax.models.families import FAMILIES, NATIVE, Family
 from mechjax.models.families.family import write_config
 from mechjax.models.params import parameters
 
@@ -33,7 +33,8 @@ def export(
     Args:
         model: The model.
         folder: Where to; it must not exist or be empty, unless `overwrite`.
-        family: Whose layout, such as `"gpt2"`; its config must be able to express the model's.
+        family: Whose layout, such as `"gpt2"`; its config must be able to express the model's. `"mechjax"` is our own,
+            which expresses every decoder and which no other library opens.
         tokenizer: Written as tokenizer.json and tokenizer_config.json.
         overwrite: Replace the folder with all that is in it.
 
@@ -89,7 +90,7 @@ def _swap(fresh: Path, folder: Path, stale: Path) -> None:
 def _family(family: str | Family) -> Family:
     if isinstance(family, Family):
         return family
-    known = {table.name: table for table in FAMILIES}
+    known = {table.name: table for table in (*FAMILIES, NATIVE)}
     if family not in known:
         raise UnsupportedModelError(
             f"There is no family `{family}`; there are {', '.join(known)}.{did_you_mean(family, known)}"

@@ -94,7 +94,9 @@ def _shapes(edit: Any) -> Any:
 
 
 def _identity(fn: Any) -> Any:
-    return fn.fn if isinstance(fn, Held) else None if fn is None else jax.tree.structure(fn)
+    if fn is None or isinstance(fn, Held):
+        return None if fn is None else fn.fn
+    return (jax.tree.structure(fn),)  # by itself a structure refuses to be compared with anything else
 
 
 def _reason(mine: _Fingerprint) -> str:

@@ -12,6 +12,7 @@ from mechjax.models.families.gemma import GEMMA, GEMMA2, GEMMA3
 from mechjax.models.families.gpt2 import GPT2
 from mechjax.models.families.gptj import GPTJ, NEO
 from mechjax.models.families.llama import GRANITE, LLAMA, MISTRAL
+from mechjax.models.families.native import NATIVE
 from mechjax.models.families.neox import NEOX
 from mechjax.models.families.olmo import OLMO, OLMO2, OLMO3
 from mechjax.models.families.opt import OPT
@@ -60,7 +61,7 @@ def _family(hf: Mapping[str, Any]) -> Family:
         raise UnsupportedModelError(
             f"The config has `architectures` = {names!r}; it must be a list of class names."
         )
-    for family in FAMILIES:
+    for family in (*FAMILIES, NATIVE):
         if set(family.architectures) & set(names) or (
             not names and hf.get("model_type") == family.model_type
         ):
