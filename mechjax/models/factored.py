@@ -21,6 +21,7 @@ from jaxtyping import Array, Complex, Float
 
 from mechjax.base.errors import ArgumentError, ShapeError, UnsupportedModelError
 from mechjax.base.records import Record
+from mechjax.models.attention import Attention
 from mechjax.models.config import Config
 from mechjax.models.contraction import widened
 from mechjax.models.decoder import Decoder
@@ -193,7 +194,7 @@ def qk(model: Decoder) -> FactoredMatrix:
     Raises:
         UnsupportedModelError: Queries and keys have LayerNorms, which are not of this form.
     """
-    attn, config = model.blocks.attn, model.config
+    attn, config = _attention(model, "qk"), model.config
     if config.qk_norm != "none" and config.norm != "rms":
         raise UnsupportedModelError(
             f"`qk` cannot be read off this model, which has `qk_norm` = {config.qk_norm!r} with `norm` = "
@@ -205,7 +206,7 @@ def qk(model: Decoder) -> FactoredMatrix:
 
 def ov(model: Decoder) -> FactoredMatrix:
     """`W_V @ W_O` of every head (leading axes layer, head): a query head with the values that it moves."""
-    attn = model.blocks.attn
+    attn = _attention(model, "ov")
     return FactoredMatrix(_per_head(attn.W_V, model).transpose(0, 2, 1, 3), attn.W_O)
 
 
@@ -288,6 +289,17 @@ def copying_score(model: Decoder) -> Float[Array, "layer head"]:
     circuits = ov(model)
     values = FactoredMatrix(circuits.A, _times(widened(circuits.B), around)).eigenvalues
     return values.real.sum(-1) / jnp.abs(values).sum(-1)
+
+
+def _attention(model: Decoder, circuit: str) -> Attention:
+    """The attention of all layers, which must have a matrix each for queries, keys and values."""
+    attn: Any = model.blocks.attn
+    if not isinstance(attn, Attention):
+        raise UnsupportedModelError(
+            f"`{circuit}` cannot be read off this model, whose attention is {type(attn).__name__}: it has no matrix of "
+            "keys and values for each head. Multiply its factors, as `FactoredMatrix`."
+        )
+    return attn
 
 
 def _per_head(W: Array, model: Decoder) -> Array:

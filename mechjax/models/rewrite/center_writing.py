@@ -24,7 +24,7 @@ def center_writing(model: Decoder) -> Decoder:
         UnsupportedModelError: The norms are not LayerNorms, so that the mean is seen; norms write to the
             stream; or the model has a choice that this was not written for.
     """
-    presume(model, "center_writing")
+    presume(model, "center_writing", experts=False)
     config = model.config
     if config.norm != "layer":
         raise refusal(

@@ -9,7 +9,11 @@ from mechjax.models.params import parameters
 from mechjax.models.rewrite.premises import presume, rebuild, untied
 
 _ATTENTION = ("blocks.attn.W_Q", "blocks.attn.W_K", "blocks.attn.W_V")
-_MLP = ("blocks.mlp.W_in", "blocks.mlp.W_gate")
+_PER_EXPERT = ("blocks.moe.W_in", "blocks.moe.W_gate")
+_MLP = (
+    "blocks.mlp.W_in", "blocks.mlp.W_gate", "blocks.moe.W_router", *_PER_EXPERT, "blocks.moe.shared.W_in",
+    "blocks.moe.shared.W_gate", "blocks.moe.W_shared_gate",
+)  # fmt: skip
 
 
 def fold_norm(model: Decoder) -> Decoder:
@@ -24,12 +28,13 @@ def fold_norm(model: Decoder) -> Decoder:
     Keeps: logits, and every site but the outputs of norms. Exact up to one rounding of each weight; a second
     time changes no bit. Where norms have biases, the matrices that read them have biases afterwards; a tied
     unembedding is untied, because `ln_final` acts on one side only, which costs `d_vocab * d_model` numbers.
+    Where two experts score the same but for rounding, another may be chosen.
 
     Raises:
         UnsupportedModelError: The model has a choice that this was not written for.
     """
-    presume(model, "fold_norm")
     config = model.config
+    presume(model, "fold_norm", experts=not config.norm_bias)
     params = parameters(untied(model))
     shared = config.residual == "parallel_shared"
     readers = {
@@ -47,16 +52,25 @@ def fold_norm(model: Decoder) -> Decoder:
                 read, bias = _times(widened(b), widened(W), model), path.replace("W_", "b_")
                 params[bias] = (read if bias not in params else widened(params[bias]) + read).astype(W.dtype)
             if w is not None:
-                scale = widened(w) + config.norm_offset
-                params[path] = (widened(W) * scale.reshape(*w.shape, *[1] * (W.ndim - w.ndim))).astype(
-                    W.dtype
-                )
+                scale = _along(widened(w) + config.norm_offset, W, path, model)
+                params[path] = (widened(W) * scale).astype(W.dtype)
         if w is not None:
             params[f"{norm}.w"] = jnp.full_like(w, 1 - config.norm_offset)
         if b is not None:
             params[f"{norm}.b"] = jnp.zeros_like(b)
     biases = {"qkv_bias": "blocks.attn.b_Q", "mlp_bias": "blocks.mlp.b_in", "unembed_bias": "b_U"}
-    return rebuild(model, params, tied=False, **{choice: path in params for choice, path in biases.items()})
+    given = {choice: True for choice, path in biases.items() if path in params}
+    return rebuild(model, params, tied=False, **given)
+
+
+def _along(scale: Array, W: Array, path: str, model: Decoder) -> Array:
+    """A norm's scales along the axis of `W` that reads them, for the layers that have `W`."""
+    if scale.ndim == 2 and len(scale) != len(W):
+        config = model.config
+        scale = scale[jnp.array(config.expert_layers if ".moe." in path else config.mlp_layers)]
+    if path in _PER_EXPERT:
+        scale = scale[:, None]
+    return scale.reshape(*scale.shape, *[1] * (W.ndim - scale.ndim))
 
 
 def _times(b: Array, W: Array, model: Decoder) -> Array:

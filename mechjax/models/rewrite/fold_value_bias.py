@@ -19,13 +19,19 @@ def fold_value_bias(model: Decoder) -> Decoder:
     afterwards.
 
     Raises:
-        UnsupportedModelError: Values are clipped, or the model has a choice that this was not written for.
+        UnsupportedModelError: Values are clipped, patterns have sinks, or the model has a choice that this was
+            not written for.
     """
     presume(model, "fold_value_bias")
     params, config = parameters(model), model.config
     b_V = params.get("blocks.attn.b_V")
     if b_V is None:
         return model
+    if "blocks.attn.sinks" in params:
+        raise refusal(
+            "fold_value_bias", "`attn_sinks` = True", "rows of its patterns sum to less than one.",
+            "Leave this step out: the other rewrites do not need it.",
+        )  # fmt: skip
     if config.qkv_clip is not None:
         raise refusal(
             "fold_value_bias", f"`qkv_clip` = {config.qkv_clip}", "values are clipped with their biases on.",

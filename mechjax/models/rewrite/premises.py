@@ -25,7 +25,7 @@ _CHOICES: Mapping[str, tuple[Any, ...] | None] = {
         "norm_weight", "norm_offset", "norm_bias", "qk_norm_bias", "embed_scale", "embed_norm",
         "position_offset", "rotary_dim", "rotary_layout", "rope", "alibi_scale", "alibi_dtype", "residual_scale",
         "activation", "qkv_bias", "out_bias", "mlp_bias", "unembed_bias", "qkv_clip", "tied", "attn_softcap",
-        "final_softcap", "windows", "attn_scale", "logit_scale", "precision",
+        "final_softcap", "windows", "attn_scale", "attn_sinks", "logit_scale", "precision",
     ),
     _ANY,
 )  # fmt: skip
@@ -35,6 +35,9 @@ _PARAMETERS = frozenset({
     "W_E", "W_pos", "W_U", "b_U", "blocks.attn.W_Q", "blocks.attn.W_K", "blocks.attn.W_V", "blocks.attn.W_O",
     "blocks.attn.b_Q", "blocks.attn.b_K", "blocks.attn.b_V", "blocks.attn.b_O", "blocks.mlp.W_in",
     "blocks.mlp.W_gate", "blocks.mlp.W_out", "blocks.mlp.b_in", "blocks.mlp.b_gate", "blocks.mlp.b_out",
+    "blocks.attn.sinks", "blocks.moe.W_router", "blocks.moe.b_router", "blocks.moe.b_choice", "blocks.moe.W_in",
+    "blocks.moe.W_gate", "blocks.moe.W_out", "blocks.moe.b_in", "blocks.moe.b_gate", "blocks.moe.b_out",
+    "blocks.moe.shared.W_in", "blocks.moe.shared.W_gate", "blocks.moe.shared.W_out", "blocks.moe.W_shared_gate",
     *(
         f"{norm}.{part}"
         for norm in (
@@ -54,8 +57,13 @@ def refusal(rewrite: str, found: str, why: str, fix: str) -> UnsupportedModelErr
     )
 
 
-def presume(model: Decoder, rewrite: str) -> None:
+def presume(model: Decoder, rewrite: str, *, experts: bool = True) -> None:
     """Refuse a model with choices or parameters that rewrites do not know.
+
+    Args:
+        model: The model.
+        rewrite: What was asked for.
+        experts: Whether this rewrite knows mixtures of experts.
 
     Raises:
         UnsupportedModelError: Such a choice or parameter, by name.
@@ -63,7 +71,9 @@ def presume(model: Decoder, rewrite: str) -> None:
     found = []
     for field in fields(model.config):
         value = getattr(model.config, field.name)
-        known = _CHOICES.get(field.name, ()) if field.name in _CHOICES else (_default(field),)
+        known = _CHOICES[field.name] if field.name in _CHOICES else (_default(field),)
+        if experts and field.name == "experts":
+            continue
         if known is not _ANY and value not in known:
             found.append(f"`{field.name}` = {value!r}")
     found += [f"the parameter `{path}`" for path in parameters(model) if path not in _PARAMETERS]
@@ -81,8 +91,9 @@ def rebuild(model: Decoder, params: Mapping[str, Array], **choices: Any) -> Deco
     return assemble(
         config,
         {
-            path: params[path] if path in params or "b_" not in path else jnp.zeros(shape, dtype)
+            path: params[path] if path in params else jnp.zeros(shape, dtype)
             for path, shape in config.shapes.items()
+            if path in params or "b_" in path
         },
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.testing import assert_allclose
 
 from mechjax.models import Config, Decoder, assemble, parameters
+from mechjax.models.experts import Experts
 from tests.tolerances import TOL
 
 try:
@@ -24,6 +25,7 @@ def _tiny(**choices: Any) -> Config:
     return Config(**sizes | choices)
 
 
+_EXPERTS = Experts(n_experts=4, top_k=2, d_expert=6, biases=True, router_bias=True)
 CONFIGS: dict[str, Config] = {
     "layer_norm": _tiny(),
     "no_biases": _tiny(norm_bias=False, qkv_bias=False, out_bias=False, mlp_bias=False),
@@ -41,6 +43,13 @@ CONFIGS: dict[str, Config] = {
     "layer_post_norms": _tiny(norms="both", qk_norm="per_head", n_kv_heads=2),
 }  # fmt: skip
 """Name -> choices; drawn at random."""
+if "experts" in Config.__dataclass_fields__:
+    CONFIGS |= {
+        "experts": _tiny(norm="rms", mlp="gated", n_kv_heads=2, qkv_bias=False, experts=_EXPERTS),
+        "some_experts": _tiny(
+            norm="rms", mlp="gated", attn_sinks=True, experts=replace(_EXPERTS, layers=(1,), d_shared=5, shared_gate=True)
+        ),
+    }  # fmt: skip
 
 NAMES = [*CONFIGS, *CASES]
 TOKENS = np.random.default_rng(0).integers(0, 23, (2, 7))
