@@ -1,5 +1,6 @@
 """Things to look into: a decoder whose every activation is a named site, its config, and how it starts."""
 
+from mechjax.models.cache import Cache as Cache
 from mechjax.models.config import Config as Config
 from mechjax.models.decoder import Decoder as Decoder
 from mechjax.models.factored import FactoredMatrix as FactoredMatrix
@@ -18,3 +19,4 @@ from mechjax.models.rewrite import fold_norm as fold_norm
 from mechjax.models.rewrite import fold_value_bias as fold_value_bias
 from mechjax.models.rewrite import refactor_qk_ov as refactor_qk_ov
 from mechjax.models.rewrite import ungroup_kv as ungroup_kv
+from mechjax.models.steps import at_steps as at_steps

@@ -47,19 +47,41 @@ class Transformed(eqx.Module):
         Returns:
             The function's output; with captures, `(output, activations)`.
         """
+        out, acts, _ = self._run(args, kwargs, judge=True)
+        return (out, acts) if self.reads else out
+
+    def observe(self, *args: Any, **kwargs: Any) -> tuple[Any, Activations, tuple[Array, ...]]:
+        """The output, the activations, and whether each edit took hold, which here has no consequence.
+
+        For one call of several, where an edit needs to take hold in some: `settle` then judges all.
+        """
+        return self._run(args, kwargs, judge=False)
+
+    def sites(self, *args: Any, **kwargs: Any) -> dict[str, SiteInfo]:
+        """The sites of a call, once its edits and captures are checked. Zero FLOPs.
+
+        Raises:
+            SiteError: a site, layer, axis or index that is not there.
+            ShapeError: a value that does not fit.
+        """
+        return self._checked(args, kwargs)[0].sites
+
+    def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, list[Any]]:
         names = frozenset(x.site.partition("@")[0] for x in (*self.edits, *self.reads))
         program, data = trace(self.fn, args, kwargs, names)
         check(self.edits, self.reads, program.sites,
               lambda: trace(self.fn, args, kwargs, EVERYTHING)[0].sites)  # fmt: skip
-        outs, state = _evaluated(program, program.consts, data, self.edits, self.reads)
-        out = program.rebuild(outs)
-        if not self.reads:
-            return out
+        return program, data
+
+    def _run(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, judge: bool
+    ) -> tuple[Any, Activations, tuple[Array, ...]]:
+        program, data = self._checked(args, kwargs)
+        outs, state = _evaluated(program, program.consts, data, self.edits, self.reads, judge)
         infos = {r.site: program.sites[r.site] for r in self.reads}
         sites = tuple(Captured(r.site, r.axes(infos[r.site]), r.rows(infos[r.site])) for r in self.reads)
-        return out, Activations(
-            state.buffers, {name: count > 0 for name, count in state.counts.items()}, sites
-        )
+        ran = {name: count > 0 for name, count in state.counts.items()}
+        return program.rebuild(outs), Activations(state.buffers, ran, sites), state.hits
 
     def __hash__(self) -> int:
         raise JitError(
@@ -70,16 +92,22 @@ class Transformed(eqx.Module):
 
 
 @eqx.filter_jit
-def _evaluated(program: Program, consts: Any, data: Any, edits: Any, reads: Any) -> tuple[list[Any], State]:
+def _evaluated(
+    program: Program, consts: Any, data: Any, edits: Any, reads: Any, judge: bool
+) -> tuple[list[Any], State]:
     log.record(program, data, edits, reads)
     request = Request(program.sites, edits, reads)
     start = blank_state(request, request.numbers)
     outs, state = evaluate(request, program.jaxpr, consts, data, Env(request.numbers), start)
-    return _settled(edits, reads, outs, state)
+    buffers = _once(reads, state)
+    if judge:
+        outs = [jnp.asarray(out) for out in outs]
+        outs, buffers = settle(edits, state.hits, (outs, buffers))
+    return outs, State(buffers, state.counts, state.hits)
 
 
-def _settled(edits: Any, reads: Any, outs: list[Any], state: State) -> tuple[list[Any], State]:
-    """Nothing is silent: an edit that never took hold turns what came out into NaN, or raises."""
+def _once(reads: Any, state: State) -> dict[str, Array]:
+    """The captured rows, of which none was written twice; rows of floats that were are NaN already."""
     buffers = dict(state.buffers)
     for read in reads:
         if not jnp.issubdtype(buffers[read.site].dtype, jnp.inexact):
@@ -89,19 +117,30 @@ def _settled(edits: Any, reads: Any, outs: list[Any], state: State) -> tuple[lis
             buffers[read.site] = eqx.error_if(
                 buffers[read.site], (state.counts[read.site] > 1).any(), message
             )
-    hits = [(e, h.all()) for e, h in zip(edits, state.hits, strict=True) if e.on_miss != "allow"]
-    if not hits:
-        return outs, State(buffers, state.counts, state.hits)
-    missed = jnp.stack([~h for _, h in hits])
+    return buffers
+
+
+def settle(edits: Sequence[Edit], hits: Sequence[Array], outs: Any) -> Any:
+    """Nothing is silent: an edit that never took hold turns what came out into NaN, or raises.
+
+    Args:
+        edits: The edits.
+        hits: Whether each took hold (at each of its layers).
+        outs: A pytree of arrays, which comes back as it is where all did.
+    """
+    judged = [(e, h.all()) for e, h in zip(edits, hits, strict=True) if e.on_miss != "allow"]
+    if not judged:
+        return outs
+    missed = jnp.stack([~h for _, h in judged])
     message = (
-        f"an edit never took hold ({'; '.join(e.describe() for e, _ in hits)}): its layer or index is out of range, "
-        "lies before the start of a resumed run, or stands in a branch that was not taken. Say on_miss='allow' where "
-        "that is meant."
+        f"an edit never took hold ({'; '.join(e.describe() for e, _ in judged)}): its layer or index is out of range, "
+        "lies before the start of a resumed run, or stands in a branch or step that was not run. Say "
+        "on_miss='allow' where that is meant."
     )
     factor = jnp.where(missed.any(), jnp.nan, 1.0)
     # The edit's own value must feel the miss too: without this term its gradient would be a silent zero.
-    ghost = sum((jnp.where(h, 0.0, jnp.nan) * _total(e.value) for e, h in hits), jnp.float32(0.0))
-    loud = any(e.on_miss == "raise" for e, _ in hits)
+    ghost = sum((jnp.where(h, 0.0, jnp.nan) * _total(e.value) for e, h in judged), jnp.float32(0.0))
+    loud = any(e.on_miss == "raise" for e, _ in judged)
 
     def poisoned(x: Any) -> Any:
         if jnp.issubdtype(x.dtype, jnp.inexact):
@@ -111,8 +150,7 @@ def _settled(edits: Any, reads: Any, outs: list[Any], state: State) -> tuple[lis
             return eqx.error_if(x, missed.any(), message)
         return x
 
-    poisoned_buffers = {name: poisoned(b) for name, b in buffers.items()}
-    return [poisoned(jnp.asarray(o)) for o in outs], State(poisoned_buffers, state.counts, state.hits)
+    return jax.tree.map(poisoned, outs)
 
 
 def _total(value: Any) -> Array:

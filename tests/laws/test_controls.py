@@ -104,7 +104,7 @@ def test_control__law_6__the_loops_counter_in_place_of_the_layer(monkeypatch):
 
 
 def test_control__law_7__no_poison(monkeypatch):
-    monkeypatch.setattr(transforms, "_settled", lambda edits, reads, outs, state: (outs, state))
+    monkeypatch.setattr(transforms, "settle", lambda edits, hits, outs: outs)
     with pytest.raises(AssertionError):
         test_laws.law_7(build(), 9)
 
