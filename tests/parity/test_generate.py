@@ -1,0 +1,44 @@
+"""Every family with a cache: tokens a few at a time against the whole, and generation against transformers'."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mechjax as mj
+from mechjax.models import Cache
+from tests.parity.cases import CASES, D_VOCAB, N_BATCH, N_POS, pair
+from tests.parity.test_parity import assert_close
+
+torch = pytest.importorskip("torch", reason="parity needs PyTorch")
+
+every_case = pytest.mark.parametrize("name", CASES)
+MASK = np.ones((N_BATCH, N_POS), bool)
+MASK[0, :3] = False  # padding at the left, as transformers' generation has it
+N_TOKENS = 6
+
+
+@every_case
+def test_cache__tokens_a_few_at_a_time__equals_the_whole(name):
+    case = pair(name)
+    cache = Cache.empty(case.model.config, N_BATCH, N_POS)
+    logits = []
+    for start, end in ((0, 4), (4, 5), (5, 6), (6, N_POS)):
+        piece, cache = case.model(case.tokens[:, start:end], mask=jnp.asarray(MASK[:, start:end]), cache=cache)
+        logits.append(piece)
+    whole = np.asarray(case.model(case.tokens, mask=jnp.asarray(MASK)))
+    assert_close(np.concatenate(logits, 1)[MASK], whole[MASK])
+
+
+@every_case
+def test_generate__greedy_with_left_padding__equals_transformers(name):
+    case = pair(name)
+    ours = mj.generate(case.model, mj.Prompts(jnp.asarray(case.tokens), jnp.asarray(MASK)), N_TOKENS)
+    with torch.no_grad():
+        theirs = case.hf.generate(
+            torch.from_numpy(np.where(MASK, case.tokens, 0)), attention_mask=torch.from_numpy(MASK.astype(int)),
+            max_new_tokens=N_TOKENS, min_new_tokens=N_TOKENS, do_sample=False, pad_token_id=0, eos_token_id=D_VOCAB + 1,
+            return_dict_in_generate=True, output_logits=True,
+        )  # fmt: skip
+    np.testing.assert_array_equal(ours.tokens, theirs.sequences[:, N_POS:])
+    log_probs = torch.stack(theirs.logits, 1).log_softmax(-1).gather(-1, theirs.sequences[:, N_POS:, None])
+    assert_close(ours.log_probs, log_probs[..., 0].numpy())
