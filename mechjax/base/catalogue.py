@@ -14,6 +14,7 @@ _POST_NORMS, _QK_NORM = "models with norms after attention and MLP", "models wit
 _EMBED_NORM = "models with a norm on token embeddings"
 _PRE_NORMS = "models with norms before attention and MLP"
 _SECOND_NORM = "models with MLPs that have a norm of their own before them"
+_EXPERTS, _SHARED = "models with experts", "models with shared experts"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ _QUERIES = ("pos", "head", "d_head")
 _KEYS = ("pos", "kv_head", "d_head")
 _HEADS, _KEY_HEADS = ("pos", "head", "one"), ("pos", "kv_head", "one")
 _PATTERN = ("head", "query", "key")
+_EXPERT_NEURONS = ("pos", "expert", "d_mlp")
 _NEURONS = ("pos", "d_mlp")
 
 _GPT2, _LLAMA, _NEOX = "transformer.h.{}.", "model.layers.{}.", "gpt_neox.layers.{}."
@@ -71,6 +73,10 @@ _TABLE = (
         "pos_embed", _RESID, "Learned position embedding, as added to the residual stream.",
         ("hook_pos_embed", "pos_embed.hook_out", "transformer.wpe.output"),
         condition="models with learned positions", layered=False,
+    ),
+    SiteEntry(
+        "token_type_embed", _RESID, "Embedding of which text a token belongs to.",
+        ("bert.embeddings.token_type_embeddings.output",), condition="encoders", layered=False,
     ),
     SiteEntry(
         "resid_pre", _RESID, "Residual stream entering the block.",
@@ -106,6 +112,14 @@ _TABLE = (
     SiteEntry(
         "v_input", ("pos", "kv_head", "d_model"), "What each head's value reads, before the norm.",
         ("blocks.{}.hook_v_input",), costly=True,
+    ),
+    SiteEntry(
+        "q_latent", ("pos", "q_rank"), "The latent that queries are made of, after its norm.",
+        (_LLAMA + "self_attn.q_a_layernorm.output",), condition="models with latent attention and a rank for queries",
+    ),
+    SiteEntry(
+        "kv_latent", ("pos", "kv_rank"), "The latent that keys and values are made of, after its norm.",
+        (_LLAMA + "self_attn.kv_a_layernorm.output",), condition="models with latent attention",
     ),
     SiteEntry(
         "q", _QUERIES, "Queries, as projected (and clipped): before norm and rotation.",
@@ -204,6 +218,51 @@ _TABLE = (
         condition=_SECOND_NORM,
     ),
     SiteEntry(
+        "router_scores", ("pos", "expert"), "What the router gives each expert, before softmax or sigmoid.",
+        (_LLAMA + "mlp.gate.output", _LLAMA + "block_sparse_moe.gate.output", _LLAMA + "mlp.router.output"),
+        condition=_EXPERTS,
+    ),
+    SiteEntry(
+        "expert_indices", ("pos", "choice"), "The experts that each token goes to, the best first.",
+        ("blocks.{}.mlp.hook_expert_indices",), condition=_EXPERTS,
+    ),
+    SiteEntry(
+        "expert_weights", ("pos", "choice"), "What the outputs of these experts are multiplied by.",
+        condition=_EXPERTS,
+    ),
+    SiteEntry(
+        "expert_pre", _EXPERT_NEURONS, "Input of each expert's gate, whether chosen or not.",
+        condition=_EXPERTS, costly=True,
+    ),
+    SiteEntry(
+        "expert_pre_linear", _EXPERT_NEURONS, "The branch of each expert that its gate multiplies.",
+        condition=_EXPERTS, costly=True,
+    ),
+    SiteEntry(
+        "expert_post", _EXPERT_NEURONS, "Neurons of each expert, whether chosen or not.",
+        condition=_EXPERTS, costly=True,
+    ),
+    SiteEntry(
+        "expert_out", ("pos", "expert", "d_model"), "What each expert writes, times its weight: zero where not chosen.",
+        condition=_EXPERTS, costly=True,
+    ),
+    SiteEntry(
+        "shared_pre", _NEURONS, "Input of the shared experts' gate.",
+        (_LLAMA + "mlp.shared_experts.gate_proj.output",), condition=_SHARED,
+    ),
+    SiteEntry(
+        "shared_pre_linear", _NEURONS, "The branch of the shared experts that their gate multiplies.",
+        (_LLAMA + "mlp.shared_experts.up_proj.output",), condition=_SHARED,
+    ),
+    SiteEntry(
+        "shared_post", _NEURONS, "Neurons of the shared experts.",
+        (_LLAMA + "mlp.shared_experts.down_proj.input",), condition=_SHARED,
+    ),
+    SiteEntry(
+        "shared_out", _RESID, "What the shared experts write.",
+        (_LLAMA + "mlp.shared_experts.output",), condition=_SHARED,
+    ),
+    SiteEntry(
         "mlp_pre", _NEURONS, "Input of the MLP's nonlinearity (in gated MLPs, of the gate).",
         (
             "blocks.{}.mlp.hook_pre", "blocks.{}.mlp.gate.hook_out", _GPT2 + "mlp.c_fc.output",
@@ -259,6 +318,14 @@ _TABLE = (
     SiteEntry(
         "logits", ("pos", "d_vocab"), "Logits.",
         ("unembed.hook_out", "lm_head.output", "embed_out.output"), layered=False,
+    ),
+    SiteEntry(
+        "pooled", ("d_model",), "Summary of the first token, which the next-sentence head reads.",
+        ("bert.pooler.output",), condition="encoders with a pooler", layered=False,
+    ),
+    SiteEntry(
+        "nsp_logits", ("relation",), "Logits of the second text following the first, and of not.",
+        ("cls.seq_relationship.output",), condition="encoders with a next-sentence head", layered=False,
     ),
 )  # fmt: skip
 

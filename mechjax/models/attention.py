@@ -2,6 +2,7 @@
 
 Grouped keys: Ainslie et al. 2023, arXiv:2305.13245. Sliding windows: Jiang et al. 2023, arXiv:2310.06825. Soft-caps:
 Gemma Team 2024, arXiv:2408.00118. Norms on queries and keys: Dehghani et al. 2023, arXiv:2302.05442.
+Sinks: Xiao et al. 2023, arXiv:2309.17453, as gpt-oss learns them: rows of the pattern then sum to less than one.
 
 Scores and softmax are float32 whatever the model's dtype.
 """
@@ -34,6 +35,7 @@ class Attention(eqx.Module):
     b_K: Float[Array, "*layer kv_head d_head"] | None
     b_V: Float[Array, "*layer kv_head d_head"] | None
     b_O: Float[Array, "*layer d_model"] | None
+    sinks: Float[Array, "*layer head"] | None
     q_norm: Norm | None
     k_norm: Norm | None
 
@@ -57,7 +59,7 @@ class Attention(eqx.Module):
         q, k = self._turn(q, k, sequence, varying, config, mark)
         if cache is not None:
             k, v, cache = cache.extend(layer, k, v)
-        pattern = self._attend(q, k, sequence, varying, config, mark)
+        pattern = self._attend(q, k, sequence, varying, config, mark, self.sinks)
         return self._write(mark(self._mix(pattern, v, config), "z"), config, mark), cache
 
     def _project(
@@ -114,6 +116,7 @@ class Attention(eqx.Module):
         varying: Varying,
         config: Config,
         mark: Mark,
+        sinks: Float[Array, " head"] | None = None,
     ) -> Float[Array, "*batch head query key"]:
         groups = (config.n_kv_heads, config.n_heads // config.n_kv_heads)
         grouped = q.reshape(*q.shape[:-2], *groups, config.d_head)
@@ -128,7 +131,11 @@ class Attention(eqx.Module):
         if varying.window is not None and sequence.distance is not None:
             visible = visible & (sequence.distance < varying.window)
         scores = mark(jnp.where(visible[..., None, :, :], scores, MASKED), "attn_scores")
-        return mark(jax.nn.softmax(scores, -1).astype(q.dtype), "pattern")
+        if sinks is None:
+            return mark(jax.nn.softmax(scores, -1).astype(q.dtype), "pattern")
+        sunk = jnp.broadcast_to(sinks.astype(jnp.float32)[:, None, None], (*scores.shape[:-1], 1))
+        pattern = jax.nn.softmax(jnp.concatenate((scores, sunk), -1), -1)[..., :-1]
+        return mark(pattern.astype(q.dtype), "pattern")
 
     @staticmethod
     def _mix(

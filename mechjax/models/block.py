@@ -12,20 +12,27 @@ from mechjax.models.attention import Attention
 from mechjax.models.cache import Cache
 from mechjax.models.config import Config
 from mechjax.models.marks import Mark, marks_of, under
+from mechjax.models.mla import MLA
 from mechjax.models.mlp import MLP
+from mechjax.models.moe import MoE
 from mechjax.models.norms import Norm
 from mechjax.models.positions import Sequence, Varying
 from mechjax.transform.context import wanted
 
 
 class Block(eqx.Module):
-    """Weights of one layer, or of all with a leading layer axis; what the config leaves out is None."""
+    """Weights of one layer, or of all with a leading layer axis; what the config leaves out is None.
+
+    Where some layers have an MLP and others experts, `mlp` stacks the ones and `moe` the others, and of the two a
+    single layer has one.
+    """
 
     ln1: Norm | None
-    attn: Attention
+    attn: Attention | MLA
     ln1_post: Norm | None
     ln2: Norm | None
     mlp: MLP | None
+    moe: MoE | None
     ln2_post: Norm | None
 
     def __call__(
@@ -47,7 +54,7 @@ class Block(eqx.Module):
         own = _own(normalized, first, read, self.ln1, config)
         attn_out, cache = self.attn(read, own, self.ln1, sequence, varying, config, mark, layer, cache)
         attn_out = _written(attn_out, self.ln1_post, "attn_out", "ln1_post", config, mark)
-        if self.mlp is None:
+        if (mlp := self.mlp if self.moe is None else self.moe) is None:
             return mark(resid + attn_out, "resid_post"), cache
         mid = mark(resid + attn_out, "resid_mid") if serial else resid
         read = mid if shares and not wanted("mlp_in") else mark(mid, "mlp_in")
@@ -55,7 +62,9 @@ class Block(eqx.Module):
             own = _own(normalized, resid, read, self.ln1, config)
         else:
             own = _normalized(read, self.ln2, "ln2", config, mark)
-        mlp_out = _written(self.mlp(own, config, mark), self.ln2_post, "mlp_out", "ln2_post", config, mark)
+        having = config.expert_layers if mlp is self.moe else config.mlp_layers
+        inside = marks_of(layer, config.n_layers, having) if config.mixed else mark
+        mlp_out = _written(mlp(own, config, inside), self.ln2_post, "mlp_out", "ln2_post", config, mark)
         return mark(mid + mlp_out if serial else resid + attn_out + mlp_out, "resid_post"), cache
 
 

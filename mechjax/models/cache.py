@@ -1,4 +1,4 @@
-"""Keys and values of the tokens so far, so that the next ones need not run them again (Pope et al. 2022, arXiv:2211.05102).
+"""Keys and values of the tokens so far, so that the next ones need not run them again (Pope et al., arXiv:2211.05102).
 
 Slots are allocated once: shapes never change, and a loop updates them in place. Each call takes as many slots as it has
 tokens, padding included, in order.
@@ -16,7 +16,7 @@ from mechjax.models.config import Config
 
 
 class Cache(eqx.Module):
-    """What attention keeps of the tokens so far. Make one with `Cache.empty`, hand it to the model, go on with the next.
+    """What attention keeps of the tokens so far. `Cache.empty` makes one, and the model hands on the next.
 
     Attributes:
         keys: Keys as attention uses them, normalised and rotated. Shape (layer, *batch, slot, kv_head, d_head).
@@ -52,10 +52,13 @@ class Cache(eqx.Module):
                 f"`n_slots` = {n_slots}: a cache needs one slot for every token that the model will see."
             )
         lead = (batch,) if isinstance(batch, int) else tuple(batch)
-        shape = (config.n_layers, *lead, n_slots, config.n_kv_heads, config.d_head)
+        heads, key, value = config.n_kv_heads, config.d_head, config.d_head
+        if (latent := config.latent) is not None:
+            heads, key, value = config.n_heads, latent.d_nope + latent.d_rope, latent.d_value
+        slots = (config.n_layers, *lead, n_slots, heads)
         return cls(
-            jnp.zeros(shape, dtype),
-            jnp.zeros(shape, dtype),
+            jnp.zeros((*slots, key), dtype),
+            jnp.zeros((*slots, value), dtype),
             jnp.zeros((*lead, n_slots), bool),
             jnp.zeros((*lead, n_slots), jnp.int32),
             jnp.int32(0),

@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal
 
 from mechjax.base.errors import ArgumentError
+from mechjax.models.checked import check_choices, check_count, check_positive
+from mechjax.models.experts import Experts
+from mechjax.models.latent import Latent
 from mechjax.models.rope import Rope
 from mechjax.models.shapes import shapes_of
 
@@ -62,7 +65,10 @@ class Config:
         attn_softcap, final_softcap: c of c * tanh(x / c) on attention scores and logits; None for neither.
         windows: For each layer how many positions a query sees, itself included; None sees all.
         attn_scale: Factor on the scores. Default: `d_head**-0.5`.
+        attn_sinks: Whether each head has a learned score of a key that is not there, which takes part of its pattern.
         logit_scale: Factor on the logits, before their soft-cap.
+        experts: The mixture of experts that takes the MLP's place, in all layers or some; None for none.
+        latent: The widths of latent attention; None for ordinary attention.
         precision: "highest" (float32 contractions in full float32) or "default" (whatever is fast on the device).
 
     Raises:
@@ -110,13 +116,16 @@ class Config:
     final_softcap: float | None = None
     windows: tuple[int | None, ...] | None = None
     attn_scale: float = _DERIVED
+    attn_sinks: bool = False
     logit_scale: float = 1.0
+    experts: Experts | None = None
+    latent: Latent | None = None
     precision: Literal["highest", "default"] = "highest"
 
     def __post_init__(self) -> None:
         for name in ("d_vocab", "n_ctx", "d_model", "n_heads"):
-            _check_count(name, getattr(self, name))
-        _check_count("n_layers", self.n_layers, MAX_LAYERS)
+            check_count(name, getattr(self, name))
+        check_count("n_layers", self.n_layers, MAX_LAYERS)
         self._default("n_kv_heads", self.n_heads)
         if self.d_head is None and self.d_model % self.n_heads:
             raise ArgumentError(
@@ -127,28 +136,18 @@ class Config:
         self._default("norm_bias", self.norm == "layer" and self.norm_weight)
         self._default("qk_norm_bias", self.norm_bias)
         for name in ("n_kv_heads", "d_head", "d_mlp"):
-            _check_count(name, getattr(self, name))
+            check_count(name, getattr(self, name))
         self._default("rotary_dim", self.d_head)
         self._default("attn_scale", self.d_head**-0.5)
         for name in ("windows", "rope"):
             if isinstance(per_layer := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(per_layer))
-        self._check_choices()
+        check_choices(self)
         self._check_numbers()
 
     def _default(self, name: str, value: Any) -> None:
         if getattr(self, name) is None:
             object.__setattr__(self, name, value)
-
-    def _check_choices(self) -> None:
-        for name, hint in type(self).__annotations__.items():
-            value = getattr(self, name)
-            if get_origin(hint) is Literal and value not in list(get_args(hint)):
-                raise ArgumentError(
-                    f"`{name}` = {value!r} is not one of {', '.join(map(repr, get_args(hint)))}."
-                )
-            if hint is bool and not isinstance(value, bool):
-                raise ArgumentError(f"`{name}` = {value!r} must be True or False.")
 
     def _check_numbers(self) -> None:
         if self.n_heads % self.n_kv_heads:
@@ -160,8 +159,7 @@ class Config:
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
                 continue
-            if not _is_positive(value):
-                raise ArgumentError(f"`{name}` = {value!r} must be a positive, finite number.")
+            check_positive(name, value)
         if self.norm_offset not in (0.0, 1.0):
             raise ArgumentError(f"`norm_offset` = {self.norm_offset!r} must be 0.0 or 1.0.")
         if self.norms != "pre" and self.residual == "parallel_shared":
@@ -170,9 +168,11 @@ class Config:
                 'goes with "serial" or "parallel".'
             )
         if self.position_offset != 0:
-            _check_count("position_offset", self.position_offset)
+            check_count("position_offset", self.position_offset)
         self._check_rotation()
         self._check_windows()
+        self._check_experts()
+        self._check_latent()
         if self.n_params > MAX_PARAMETERS:
             raise ArgumentError(
                 f"A config of {self.n_params:,} parameters is refused: at most {MAX_PARAMETERS:,} are accepted. "
@@ -184,7 +184,7 @@ class Config:
     def _check_rotation(self) -> None:
         if self.positions != "rotary":
             return
-        _check_count("rotary_dim", self.rotary_dim)
+        check_count("rotary_dim", self.rotary_dim)
         if self.rotary_dim % 2 or self.rotary_dim > self.d_head:
             raise ArgumentError(
                 f"`rotary_dim` = {self.rotary_dim} must be even and at most `d_head` = {self.d_head}: "
@@ -213,7 +213,56 @@ class Config:
             )
         for window in self.windows:
             if window is not None:
-                _check_count("windows", window)
+                check_count("windows", window)
+
+    def _check_experts(self) -> None:
+        if self.experts is None:
+            return
+        layers = self.experts.layers
+        if self.mlp != "gated":
+            raise ArgumentError(f'Experts are gated MLPs, but `mlp` = {self.mlp!r}: pass mlp="gated".')
+        if layers is not None and (
+            not layers or list(layers) != [i for i in range(self.n_layers) if i in layers]
+        ):
+            raise ArgumentError(
+                f"`layers` = {layers!r} of Experts must be layers from 0 to {self.n_layers - 1} in order, or None for all."
+            )
+
+    def _check_latent(self) -> None:
+        if self.latent is None:
+            return
+        width = self.latent.d_nope + self.latent.d_rope
+        if (self.d_head, self.rotary_dim, self.n_kv_heads) != (width, self.latent.d_rope, self.n_heads):
+            raise ArgumentError(
+                f"Latent attention has heads of `d_nope + d_rope` = {width}, of which `d_rope` = {self.latent.d_rope} "
+                f"rotate, and keys for each of the {self.n_heads} heads; `d_head` = {self.d_head}, `rotary_dim` = "
+                f"{self.rotary_dim}, `n_kv_heads` = {self.n_kv_heads}."
+            )
+        if self.attn_sinks or self.qk_norm != "none" or self.qkv_clip is not None:
+            raise ArgumentError(
+                "Latent attention has no `attn_sinks`, no `qk_norm` and no `qkv_clip`: leave them out."
+            )
+
+    @property
+    def expert_layers(self) -> tuple[int, ...]:
+        """The layers that have experts."""
+        if self.experts is None:
+            return ()
+        return tuple(range(self.n_layers)) if self.experts.layers is None else self.experts.layers
+
+    @property
+    def mlp_layers(self) -> tuple[int, ...]:
+        """The layers that have an ordinary MLP."""
+        return (
+            ()
+            if self.mlp == "none"
+            else tuple(i for i in range(self.n_layers) if i not in self.expert_layers)
+        )
+
+    @property
+    def mixed(self) -> bool:
+        """Whether some layers have experts and others an ordinary MLP."""
+        return bool(self.expert_layers and self.mlp_layers)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -231,14 +280,3 @@ class Config:
     def n_params(self) -> int:
         """Number of parameters."""
         return sum(map(math.prod, self.shapes.values()))
-
-
-def _is_positive(value: Any) -> bool:
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-    )
-
-
-def _check_count(name: str, value: Any, most: int = 2**31 - 1) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise ArgumentError(f"`{name}` = {value!r} must be a whole number from 1 to {most:,}.")

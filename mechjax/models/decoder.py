@@ -20,6 +20,7 @@ from mechjax.models.contraction import contract
 from mechjax.models.marks import mark, under
 from mechjax.models.norms import Norm
 from mechjax.models.positions import Sequence, Varying, arrange, count_positions, varying
+from mechjax.models.segments import kinds_of, segments
 
 Tokens = Prompts | Array | np.ndarray | SequenceOf[Any]
 """Token ids: a batch with its mask, an integer array of any leading axes, or nested lists."""
@@ -131,11 +132,23 @@ class Decoder(eqx.Module):
         self, resid: Float[Array, "*batch pos d_model"], layer: Int[Array, ""] | int, sequence: Sequence
     ) -> Float[Array, "*batch pos d_model"]:
         """The residual stream after block `layer`, which may be traced."""
-        weights, here = jax.tree.map(
-            lambda stacked: lax.dynamic_index_in_dim(stacked, layer, keepdims=False),
-            (self.blocks, varying(self.config)),
-        )
-        return weights(resid, sequence, here, layer, self.config)[0]
+        if not self.config.mixed:
+            here = _at(varying(self.config), layer)
+            return _at(self.blocks, layer)(resid, sequence, here, layer, self.config)[0]
+        kinds = jnp.array(kinds_of(self.config), jnp.int32)
+        branches = [lambda x, kind=kind: self._run_kind(x, layer, sequence, kind)[0] for kind in range(2)]
+        return lax.switch(kinds[layer], branches, resid)
+
+    def _run_kind(
+        self, resid: Array, layer: Array | int, sequence: Sequence, kind: int, cache: Cache | None = None
+    ) -> tuple[Array, Cache | None]:
+        """Block `layer` of a model that mixes MLPs (kind 0) and experts (kind 1), whose stacks are indexed inside."""
+        which, name = kinds_of(self.config), ("mlp", "moe")[kind]
+        rank = jnp.array([which[:i].count(kind) for i in range(len(which))], jnp.int32)[layer]
+        others = eqx.tree_at(lambda b: (b.mlp, b.moe), self.blocks, (None, None), is_leaf=lambda x: x is None)
+        own = _at(getattr(self.blocks, name), rank)
+        block = eqx.tree_at(lambda b: getattr(b, name), _at(others, layer), own, is_leaf=lambda x: x is None)
+        return block(resid, sequence, _at(varying(self.config), layer), layer, self.config, cache)
 
     def proceed(
         self,
@@ -207,6 +220,8 @@ def _continue(
 
 def _through(model: Decoder, resid: Array, sequence: Sequence, cache: Any = None) -> tuple[Array, Any]:
     """The residual stream after all blocks, and the cache, if there is one."""
+    if model.config.mixed:
+        return _mixed(model, resid, sequence, cache)
 
     def step(carry: tuple[Array, Any], xs: tuple[Block, Varying, Array]) -> tuple[Any, None]:
         (resid, cache), (block, here, layer) = carry, xs
@@ -214,6 +229,29 @@ def _through(model: Decoder, resid: Array, sequence: Sequence, cache: Any = None
 
     xs = (model.blocks, varying(model.config), jnp.arange(model.config.n_layers))
     return lax.scan(step, (resid, cache), xs)[0]
+
+
+def _mixed(model: Decoder, resid: Array, sequence: Sequence, cache: Any) -> tuple[Array, Any]:
+    """All blocks of a model whose layers differ in kind: each segment scans the layer counter alone."""
+    for segment in segments(kinds_of(model.config)):
+        pattern, first = segment.kinds, segment.start
+
+        def step(
+            carry: tuple[Array, Any], at: Array, pattern: tuple[int, ...] = pattern, first: int = first
+        ) -> tuple[Any, None]:
+            resid, cache = carry
+            for i, kind in enumerate(pattern):
+                layer = first + len(pattern) * at + i
+                resid, cache = model._run_kind(resid, layer, sequence, kind, cache)
+            return (resid, cache), None
+
+        (resid, cache), _ = lax.scan(step, (resid, cache), jnp.arange(segment.repeats))
+    return resid, cache
+
+
+def _at(stacked: Any, layer: Array | int) -> Any:
+    """One layer of stacked arrays."""
+    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stacked)
 
 
 def as_tokens(

@@ -29,7 +29,9 @@ def init(config: Config, *, key: Key[Array, ""] | Array, dtype: Any = jnp.float3
         name = path.rpartition(".")[2]
         if name == "w":
             return jnp.full(shape, 1 - config.norm_offset, dtype)
-        if name.startswith("b"):
+        if name in ("w_q", "w_kv"):
+            return jnp.ones(shape, dtype)
+        if name.startswith("b") or name == "sinks":
             return jnp.zeros(shape, dtype)
         std = STD / (2 * config.n_layers) ** 0.5 if name in ("W_O", "W_out") else STD
         return std * jax.random.normal(key, shape, dtype)

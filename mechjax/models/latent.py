@@ -44,10 +44,11 @@ class Latent:
     def shapes(self, d_model: int, n_heads: int, *, biased: bool) -> dict[str, tuple[int, ...]]:
         """Name in `MLA` and shape, without layer axis, of every parameter. Where `biased`, projections have biases."""
         m, h, q, kv = d_model, n_heads, self.q_rank, self.kv_rank
-        d, shared = self.d_nope + self.d_rope, kv + self.d_rope
+        d = self.d_nope + self.d_rope
         down = {"W_DQ": (m, q), "b_DQ": (q,), "w_q": (q,)} if q else {}
         shapes = down | {
-            "W_Q": (q or m, h, d), "W_DKV": (m, shared), "b_DKV": (shared,), "w_kv": (kv,),
-            "W_UKV": (kv, h, self.d_nope + self.d_value), "W_O": (h, self.d_value, m), "b_O": (m,),
+            "W_Q": (q or m, h, d), "W_DKV": (m, kv), "b_DKV": (kv,), "w_kv": (kv,), "W_UK": (kv, h, self.d_nope),
+            "W_UV": (kv, h, self.d_value), "W_KR": (m, self.d_rope), "b_KR": (self.d_rope,),
+            "W_O": (h, self.d_value, m), "b_O": (m,),
         }  # fmt: skip
         return {name: shape for name, shape in shapes.items() if biased or not name.startswith("b_")}

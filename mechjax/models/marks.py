@@ -16,9 +16,9 @@ def mark(x: Array, name: str) -> Array:
     return site(x, name, axes=SITES[name].axes)
 
 
-def marks_of(layer: Int[Array, ""] | int, layers: int) -> Mark:
-    """Names the activations of one of `layers` layers; `layer` may be traced."""
-    return lambda x, name: site(x, name, layer=layer, layers=layers, axes=SITES[name].axes)
+def marks_of(layer: Int[Array, ""] | int, layers: int, having: tuple[int, ...] | None = None) -> Mark:
+    """Names the activations of one of `layers` layers, or of those `having` them; `layer` may be traced."""
+    return lambda x, name: site(x, name, layer=layer, layers=layers, axes=SITES[name].axes, having=having)
 
 
 def under(mark: Mark, place: str) -> Mark:

@@ -11,7 +11,9 @@ from mechjax.models.attention import Attention
 from mechjax.models.block import Block
 from mechjax.models.config import Config
 from mechjax.models.decoder import Decoder
+from mechjax.models.mla import MLA
 from mechjax.models.mlp import MLP
+from mechjax.models.moe import MoE
 from mechjax.models.norms import Norm
 from mechjax.models.shapes import norm_places
 
@@ -29,12 +31,19 @@ def assemble(config: Config, params: Mapping[str, Any]) -> Decoder:
 
     block = Block(
         ln1=norm("blocks.ln1"),
-        attn=build(
+        attn=build(MLA, "blocks.attn")
+        if config.latent
+        else build(
             Attention, "blocks.attn", q_norm=norm("blocks.attn.q_norm"), k_norm=norm("blocks.attn.k_norm")
         ),
         ln1_post=norm("blocks.ln1_post"),
         ln2=norm("blocks.ln2"),
-        mlp=None if config.mlp == "none" else build(MLP, "blocks.mlp"),
+        mlp=build(MLP, "blocks.mlp") if config.mlp_layers else None,
+        moe=build(
+            MoE, "blocks.moe", shared=build(MLP, "blocks.moe.shared") if config.experts.d_shared else None
+        )
+        if config.experts
+        else None,
         ln2_post=norm("blocks.ln2_post"),
     )
     return Decoder(

@@ -2,8 +2,9 @@
 
 A layout is written as in einops: "m (part h d) -> part m h d" cuts a fused GPT-2 matrix into `part` parameters, and
 read from right to left it fuses them again. The letters are sizes of the config: v vocabulary, p positions, m d_model,
-h heads, n key heads, g heads per key head, d d_head, f d_mlp, r rows of the position embedding; `part` counts the
-rule's parameters. Where parts differ in size, their sizes are added: in "(h+n+n d) m -> m h+n+n d" the first parameter
+h heads, n key heads, g heads per key head, d d_head, f d_mlp, r rows of the position embedding, e experts, x neurons
+of an expert, s of the shared ones, q and c ranks of latent attention, o, t and u its d_nope, d_rope and d_value; `part`
+counts the rule's parameters. Where parts differ in size, their sizes are added: in "(h+n+n d) m -> m h+n+n d" the first parameter
 takes h of the heads, the others n each.
 """
 
@@ -15,6 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from mechjax.models.config import Config
+from mechjax.models.shapes import layers_of
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Rule:
     """How one Hugging Face tensor (of each layer) maps to our parameters.
 
     Attributes:
-        name: The tensor's name, `{}` for the layer; `{head}` or `{kv_head}` where each head has its own tensor.
+        name: The tensor's name, `{}` for the layer; `{head}`, `{kv_head}` or `{expert}` where each has its own tensor.
         paths: Our parameters that it holds, as in `Config.shapes`.
         layout: "theirs -> ours"; or one side where both are equal.
         when: Whether models of a config have this tensor, beside having these parameters.
@@ -35,7 +37,7 @@ class Rule:
 
     @cached_property
     def _regex(self) -> re.Pattern[str]:
-        return re.compile(re.sub(r"\\{(?:kv_)?(?:head)?\\}", r"(\\d+)", re.escape(self.name)))
+        return re.compile(re.sub(r"\\{(?:kv_head|head|expert)?\\}", r"(\\d+)", re.escape(self.name)))
 
     @property
     def layered(self) -> bool:
@@ -43,13 +45,14 @@ class Rule:
         return "{}" in self.name
 
     def places(self, config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Every such tensor's name, and the index of what it holds in our parameters: layer and head, if any."""
+        """Every such tensor's name, and where it stands in our parameters: layer and head or expert, if any."""
         heads = {"head": config.n_heads, "kv_head": config.n_kv_heads}
+        heads |= {"expert": config.experts.n_experts} if config.experts else {}
         heads = {letter: n for letter, n in heads.items() if f"{{{letter}}}" in self.name} or {"head": 1}
         letter, n_heads = heads.popitem()
-        for layer in range(config.n_layers if self.layered else 1):
+        for place, layer in enumerate(layers_of(self.paths[0], config) if self.layered else (0,)):
             for head in range(n_heads):
-                index = (layer,) * self.layered + (head,) * (f"{{{letter}}}" in self.name)
+                index = (place,) * self.layered + (head,) * (f"{{{letter}}}" in self.name)
                 yield self.name.format(layer, **{letter: head}), index
 
     def names(self, config: Config) -> tuple[str, ...]:
@@ -111,6 +114,12 @@ class Rule:
             "n": config.n_kv_heads, "g": config.n_heads // config.n_kv_heads, "d": config.d_head, "f": config.d_mlp,
             "part": len(self.paths), "1": 1,
         }  # fmt: skip
+        sizes |= getattr(config, "letters", {})  # an encoder has more
+        if (experts := config.experts) is not None:
+            sizes |= {"e": experts.n_experts, "x": experts.d_expert, "s": experts.d_shared}
+        if (latent := config.latent) is not None:
+            sizes |= {"q": latent.q_rank or config.d_model, "c": latent.kv_rank}
+            sizes |= {"o": latent.d_nope, "t": latent.d_rope, "u": latent.d_value}
         sums = re.findall(r"\w+(?:\+\w+)+", self.layout)
         return sizes | {fused: sum(sizes[part] for part in fused.split("+")) for fused in sums}
 
