@@ -8,8 +8,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from mechjax.base.catalogue import SITES
-from mechjax.models.init import init
-from mechjax.models.load import load_config
+from mechjax.models.load import build, load_config
 from mechjax.transform import list_sites
 
 
@@ -20,7 +19,8 @@ def sites(model: tyro.conf.Positional[str]) -> None:
         model: A shipped model, a folder in Hugging Face layout, or a name on the Hub.
     """
     config = load_config(model)
-    shapes = jax.eval_shape(lambda key: init(config, key=key), jax.random.key(0))  # sites need no numbers
+    params = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in config.shapes.items()}
+    shapes = jax.eval_shape(lambda params: build(config, params), params)  # sites need no numbers
     found = list_sites(
         lambda decoder, tokens: decoder(tokens), shapes, jax.ShapeDtypeStruct((1, 8), jnp.int32)
     )

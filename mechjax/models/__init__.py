@@ -3,6 +3,9 @@
 from mechjax.models.cache import Cache as Cache
 from mechjax.models.config import Config as Config
 from mechjax.models.decoder import Decoder as Decoder
+from mechjax.models.encoder import Encoded as Encoded
+from mechjax.models.encoder import Encoder as Encoder
+from mechjax.models.encoder_config import EncoderConfig as EncoderConfig
 from mechjax.models.factored import FactoredMatrix as FactoredMatrix
 from mechjax.models.factored import composition as composition
 from mechjax.models.factored import composition_scores as composition_scores

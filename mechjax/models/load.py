@@ -9,6 +9,7 @@ copy on CPU, so that a load needs no more memory than its weights.
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -30,7 +31,8 @@ from mechjax.base.progress import bar
 from mechjax.hub import Checkpoint, Tokenizer, fetch, is_hub_name, read_config
 from mechjax.hub.folder import CONFIG
 from mechjax.models.config import Config
-from mechjax.models.decoder import Decoder
+from mechjax.models.encoder import assemble_encoder
+from mechjax.models.encoder_config import EncoderConfig
 from mechjax.models.families import Family, Rule, config_from_hf
 from mechjax.models.params import assemble
 
@@ -46,7 +48,7 @@ def load(
     dtype: Any = None,
     revision: str | None = None,
     precision: Literal["highest", "default"] = "highest",
-) -> tuple[Decoder, Tokenizer | None]:
+) -> tuple[Any, Tokenizer | None]:
     """A model and its tokenizer.
 
     Args:
@@ -57,7 +59,8 @@ def load(
         precision: "highest" computes float32 contractions in full float32; "default" whatever is fast on the device.
 
     Returns:
-        The model, and its tokenizer, or None where there is no tokenizer.json.
+        The model (a `Decoder`; for BERT and RoBERTa an `Encoder`), and its tokenizer, or None where there is no
+        tokenizer.json.
 
     Raises:
         CheckpointError: Missing, truncated or hostile files; missing, left-over or misshapen weights.
@@ -80,7 +83,12 @@ def load(
     tokenizer = Tokenizer.from_folder(folder)
     if tokenizer is not None:
         _check_vocabulary(tokenizer, config, folder)
-    return assemble(config, params), tokenizer
+    return build(config, params), tokenizer
+
+
+def build(config: Config, params: Mapping[str, Any]) -> Any:
+    """The model that a config describes, of its parameters by path: a decoder or an encoder."""
+    return assemble_encoder(config, params) if isinstance(config, EncoderConfig) else assemble(config, params)
 
 
 def load_config(name_or_folder: str | os.PathLike[str], *, revision: str | None = None) -> Config:
@@ -163,7 +171,7 @@ def _plan(checkpoint: Checkpoint, config: Config, family: Family) -> list[_Piece
     pieces, missing = [], []
     for rule in family.rules_for(config):
         for full, place in rule.places(config):
-            name = next((n for n in (full, full.removeprefix(family.prefix)) if n in left), None)
+            name = next((n for n in family.spellings(full) if n in left), None)
             if name is None:
                 missing.append(full)
             else:

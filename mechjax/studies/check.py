@@ -30,7 +30,8 @@ from mechjax.base.errors import ArgumentError, MissingExtraError, ShapeError
 from mechjax.base.optional import require
 from mechjax.base.progress import bar
 from mechjax.models.config import Config
-from mechjax.models.decoder import Decoder
+from mechjax.models.encoder import Encoder
+from mechjax.models.encoder_config import EncoderConfig
 from mechjax.models.load import load, load_config, locate
 from mechjax.studies.checked import TOLERANCES, Checked, verdict_of
 from mechjax.studies.hf_sites import Sites, hf_sites
@@ -122,8 +123,13 @@ def check(
 
 
 def sum_of_writes(run: Run) -> Found:
-    """`resid_post == resid_pre + attn_out + mlp_out`, and what leaves a layer enters the next."""
+    """`resid_post == resid_pre + attn_out + mlp_out`, and what leaves a layer enters the next.
+
+    In an encoder every sum is normed: `resid_mid == ln1(resid_pre + attn_out)`, and so on.
+    """
     sites = run.sites
+    if isinstance(run.model, Encoder):
+        return _normed_sums(run.model, sites)
     start = [sites[name, None] for name in ("embed", "pos_embed") if (name, None) in sites]
     found = [("entering layer 0", sites["resid_pre", 0], np.sum(start, 0))]
     for layer in sorted(layer for name, layer in sites if name == "resid_post" and layer is not None):
@@ -132,6 +138,30 @@ def sum_of_writes(run: Run) -> Found:
         if layer:
             before = sites["resid_post", layer - 1]
             found.append((f"entering layer {layer}", sites["resid_pre", layer], before))
+    return found
+
+
+def _normed_sums(model: Encoder, sites: Sites) -> Found:
+    """Every sum normed, by a norm written out here."""
+
+    def normed(names: Sequence[str], layer: int | None, norm: Any) -> np.ndarray:
+        x = np.sum([sites[name, layer] for name in names], 0, np.float64)
+        x = x - x.mean(-1, keepdims=True)
+        w, b = (np.asarray(p if layer is None else p[layer], np.float64) for p in (norm.w, norm.b))
+        return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + model.config.norm_eps) * w + b
+
+    parts = ("embed", "pos_embed", "token_type_embed")
+    found = [("entering layer 0", sites["resid_pre", 0], normed(parts, None, model.ln_embed))]
+    for layer in range(model.config.n_layers):
+        for mid, read, norm in (
+            ("resid_mid", ("resid_pre", "attn_out"), model.blocks.ln1),
+            ("resid_post", ("resid_mid", "mlp_out"), model.blocks.ln2),
+        ):
+            found.append((f"{mid} of layer {layer}", sites[mid, layer], normed(read, layer, norm)))
+        if layer:
+            found.append(
+                (f"entering layer {layer}", sites["resid_pre", layer], sites["resid_post", layer - 1])
+            )
     return found
 
 
@@ -190,7 +220,7 @@ def _prompts(tokens: Any, config: Config, seed: int) -> np.ndarray:
     return ids.astype(np.int32)
 
 
-def _run(model: Decoder, tokens: np.ndarray) -> Run:
+def _run(model: Any, tokens: np.ndarray) -> Run:
     asked = [name for name in list_sites(model, tokens) if not SITES[name].costly]
     logits, acts = capture(model, asked)(tokens)
     sites: Sites = {}
@@ -217,9 +247,21 @@ def _theirs(folder: Path, config: Config, tokens: np.ndarray, dtype: str) -> tup
     with _quiet(transformers):
         try:
             hf = _in_transformers(transformers, folder, dtype)
-            return f"transformers {transformers.__version__}", hf_sites(hf, config, tokens)
+            return f"transformers {transformers.__version__}", hf_sites(
+                hf, config, tokens, **_inputs(config, tokens)
+            )
         except Exception as error:  # whatever a library of others may raise on a user's files
             return None, f"transformers cannot run it: {type(error).__name__}: {error}"
+
+
+def _inputs(config: Config, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """Every token is one, whatever its id: models that find padding by its id must not."""
+    inputs = {"attention_mask": np.ones(tokens.shape, np.int64)}
+    if isinstance(config, EncoderConfig):
+        inputs["position_ids"] = np.broadcast_to(
+            np.arange(tokens.shape[1]) + config.position_offset, tokens.shape
+        ).copy()
+    return inputs
 
 
 def _in_transformers(transformers: Any, folder: Path, dtype: str) -> Any:

@@ -17,7 +17,8 @@ from mechjax.base.catalogue import SITES, canonical
 from mechjax.base.errors import UnsupportedModelError
 from mechjax.base.optional import require
 from mechjax.models.config import Config
-from mechjax.models.families import FAMILIES, Family, Rule
+from mechjax.models.encoder_config import EncoderConfig
+from mechjax.models.families import ENCODERS, FAMILIES, Family, Rule
 
 Sites = dict[tuple[str, int | None], np.ndarray]
 """(site, layer) -> its numbers, of shape (batch, pos, ...) or (batch, head, query, key); the layer may be None."""
@@ -26,6 +27,7 @@ READ_AND_GIVEN: Mapping[str, tuple[str | None, str | None]] = {
     "W_E": (None, "embed"),
     "ln_embed.w": (None, "embed"),
     "W_pos": (None, "pos_embed"),
+    "W_type": (None, "token_type_embed"),
     "blocks.ln1.w": ("attn_in", "ln1.normalized"),
     "blocks.attn.W_Q": (None, "q"),
     "blocks.attn.W_K": (None, "k"),
@@ -42,6 +44,15 @@ READ_AND_GIVEN: Mapping[str, tuple[str | None, str | None]] = {
     "ln_final.w": (None, "ln_final.normalized"),
 }
 """Parameter -> the sites that its module reads and gives. Where two give one site, the later entry is the one."""
+
+_ENCODER = {
+    "ln_embed.w": (None, "ln_embed.normalized"),
+    "blocks.attn.W_Q": ("attn_in", "q"),
+    "blocks.ln1.w": (None, "ln1.normalized"),
+    "blocks.mlp.W_in": ("mlp_in", "mlp_pre"),
+    "blocks.ln2.w": (None, "ln2.normalized"),
+}
+"""Where an encoder differs: its norms stand on the stream itself, after the sums."""
 
 _ORDER = {path: i for i, path in enumerate(READ_AND_GIVEN)}
 
@@ -88,7 +99,9 @@ def hf_sites(hf: Any, config: Config, tokens: np.ndarray, **inputs: Any) -> Site
         for handle in handles:
             handle.remove()
     sites = {place: value for place, (_, value) in found.items()}
-    sites["logits", None] = _array(torch, output.logits)
+    logits = getattr(output, "logits", getattr(output, "prediction_logits", None))
+    if logits is not None:
+        sites["logits", None] = _array(torch, logits)
     for layer, pattern in enumerate(output.attentions or ()):
         if pattern is not None:
             sites["pattern", layer] = _array(torch, pattern)
@@ -115,7 +128,7 @@ def _array(torch: Any, tensor: Any) -> np.ndarray:
 
 def _family(hf: Any) -> Family:
     name = type(hf).__name__
-    for family in FAMILIES:
+    for family in (*FAMILIES, *ENCODERS):
         if name in family.architectures:
             return family
     known = ", ".join(name for family in FAMILIES for name in family.architectures)
@@ -127,14 +140,20 @@ def _readers(path: str, family: Family, config: Config, keep: _Keep) -> list[_Re
     if match := family.match(f"{path}.weight", config):
         rule, layer = match
         return [partial(_by_parameter, rule, layer, config, keep)] if _known(rule) else []
-    if path in (blocks := _blocks(family, config)):
-        return [partial(_by_name, ("resid_pre", "resid_post"), blocks.index(path), keep)]
+    blocks = _blocks(family, config)
+    for spelled in (path, family.prefix + path):  # the bare model lacks the prefix
+        if spelled in blocks:
+            return [partial(_by_name, ("resid_pre", "resid_post"), blocks.index(spelled), keep)]
     (entering, layer), (leaving, again) = (canonical(f"{path}.{end}") for end in ("input", "output"))
     sites = (
-        entering if entering in SITES else None,
-        leaving if leaving in SITES and leaving != "logits" and _is_written(leaving, config) else None,
+        entering if _by_position(entering) else None,
+        leaving if _by_position(leaving) and leaving != "logits" and _is_written(leaving, config) else None,
     )
     return [partial(_by_name, sites, again if layer is None else layer, keep)] if any(sites) else []
+
+
+def _by_position(name: str) -> bool:
+    return name in SITES and SITES[name].axes[0] == "pos"
 
 
 def _known(rule: Rule) -> bool:
@@ -177,7 +196,8 @@ def _by_parameter(
     leaving: np.ndarray | None,
 ) -> None:
     for path in rule.paths:
-        read, given = READ_AND_GIVEN[path]
+        own = _ENCODER if isinstance(config, EncoderConfig) else {}
+        read, given = own.get(path, READ_AND_GIVEN[path])
         rank = _ORDER[path]
         if read is not None and entering is not None:
             keep(rank, read, layer, _own_axes(entering, read, config))

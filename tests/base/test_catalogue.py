@@ -5,7 +5,8 @@ import pytest
 
 import mechjax as mj
 from mechjax.base.catalogue import SITES, canonical
-from mechjax.models import Config
+from mechjax.models import Config, EncoderConfig
+from mechjax.models.load import build
 
 
 def test_sites__of_models_that_have_them__stand_in_the_tables_order_with_its_axes():
@@ -20,6 +21,9 @@ def test_sites__of_models_that_have_them__stand_in_the_tables_order_with_its_axe
         table = mj.list_sites(model, jax.numpy.zeros((1, 3), int))
         assert list(table) == [name for name in SITES if name in set(table)]
         seen |= dict(table)
+    config = EncoderConfig(d_vocab=7, n_ctx=5, d_model=4, n_layers=2, n_heads=2, pooler=True, nsp=True)
+    encoder = build(config, {path: jax.numpy.zeros(shape) for path, shape in config.shapes.items()})
+    seen |= dict(mj.list_sites(encoder, jax.numpy.zeros((1, 3), int)))
     assert seen.keys() == SITES.keys()
     for name, entry in SITES.items():
         assert seen[name].axes == entry.axes

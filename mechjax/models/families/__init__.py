@@ -1,5 +1,6 @@
 """Families of Hugging Face architectures, as tables."""
 
+from mechjax.models.families.bert import ENCODERS as ENCODERS
 from mechjax.models.families.family import Family as Family
 from mechjax.models.families.known import FAMILIES as FAMILIES
 from mechjax.models.families.known import config_from_hf as config_from_hf

@@ -45,6 +45,8 @@ class Family:
         ignored: Keys beside `NO_EFFECT` that change nothing.
         ignored_weights: Patterns of tensors that are no parameters (masks and tables that old checkpoints stored).
         to_hf: The Hugging Face config of one of ours; the inverse of `config` and `choices`.
+        kind: The class of our config.
+        older: Endings of tensor names, and how old checkpoints spell them.
     """
 
     name: str
@@ -59,6 +61,13 @@ class Family:
     required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
     ignored_weights: tuple[str, ...] = ()
+    kind: type[Config] = Config
+    older: Mapping[str, str] = field(default_factory=dict)
+
+    def spellings(self, name: str) -> tuple[str, ...]:
+        """What checkpoints may call a tensor: as the whole model has it, as the bare one, and both in old spelling."""
+        old = (name.removesuffix(new) + old for new, old in self.older.items() if name.endswith(new))
+        return tuple(n for full in (name, *old) for n in (full, full.removeprefix(self.prefix)))
 
     def rules_for(self, config: Config) -> tuple[Rule, ...]:
         """The rules of the tensors that a model of this config has."""
@@ -139,7 +148,7 @@ def read_config(
             f"The config has keys that are unknown for {family.name}: {listed}. They may change what the model "
             "computes, so they are refused; remove them from config.json if you know that they do not."
         )
-    return Config(**fields, **family.choices, precision=precision)
+    return family.kind(**fields, **family.choices, precision=precision)
 
 
 def write_config(config: Config, family: Family) -> dict[str, Any]:
@@ -150,7 +159,7 @@ def write_config(config: Config, family: Family) -> dict[str, Any]:
     """
     hf = {"architectures": [family.architectures[0]], "model_type": family.model_type} | family.to_hf(config)
     back = read_config(hf, family, precision=config.precision)
-    lost = [name for name in Config.__dataclass_fields__ if getattr(back, name) != getattr(config, name)]
+    lost = [n for n in family.kind.__dataclass_fields__ if getattr(back, n) != getattr(config, n, None)]
     if lost:
         listed = ", ".join(f"`{name}` = {getattr(config, name)!r}" for name in lost)
         raise UnsupportedModelError(f"The {family.name} family cannot express {listed}.")

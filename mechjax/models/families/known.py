@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from mechjax.base.errors import UnsupportedModelError, did_you_mean
 from mechjax.models.config import Config
+from mechjax.models.families.bert import ENCODERS
 from mechjax.models.families.bloom import BLOOM, FALCON
 from mechjax.models.families.cohere import COHERE, COHERE2
 from mechjax.models.families.family import Family, read_config, write_config
@@ -61,13 +62,13 @@ def _family(hf: Mapping[str, Any]) -> Family:
         raise UnsupportedModelError(
             f"The config has `architectures` = {names!r}; it must be a list of class names."
         )
-    for family in (*FAMILIES, NATIVE):
+    for family in (*FAMILIES, NATIVE, *ENCODERS):
         if set(family.architectures) & set(names) or (
-            not names and hf.get("model_type") == family.model_type
+            not names and family not in ENCODERS and hf.get("model_type") == family.model_type
         ):
             return family
     asked = ", ".join(names) or str(hf.get("model_type"))
-    known = [name for family in FAMILIES for name in family.architectures]
+    known = [name for family in (*FAMILIES, *ENCODERS) for name in family.architectures]
     raise UnsupportedModelError(
         f"The architecture {asked} is not implemented; known are {', '.join(known)}.{did_you_mean(asked, known)}"
     )
