@@ -2,9 +2,9 @@
 
     score = sum of eigenvalues of W_E W_V W_O W_U over the sum of their sizes
 
-Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", "Detecting Copying Behavior". The weights of the
-norms are folded in first. Weights alone: says what a head would do with a token's embedding, and nothing of what earlier
-layers have written there; positive eigenvalues do not force every token's own logit up.
+Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", "Detecting Copying Behavior". The weights of
+the norms are folded in first. Weights alone: says what a head would do with a token's embedding, and nothing of what
+earlier layers have written there; positive eigenvalues do not force every token's own logit up.
 """
 
 from mechjax.heads.scores import HeadScores
