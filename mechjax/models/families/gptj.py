@@ -38,11 +38,13 @@ _REST = tuple(rule for rule in GPT2.weights if ".attn." not in rule.name and ".m
 
 
 def _windows(hf: HfConfig) -> tuple[Any, ...] | None:
-    kinds = [kind for kinds, times in hf["attention_types"] for _ in range(times) for kind in kinds]
+    kinds, types = hf["attention_layers"], hf["attention_types"]
+    if kinds is None:
+        kinds = [kind for kinds, times in types for _ in range(times) for kind in kinds]
     if len(kinds) != hf.count("num_layers") or not set(kinds) <= {"global", "local"}:
         raise UnsupportedModelError(
-            f"The config has `attention_types` = {hf['attention_types']!r}; it must spell out 'global' or 'local' for "
-            f"each of the {hf['num_layers']} layers."
+            f"The config has `attention_types` = {types!r} and `attention_layers` = {hf['attention_layers']!r}; they "
+            f"must spell out 'global' or 'local' for each of the {hf['num_layers']} layers."
         )
     return (
         tuple(hf["window_size"] if kind == "local" else None for kind in kinds) if "local" in kinds else None
@@ -85,9 +87,10 @@ NEO = Family(
         "vocab_size": 50257, "max_position_embeddings": 2048, "hidden_size": 2048, "num_layers": 24, "num_heads": 16,
         "intermediate_size": None, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
         "tie_word_embeddings": True, "window_size": 256, "attention_types": [[["global", "local"], 12]],
+        "attention_layers": None,
     },
     ignored=GPT2.ignored
-    | {"attention_layers", "resid_dropout", "embed_dropout", "attention_dropout", "classifier_dropout"},
+    | {"resid_dropout", "embed_dropout", "attention_dropout", "classifier_dropout"},
     ignored_weights=(r"transformer\.h\.\d+\.attn\.attention\.(masked_)?bias",),
 )  # fmt: skip
 
