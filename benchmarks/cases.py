@@ -72,6 +72,18 @@ def sweep(name: str, site: str, what: str) -> Case:
     )
 
 
+def generation(name: str, what: str, peer: str, least: float, runs: int, *, edited: bool) -> Case:
+    """128 tokens for each prompt, greedily, with a cache; edited: by one edit of the prompts and of every step."""
+    params = {"n_tokens": 128, "edited": edited}
+    return Case(
+        name,
+        what,
+        (Side("mechjax", "generate", params, runs=4), Side(peer, "generate", params, runs=runs)),
+        tolerance=1e-6,
+        at_least={peer: least},
+    )
+
+
 def compilation(job: str, batch: tuple[int, int], **params: Any) -> Case:
     """Seconds to trace, lower and compile a job, for 12 layers and for 48."""
     few, many = (
@@ -105,6 +117,8 @@ def cases(batch: tuple[int, int]) -> tuple[Case, ...]:
         ),
         sweep("sweep-resid", "resid_pre", "patch resid_pre, every layer x position"),
         sweep("sweep-heads", "z", "patch z, every layer x head"),
+        generation("generate", "128 tokens, greedily, with a cache", "huggingface", 1.0, 3, edited=False),
+        generation("generate-edited", "128 tokens, one edit at every step", "nnsight", 3.0, 2, edited=True),
         compilation("forward", batch),
         compilation("capture", batch),
         compilation("sweep", batch, site="resid_pre"),

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 SHAPES = {
     "gpt2-small": dict(n_embd=768, n_layer=12, n_head=12, n_positions=1024, vocab_size=50257),
-    "tiny": dict(n_embd=128, n_layer=3, n_head=2, n_positions=64, vocab_size=1000),
+    "tiny": dict(n_embd=128, n_layer=3, n_head=2, n_positions=256, vocab_size=1000),
 }
 
 

@@ -10,7 +10,7 @@ import jaxlib
 import numpy as np
 
 import mechjax as mj
-from benchmarks.worker import Job
+from benchmarks.worker import Job, steering
 from mechjax.base.catalogue import SITES
 
 OVER = {"resid_pre": ("layer", "pos"), "z": ("layer", "head")}
@@ -57,7 +57,13 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, Job], dict[str, str]]:
         work = program(model, "sweep", site)
         return lambda: jax.block_until_ready(work(*pair)), lambda scores: {"scores": np.asarray(scores)}
 
-    jobs: dict[str, Job] = {"forward": forward, "capture": capture, "sweep": sweep}
+    def generate(tokens: np.ndarray, n_tokens: int, edited: bool):
+        ids, vector = jnp.asarray(tokens), steering(model.config.d_model)
+        edits = [mj.add("resid_pre", vector, layer=model.config.n_layers // 2)] if edited else []
+        work = lambda: jax.block_until_ready(mj.generate(model, ids, n_tokens, edits=edits))
+        return work, lambda out: {"tokens": np.asarray(out.tokens)}
+
+    jobs: dict[str, Job] = {"forward": forward, "capture": capture, "sweep": sweep, "generate": generate}
     jobs |= {
         "compile": lambda **job: compile_job(model, **job),
         "recompile": lambda **job: recompile_job(model, **job),

@@ -18,4 +18,12 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, Job], dict[str, str]]:
         ids = torch.from_numpy(tokens).to(device)
         return finished(lambda: model(ids, use_cache=False).logits), lambda out: {"logits": out.cpu().numpy()}
 
-    return {"forward": forward}, {"torch": torch.__version__, "transformers": transformers.__version__}
+    def generate(tokens: np.ndarray, n_tokens: int, edited: bool):
+        del edited
+        ids = torch.from_numpy(tokens).to(device)
+        how = {"max_new_tokens": n_tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        work = lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **how)[:, ids.shape[1] :]
+        return finished(work), lambda out: {"tokens": out.cpu().numpy()}
+
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {"forward": forward, "generate": generate}, versions

@@ -10,12 +10,13 @@ from nnsight import NNsight
 from transformers import GPT2LMHeadModel
 
 from benchmarks.peers.torch_device import choose, finished, last_difference
-from benchmarks.worker import Job
+from benchmarks.worker import Job, steering
 
 
 def load(settings: dict[str, Any]) -> tuple[dict[str, Job], dict[str, str]]:
     device = choose(settings)
-    model = NNsight(GPT2LMHeadModel.from_pretrained(settings["checkpoint"]).eval().to(device))
+    hf = GPT2LMHeadModel.from_pretrained(settings["checkpoint"]).eval().to(device)
+    model = NNsight(hf)
     n_layers, n_heads = model.config.n_layer, model.config.n_head
     d_head = model.config.n_embd // n_heads
 
@@ -56,5 +57,21 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, Job], dict[str, str]]:
             "scores": torch.stack(scores).reshape(n_layers, width).cpu().numpy()
         }
 
+    def generate(tokens: np.ndarray, n_tokens: int, edited: bool):
+        del edited
+        ids = torch.from_numpy(tokens).to(device)
+        vector = torch.from_numpy(steering(model.config.n_embd)).to(device)
+        how = {"max_new_tokens": n_tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+        def work() -> torch.Tensor:
+            with model.trace(ids, fn=hf.generate, attention_mask=torch.ones_like(ids), **how) as tracer:
+                for _ in tracer.iter[:n_tokens]:
+                    block = model.transformer.h[n_layers // 2]
+                    block.input = block.input + vector
+                out = tracer.result.save()
+            return out[:, ids.shape[1] :]
+
+        return finished(work), lambda out: {"tokens": out.cpu().numpy()}
+
     versions = {"torch": torch.__version__, "nnsight": importlib.metadata.version("nnsight")}
-    return {"sweep": sweep}, versions
+    return {"sweep": sweep, "generate": generate}, versions
