@@ -87,7 +87,7 @@ def mimetic(model: Decoder, key: Array) -> Decoder:
     angle = np.arange(c.n_ctx)[:, None] / LENGTH ** (np.arange(n) / n)
     waves = np.zeros((c.n_ctx, c.d_model), np.float32)
     waves[:, : 2 * n] = np.concatenate([np.sin(angle), np.cos(angle)], 1) * n**-0.5
-    w_in, w_out = model.blocks.mlp.W_in, model.blocks.mlp.W_out
+    w_in, w_out = (c.shapes[f"blocks.mlp.{name}"] for name in ("W_in", "W_out"))
     return eqx.tree_at(
         lambda m: (
             m.W_E, m.W_pos, m.blocks.attn.W_Q, m.blocks.attn.W_K, m.blocks.attn.W_V, m.blocks.attn.W_O,
@@ -96,8 +96,8 @@ def mimetic(model: Decoder, key: Array) -> Decoder:
         model,
         (
             scale * jax.random.normal(keys[4], model.W_E.shape), jnp.asarray(waves), q, 0.8 * q + 0.6 * k, v,
-            0.5 * sign * jnp.moveaxis(v, 1, 3), scale * jax.random.normal(keys[5], w_in.shape),
-            0.3 * c.d_mlp**-0.5 * jax.random.normal(keys[6], w_out.shape),
+            0.5 * sign * jnp.moveaxis(v, 1, 3), scale * jax.random.normal(keys[5], w_in),
+            0.3 * c.d_mlp**-0.5 * jax.random.normal(keys[6], w_out),
         ),
     )  # fmt: skip
 
