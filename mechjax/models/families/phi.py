@@ -86,7 +86,7 @@ def _phi3_rotation(hf: HfConfig) -> tuple[Rope, float]:
 
 
 def _phi3_to_hf(config: Config) -> dict[str, Any]:
-    keys = _to_hf(config) | {"sliding_window": config.windows[0] if config.windows else None}
+    keys: dict[str, Any] = _to_hf(config) | {"sliding_window": config.windows[0] if config.windows else None}
     trained = keys.get("rope_scaling", {}).pop("original_max_position_embeddings", None)
     return keys if trained is None else keys | {"original_max_position_embeddings": trained}
 

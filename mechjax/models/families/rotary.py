@@ -8,7 +8,7 @@ from mechjax.base.errors import UnsupportedModelError
 from mechjax.models.families.family import HfConfig
 from mechjax.models.rope import Banded, Linear, LongRope, Rope, Stretch, Yarn
 
-ROTARY_DEFAULTS: Mapping[str, Any] = {
+ROTARY_DEFAULTS: dict[str, Any] = {
     "rope_theta": 10000.0, "rope_parameters": None, "rope_scaling": None, "partial_rotary_factor": None
 }  # fmt: skip
 """What configs may leave out."""
