@@ -4,7 +4,7 @@ Norms after attention and MLP, where there are any, are held at the scale of the
 factor on what is written: then the units of a layer, with its biases, sum to what the layer wrote.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -58,19 +58,24 @@ def head_factors(model: Decoder, acts: Activations, n_layers: int, asked: str) -
     return _factors(model, acts, "attn", z, model.blocks.attn.W_O[:n_layers], "z", asked)
 
 
-def neuron_factors(model: Decoder, acts: Activations, n_layers: int, asked: str) -> Factors:
-    """The neurons of the first layers: `mlp_post` and `W_out`.
+def check_neurons(model: Decoder, asked: str) -> None:
+    """Refuse a model whose neurons belong to experts.
 
     Raises:
-        ArgumentError: A model whose neurons belong to experts.
+        ArgumentError: They do.
     """
-    if not isinstance(model.blocks.mlp, MLP):
+    if model.config.experts is not None:
         raise ArgumentError(
             f"`{asked}` asks for neurons, which in this model belong to experts. Take apart into layers or heads: "
             "`mlp_out` is what all experts of a layer wrote."
         )
+
+
+def neuron_factors(model: Decoder, acts: Activations, n_layers: int, asked: str) -> Factors:
+    """The neurons of the first layers: `mlp_post` and `W_out`."""
     post = read(acts, {"mlp_post": range(n_layers)}, asked)["mlp_post"]
-    weights = model.blocks.mlp.W_out[:n_layers, :, None]
+    mlp: Any = model.blocks.mlp  # there, since there are neurons
+    weights = mlp.W_out[:n_layers, :, None]
     return _factors(model, acts, "mlp", post[..., None], weights, "mlp_post", asked)
 
 

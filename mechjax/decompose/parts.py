@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mechjax.base.errors import ArgumentError
-from mechjax.decompose.factors import Factors, biases, head_factors, neuron_factors
+from mechjax.decompose.factors import Factors, biases, check_neurons, head_factors, neuron_factors
 from mechjax.decompose.recorded import Reader, place_of, read
 from mechjax.decompose.stack import Projection, Stack
 from mechjax.models.decoder import Decoder
@@ -119,6 +119,8 @@ def unit_parts(
     rest: bool,
 ) -> Parts:
     """What heads and neurons wrote, and where the `rest` is asked for, whatever else did, with all biases in one."""
+    if neurons:
+        check_neurons(model, asked)
     n_attn, n_mlp, (stream, row) = reader.n_attn, reader.n_mlp, reader.stream
     embeds, mlps = _embeds(model) if rest else (), range(n_mlp * (rest and not neurons))
     wanted = {"z": range(n_attn * heads), "mlp_post": range(n_mlp * neurons), "mlp_out": mlps}

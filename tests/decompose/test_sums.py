@@ -7,6 +7,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import mechjax as mj
+from mechjax.base.errors import ArgumentError
 from mechjax.decompose import (
     accumulated_resid,
     apply_norm,
@@ -18,6 +19,8 @@ from mechjax.decompose import (
     project,
     sites,
 )
+from mechjax.models import Config, init
+from mechjax.models.experts import Experts
 from tests.decompose.conftest import decoder
 from tests.tolerances import TOL
 
@@ -165,6 +168,20 @@ def test_bfloat16__model__sums_to_its_precision(prompts):
     for stack in (decompose_resid(model, acts), full_decomposition(model, acts)):
         assert float(stack.error) < TOL["bfloat16", "parity"]["rtol"]
     assert logit_attribution(model, acts, 3, of="neurons").values.dtype == np.float32
+
+
+@pytest.mark.parametrize("layers", [None, (1,)])
+def test_experts__in_all_or_some_layers__are_taken_apart_into_layers_and_heads(prompts, layers):
+    experts = Experts(n_experts=3, top_k=2, d_expert=5, layers=layers)
+    config = Config(d_vocab=23, n_ctx=8, d_model=12, n_layers=2, n_heads=4, mlp="gated", experts=experts)
+    model = init(config, key=jax.random.key(0))
+    acts = mj.capture(model, sites(model))(prompts)[1]
+    assert float(decompose_resid(model, acts).error) < 1e-5
+    assert float(full_decomposition(model, acts, neurons=False).error) < 1e-5
+    with pytest.raises(
+        ArgumentError, match="`neuron_results` asks for neurons, which in this model belong to experts"
+    ):
+        neuron_results(model, acts)
 
 
 def test_under_jit__the_same_numbers(serial):
