@@ -225,7 +225,8 @@ class Config:
             not layers or list(layers) != [i for i in range(self.n_layers) if i in layers]
         ):
             raise ArgumentError(
-                f"`layers` = {layers!r} of Experts must be layers from 0 to {self.n_layers - 1} in order, or None for all."
+                f"`layers` = {layers!r} of Experts must be layers from 0 to {self.n_layers - 1} in order, or None for "
+                "all."
             )
 
     def _check_latent(self) -> None:

@@ -8,11 +8,13 @@ from mechjax.models.config import Config
 from mechjax.models.families.bert import ENCODERS
 from mechjax.models.families.bloom import BLOOM, FALCON
 from mechjax.models.families.cohere import COHERE, COHERE2
+from mechjax.models.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from mechjax.models.families.family import Family, read_config, write_config
 from mechjax.models.families.gemma import GEMMA, GEMMA2, GEMMA3
 from mechjax.models.families.gpt2 import GPT2
 from mechjax.models.families.gptj import GPTJ, NEO
 from mechjax.models.families.llama import GRANITE, LLAMA, MISTRAL
+from mechjax.models.families.moe import GPT_OSS, MIXTRAL, OLMOE, QWEN3_MOE
 from mechjax.models.families.native import NATIVE
 from mechjax.models.families.neox import NEOX
 from mechjax.models.families.olmo import OLMO, OLMO2, OLMO3
@@ -23,7 +25,7 @@ from mechjax.models.families.stablelm import STABLELM
 
 FAMILIES: tuple[Family, ...] = (
     GPT2, LLAMA, MISTRAL, NEOX, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, NEO, GPTJ, PHI, PHI3, OLMO, OLMO2, OLMO3, STABLELM,
-    COHERE, COHERE2, GRANITE, FALCON, BLOOM, OPT,
+    COHERE, COHERE2, GRANITE, FALCON, BLOOM, OPT, MIXTRAL, QWEN3_MOE, OLMOE, GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3,
 )  # fmt: skip
 """Every family, in the order in which an export tries them."""
 

@@ -4,8 +4,8 @@ A layout is written as in einops: "m (part h d) -> part m h d" cuts a fused GPT-
 read from right to left it fuses them again. The letters are sizes of the config: v vocabulary, p positions, m d_model,
 h heads, n key heads, g heads per key head, d d_head, f d_mlp, r rows of the position embedding, e experts, x neurons
 of an expert, s of the shared ones, q and c ranks of latent attention, o, t and u its d_nope, d_rope and d_value; `part`
-counts the rule's parameters. Where parts differ in size, their sizes are added: in "(h+n+n d) m -> m h+n+n d" the first parameter
-takes h of the heads, the others n each.
+counts the rule's parameters. Where parts differ in size, their sizes are added: in "(h+n+n d) m -> m h+n+n d" the first
+parameter takes h of the heads, the others n each.
 """
 
 import math
