@@ -45,10 +45,11 @@ def test_choose__many_draws__are_as_often_as_defined(temperature, top_k, top_p):
 def test_choose__at_random_logits__keeps_what_is_defined():
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 3, (40, 60)).astype(np.float32)
+    given = jnp.asarray(logits)
     for top_k, top_p in ((5, 0.9), (60, 0.3), (1, 1.0), (17, 0.99)):
         allowed = np.array([definition(row, 1.3, top_k, top_p) > 0 for row in logits])
         drawn = [
-            choose(logits, key, jnp.float32(1.3), jnp.int32(top_k), jnp.float32(top_p))
+            choose(given, key, jnp.float32(1.3), jnp.int32(top_k), jnp.float32(top_p))
             for key in jax.random.split(jax.random.key(1), 30)
         ]
         assert np.take_along_axis(allowed, np.stack(drawn, 1), 1).all()
