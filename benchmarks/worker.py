@@ -74,7 +74,9 @@ def run(job: Job, request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def steering(d_model: int) -> np.ndarray:
     """The vector that every edited generation adds in the middle of the model."""
-    return 0.02 * np.cos(np.arange(d_model, dtype=np.float32))  # as large as an embedding, so that tokens still differ
+    return 0.02 * np.cos(
+        np.arange(d_model, dtype=np.float32)
+    )  # as large as an embedding, so that tokens still differ
 
 
 def forget_peak() -> None:

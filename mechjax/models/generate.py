@@ -182,6 +182,14 @@ def _check_room(model: Decoder, mask: Array, n_tokens: int) -> None:
         row = int(counts.reshape(-1).argmin())
         raise ShapeError(f"Prompt {row} has no token to go on from: give each at least one.")
     longest = int(counts.max()) + n_tokens - 1
+    for rope in filter(None, model.config.ropes if model.config.positions == "rotary" else ()):
+        beyond = rope.beyond(model.config.rotary_dim)
+        if beyond is not None and int(counts.min()) <= beyond[0] < longest:
+            raise ShapeError(
+                f"The model rotates texts of more than {beyond[0]} tokens by other angles, and this generation grows "
+                f"from {int(counts.min())} to {longest}: the keys it keeps would be turned wrongly from there on. "
+                "Generate within that length, or give prompts that are longer."
+            )
     if model.config.positions == "learned" and longest > model.config.n_ctx:
         raise ShapeError(
             f"Prompts of up to {int(counts.max())} tokens and {n_tokens} more, of which all but the last run, need "
