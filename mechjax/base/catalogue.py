@@ -173,7 +173,8 @@ _TABLE = (
         ),
     ),
     SiteEntry(
-        "result", ("pos", "head", "d_model"), "What each head writes to the residual stream, without the bias; before post-norm and scaling, if any.",
+        "result", ("pos", "head", "d_model"),
+        "What each head writes to the residual stream, without the bias; before post-norm and scaling, if any.",
         ("blocks.{}.attn.hook_result",), costly=True,
     ),
     SiteEntry(

@@ -87,7 +87,7 @@ def arrange(
     positions: Int[Array, "*batch pos"] | None,
     cache: Cache | None = None,
 ) -> Sequence:
-    """Positions, visibility, rotation and ALiBi of `n_pos` tokens; with a cache that admitted them, keys are its slots."""
+    """Positions, visibility, rotation and ALiBi of `n_pos` tokens; keys are the slots of a cache that admitted them."""
     if cache is None:
         order = order_of_keys = count_positions(n_pos, mask)
         positions = positions_of_keys = order if positions is None else positions
@@ -163,7 +163,7 @@ def alibi_heights(config: Config, positions: Int[Array, "*batch pos"]) -> Float[
     """Slope times position, in float32; a score gains its key's and loses its query's."""
     slopes, places = alibi_slopes(config.n_heads)[:, None], positions[..., None, :].astype(jnp.float32)
     if config.alibi_dtype == "float32":
-        return config.alibi_scale * (slopes * places)
+        return config.alibi_scale * (jnp.asarray(slopes) * places)
     # Some checkpoints were trained with rounded ones. `astype` there and back could be optimised away.
     rounded = lambda x: lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
     return config.alibi_scale * rounded(rounded(jnp.asarray(slopes)) * rounded(places))

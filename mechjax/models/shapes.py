@@ -33,7 +33,8 @@ def shapes_of(config: "Config") -> dict[str, tuple[int, ...]]:
     """Path and shape of every parameter, in forward order."""
     m, h, n = config.d_model, config.n_heads, config.n_kv_heads
     d, f, v = config.d_head, config.d_mlp, config.d_vocab
-    mlp, gated = bool(config.mlp_layers), config.mlp == "gated"
+    mlp = bool(config.mlp_layers)
+    gated = mlp and config.mlp == "gated"
     has = {
         "W_pos": config.positions == "learned",
         "b_Q": config.qkv_bias, "b_K": config.qkv_bias, "b_V": config.qkv_bias, "b_O": config.out_bias,

@@ -14,7 +14,9 @@ from mechjax.models.families import FAMILIES, config_from_hf
 from tests.parity.cases import CASES, Pair, hf_sites, pair
 
 README = Path(__file__).parents[2] / "README.md"
-BETWEEN = re.compile(r"(<!-- families: python -m tests.parity.table -->\n).*?(<!-- end of families -->)", re.DOTALL)
+BETWEEN = re.compile(
+    r"(<!-- families: python -m tests.parity.table -->\n).*?(<!-- end of families -->)", re.DOTALL
+)
 
 
 def measured(case: Pair) -> dict[str, float]:
@@ -31,7 +33,10 @@ def measured(case: Pair) -> dict[str, float]:
 
 def table() -> str:
     """The table, a row per family."""
-    rows = ["| family | architectures | logits | sites compared | worst of them |", "| --- | --- | --- | --- | --- |"]
+    rows = [
+        "| family | architectures | logits | sites compared | worst of them |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     by_family: dict[str, dict[str, float]] = {}
     for name in CASES:
         case = pair(name)

@@ -6,11 +6,12 @@ Layers that predict further tokens (V3's `model.layers.61`) are left out, as tra
 import math
 from typing import Any
 
+from mechjax.base.errors import UnsupportedModelError
 from mechjax.models.config import Config
 from mechjax.models.experts import Experts
 from mechjax.models.families.family import Family, HfConfig
 from mechjax.models.families.llama import BLOCK, CHOICES, CONFIG, DEFAULTS, WEIGHTS, to_hf
-from mechjax.models.families.moe import IGNORED, expert_rules
+from mechjax.models.families.moe import IGNORED, expert_rules, experts_of
 from mechjax.models.families.rotary import of_object, whole_rotation
 from mechjax.models.families.rule import Rule
 from mechjax.models.latent import Latent
@@ -62,7 +63,10 @@ def _v3_experts(hf: HfConfig) -> Experts:
     )  # fmt: skip
 
 
-def _to_hf(config: Config) -> dict[str, Any]:
+def _to_hf(config: Config, family: str) -> dict[str, Any]:
+    if config.latent is None:
+        raise UnsupportedModelError(f"The {family} family cannot express `latent` = None.")
+    experts_of(config, family)
     hf: dict[str, Any] = to_hf(config) | {"attention_bias": config.qkv_bias}
     hf.pop("head_dim")
     if (latent := config.latent) is not None:
@@ -89,11 +93,11 @@ def _to_hf(config: Config) -> dict[str, Any]:
 
 def _v2_to_hf(config: Config) -> dict[str, Any]:
     grouped = config.experts is not None and config.experts.n_groups > 1
-    return _to_hf(config) | {"topk_method": "group_limited_greedy" if grouped else "greedy"}
+    return _to_hf(config, "deepseek_v2") | {"topk_method": "group_limited_greedy" if grouped else "greedy"}
 
 
 def _v3_to_hf(config: Config) -> dict[str, Any]:
-    return _to_hf(config) | {
+    return _to_hf(config, "deepseek_v3") | {
         "norm_topk_prob": config.experts is not None and config.experts.normalized,
         "rope_interleave": config.rotary_layout == "pairs",
     }  # fmt: skip

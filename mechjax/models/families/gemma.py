@@ -5,17 +5,13 @@ have norms after attention and MLP too, and windows on most layers; Gemma 2 soft
 keys, and another rope where it has windows.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-from mechjax.base.errors import UnsupportedModelError
 from mechjax.models.config import Config
 from mechjax.models.families.family import Family, HfConfig, activation
-from mechjax.models.families.layers import FULL, SLIDING, layer_types, types_to_hf, windows
+from mechjax.models.families.layers import layer_types, ropes_by_type, ropes_to_hf, types_to_hf, windows
 from mechjax.models.families.llama import BLOCK, CHOICES, CONFIG, DEFAULTS, LLAMA, WEIGHTS, to_hf
-from mechjax.models.families.rotary import of_object, rope_of, stretch_to_hf
 from mechjax.models.families.rule import Rule
-from mechjax.models.rope import Rope
 
 _CONFIG = CONFIG | {
     "embed_scale": lambda hf: hf["hidden_size"] ** 0.5,
@@ -114,50 +110,6 @@ GEMMA2 = Family(
     ignored=_IGNORED | {"hidden_act"},
     ignored_weights=LLAMA.ignored_weights,
 )
-
-
-def ropes_by_type(base: Any, local: Any) -> Callable[[HfConfig, list[str]], Rope | tuple[Rope, ...]]:
-    """Reads the ropes of a family whose layers of different types rotate differently.
-
-    Args:
-        base: transformers' base for full layers.
-        local: Its base for sliding ones.
-    """
-
-    def read(hf: HfConfig, types: list[str]) -> Rope | tuple[Rope, ...]:
-        nested = of_object(hf, "rope_parameters")
-        if unknown := nested.keys() - {FULL, SLIDING}:
-            raise UnsupportedModelError(
-                f"The config has `rope_parameters` for {', '.join(sorted(unknown))}; {hf.family} has {FULL!r} and "
-                f"{SLIDING!r} layers."
-            )
-        full, sliding = (dict(nested.get(kind) or {}) for kind in (FULL, SLIDING))
-        full |= of_object(hf, "rope_scaling")
-        theta = hf["rope_theta"]
-        ropes = {
-            FULL: rope_of(hf, full, base if theta is None else theta, {}),
-            SLIDING: rope_of(hf, sliding, local(hf) if callable(local) else local, {}),
-        }
-        each = tuple(ropes[kind] for kind in types)
-        return each if len(set(each)) > 1 else each[0]
-
-    return read
-
-
-def ropes_to_hf(config: Config) -> dict[str, Any]:
-    """`rope_parameters` by type of layer."""
-    sizes = config.windows or (None,) * config.n_layers
-    by_type = {FULL: Rope(), SLIDING: Rope()}
-    by_type |= {
-        FULL if size is None else SLIDING: rope
-        for size, rope in zip(sizes, config.ropes, strict=True)
-        if rope
-    }
-    objects = {
-        kind: {"rope_type": "default", "rope_theta": rope.base} | stretch_to_hf(rope.stretch)
-        for kind, rope in by_type.items()
-    }
-    return {"rope_parameters": objects}
 
 
 def _gemma3_to_hf(config: Config) -> dict[str, Any]:

@@ -131,8 +131,8 @@ GRANITE = Family(
     name="granite",
     architectures=("GraniteForCausalLM",),
     model_type="granite",
-    config=LLAMA.config
-    | {
+    config={
+        **LLAMA.config,
         "embed_scale": "embedding_multiplier",
         "residual_scale": "residual_multiplier",
         "attn_scale": "attention_multiplier",

@@ -7,6 +7,7 @@ gpt-oss adds biases, sinks, windows on every other layer and a clamped gate; its
 
 from typing import Any
 
+from mechjax.base.errors import UnsupportedModelError
 from mechjax.models.config import Config
 from mechjax.models.experts import Experts
 from mechjax.models.families.family import Family, HfConfig
@@ -38,9 +39,15 @@ def expert_rules(place: str, gate: str, linear: str, out: str) -> tuple[Rule, ..
     )
 
 
-def _experts(config: Config) -> Experts:
-    """Those of a config; of one without, some that no family has, so that reading it back shows the difference."""
-    return config.experts or Experts(n_experts=1, top_k=1, d_expert=1)
+def experts_of(config: Config, family: str) -> Experts:
+    """The experts of a config.
+
+    Raises:
+        UnsupportedModelError: A config without.
+    """
+    if config.experts is None:
+        raise UnsupportedModelError(f"The {family} family cannot express `experts` = None.")
+    return config.experts
 
 
 def _mixtral(hf: HfConfig) -> Experts:
@@ -51,7 +58,7 @@ def _mixtral(hf: HfConfig) -> Experts:
 
 
 def _mixtral_to_hf(config: Config) -> dict[str, Any]:
-    experts = _experts(config)
+    experts = experts_of(config, "mixtral")
     return to_hf(config) | {
         "num_local_experts": experts.n_experts, "num_experts_per_tok": experts.top_k,
         "intermediate_size": experts.d_expert, "sliding_window": config.windows[0] if config.windows else None,
@@ -68,11 +75,13 @@ def _sparse_layers(hf: HfConfig) -> tuple[int, ...] | None:
     return None if len(layers) == n_layers else layers
 
 
-def _qwen3(hf: HfConfig) -> Experts:
+def _qwen3(hf: HfConfig) -> Experts | None:
+    if (layers := _sparse_layers(hf)) == ():
+        return None
     return Experts(
         n_experts=hf["num_experts"] if hf["num_local_experts"] is None else hf["num_local_experts"],
         top_k=hf["num_experts_per_tok"], d_expert=hf["moe_intermediate_size"], normalized=hf["norm_topk_prob"],
-        layers=_sparse_layers(hf),
+        layers=layers,
     )  # fmt: skip
 
 
@@ -82,7 +91,7 @@ def _qwen3_windows(hf: HfConfig) -> tuple[Any, ...] | None:
 
 
 def _qwen3_to_hf(config: Config) -> dict[str, Any]:
-    experts = _experts(config)
+    experts = experts_of(config, "qwen3_moe")
     return to_hf(config) | {
         "num_experts": experts.n_experts, "num_experts_per_tok": experts.top_k,
         "moe_intermediate_size": experts.d_expert, "norm_topk_prob": experts.normalized,
@@ -99,7 +108,7 @@ def _olmoe(hf: HfConfig) -> Experts:
 
 
 def _olmoe_to_hf(config: Config) -> dict[str, Any]:
-    experts = _experts(config)
+    experts = experts_of(config, "olmoe")
     return to_hf(config) | {
         "num_experts": experts.n_experts, "num_experts_per_tok": experts.top_k, "intermediate_size": experts.d_expert,
         "norm_topk_prob": experts.normalized, "attention_bias": config.qkv_bias,
@@ -115,7 +124,7 @@ def _gpt_oss(hf: HfConfig) -> Experts:
 
 
 def _gpt_oss_to_hf(config: Config) -> dict[str, Any]:
-    experts = _experts(config)
+    experts = experts_of(config, "gpt_oss")
     return to_hf(config) | types_to_hf(config) | {
         "num_local_experts": experts.n_experts, "num_experts_per_tok": experts.top_k,
         "intermediate_size": experts.d_expert, "swiglu_alpha": experts.swiglu_alpha,

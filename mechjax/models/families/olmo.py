@@ -9,8 +9,7 @@ from typing import Any
 
 from mechjax.models.config import Config
 from mechjax.models.families.family import Family, HfConfig
-from mechjax.models.families.gemma import ropes_by_type, ropes_to_hf
-from mechjax.models.families.layers import layer_types, types_to_hf, windows
+from mechjax.models.families.layers import layer_types, ropes_by_type, ropes_to_hf, types_to_hf, windows
 from mechjax.models.families.llama import BLOCK, CHOICES, CONFIG, DEFAULTS, LLAMA, WEIGHTS, to_hf
 from mechjax.models.families.rule import Rule
 
