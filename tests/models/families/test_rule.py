@@ -5,12 +5,17 @@ import pytest
 from mechjax.models import Config
 from mechjax.models.families import FAMILIES, Rule, config_from_hf
 from mechjax.models.families.rule import rearrange
+from mechjax.models.shapes import layers_of
 
 _ROTARY = {
     "vocab_size": 11, "max_position_embeddings": 9, "hidden_size": 24, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 20,
 }  # fmt: skip
 _GPT2 = {"vocab_size": 11, "n_positions": 9, "n_embd": 12, "n_layer": 2, "n_head": 3, "n_inner": 20}
+_LATENT = {
+    "num_key_value_heads": 4, "kv_lora_rank": 4, "q_lora_rank": 5, "qk_nope_head_dim": 4, "qk_rope_head_dim": 2,
+    "v_head_dim": 3, "num_experts_per_tok": 2, "first_k_dense_replace": 1,
+}  # fmt: skip
 CONFIGS = {
     "gpt2": _GPT2,
     "llama": _ROTARY | {"head_dim": 10, "attention_bias": True, "mlp_bias": True},
@@ -29,6 +34,8 @@ CONFIGS = {
         "new_decoder_architecture": True, "bias": True,
     },
     "bloom": {"vocab_size": 11, "hidden_size": 12, "n_layer": 2, "n_head": 3, "tie_word_embeddings": False},
+    "deepseek_v2": _ROTARY | _LATENT,
+    "deepseek_v3": _ROTARY | _LATENT,
     "opt": {
         "vocab_size": 11, "max_position_embeddings": 9, "hidden_size": 12, "num_hidden_layers": 2, "ffn_dim": 20,
         "num_attention_heads": 3,
@@ -56,7 +63,7 @@ def test_rules__of_every_family__cover_its_parameters_and_invert(family):
             tensor.astype(np.float32),
         )
         for name, place in rule.places(config):
-            expected = (rule, place[0] if rule.layered else None)
+            expected = (rule, layers_of(rule.paths[0], config)[place[0]] if rule.layered else None)
             assert family.match(name, config) == expected
             assert family.match(name.removeprefix(family.prefix), config) == expected
     assert sorted(covered) == sorted(config.shapes)
