@@ -15,7 +15,9 @@ PAGE = (Path(__file__).parents[2] / "notebooks" / "coming_from.md").read_text()
 def tables() -> list[list[list[str]]]:
     """Each table as rows of cells, its header first."""
     blocks = re.findall(r"(?:^\|.*\|\n)+", PAGE, re.MULTILINE)
-    rows = [[[cell.strip() for cell in line.strip("|").split("|")] for line in b.splitlines()] for b in blocks]
+    rows = [
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in b.splitlines()] for b in blocks
+    ]
     return [[table[0], *table[2:]] for table in rows]
 
 
