@@ -7,6 +7,7 @@ import jax
 import pytest
 
 import mechjax as mj
+from mechjax.models.families import ENCODERS, FAMILIES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -49,3 +50,16 @@ def test_commands__of_the_readme__are_the_ones_that_set_everything_up():
 def test_glossary__of_the_readme__has_twelve_words():
     table = README.split("## Twelve words")[1].split("##")[0]
     assert len(re.findall(r"^\| (?!word|---)", table, re.M)) == 12
+
+
+def test_families__of_the_readme__are_all_there_with_measured_parity():
+    table = README.split("<!-- families")[1].split("<!-- end of families -->")[0]
+    row = r"^\| (\w+) \| (.*?) \| (\S+|has none) \| (\d+) \| (\S+) \|$"
+    rows = {found[0]: found for found in re.findall(row, table, re.M)}
+    assert list(rows) == [family.name for family in (*FAMILIES, *ENCODERS)]
+    for family in (*FAMILIES, *ENCODERS):
+        _, architectures, logits, sites, worst = rows[family.name]
+        assert tuple(re.findall(r"`(\w+)`", architectures)) == family.architectures
+        assert float(worst) <= 1e-5
+        assert logits == "has none" or float(logits) <= 1e-5
+        assert int(sites) > 10

@@ -219,7 +219,7 @@ def _own_axes(value: np.ndarray, site: str, config: Config) -> np.ndarray:
     """Heads apart, where a module reads them merged."""
     if SITES[site].axes[-1] != "d_head":
         return value
-    return value.reshape(-1, config.n_heads, config.d_head)
+    return value.reshape(-1, config.n_heads, value.shape[-1] // config.n_heads)
 
 
 def _heads_apart(value: np.ndarray, path: str, config: Config) -> np.ndarray:
@@ -231,7 +231,8 @@ def _heads_apart(value: np.ndarray, path: str, config: Config) -> np.ndarray:
 
 
 def _parts(value: np.ndarray, rule: Rule, config: Config) -> dict[str, np.ndarray]:
-    """A module's output by the parameters that made it: laid out as its weight, with tokens in place of d_model."""
+    """A module's output by the parameters that made it: laid out as its weight, tokens for what it reads."""
     rows = value.reshape(-1, value.shape[-1])
     stored_in_out = rule.layout.startswith("m ")
-    return rule.split(rows if stored_in_out else rows.T, replace(config, d_model=len(rows)))
+    latent = config.latent and replace(config.latent, q_rank=config.latent.q_rank and len(rows))
+    return rule.split(rows if stored_in_out else rows.T, replace(config, d_model=len(rows), latent=latent))

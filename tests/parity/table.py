@@ -5,13 +5,16 @@ of the logits and of the sites that modules of transformers expose, relative to 
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import mechjax as mj
-from mechjax.models.families import FAMILIES, config_from_hf
-from tests.parity.cases import CASES, Pair, hf_sites, pair
+from mechjax.models.families import ENCODERS, FAMILIES, config_from_hf
+from mechjax.studies.hf_sites import hf_sites
+from tests.parity import cases, test_encoders, test_experts
 
 README = Path(__file__).parents[2] / "README.md"
 BETWEEN = re.compile(
@@ -19,16 +22,27 @@ BETWEEN = re.compile(
 )
 
 
-def measured(case: Pair) -> dict[str, float]:
+def measured(hf: Any, model: Any, tokens: np.ndarray) -> dict[str, float]:
     """Site -> largest relative difference, over its layers."""
-    theirs = hf_sites(case)
-    _, acts = mj.capture(case.model, sorted({site for site, _ in theirs}))(case.tokens)
+    theirs = hf_sites(hf, model.config, tokens)
+    _, acts = mj.capture(model, sorted({site for site, _ in theirs}))(tokens)
     found: dict[str, float] = {}
     for (site, layer), value in theirs.items():
         ours = np.asarray(acts[site] if layer is None else acts[site][(acts.layers[site] or ()).index(layer)])
         apart = np.abs(ours.reshape(value.shape) - value).max() / np.abs(value).max()
         found[site] = max(found.get(site, 0.0), float(apart))
     return found
+
+
+def every_case() -> Iterator[tuple[Any, Any, np.ndarray]]:
+    """Every case of the parity tests: (in transformers, in mechjax, tokens)."""
+    for name in cases.CASES:
+        case = cases.pair(name)
+        yield case.hf, case.model, case.tokens
+    for name in test_experts.CASES:
+        yield *test_experts.pair(name), test_experts.TOKENS
+    for name in test_encoders.CASES:
+        yield test_encoders.pair(name)[:3]
 
 
 def table() -> str:
@@ -38,17 +52,16 @@ def table() -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     by_family: dict[str, dict[str, float]] = {}
-    for name in CASES:
-        case = pair(name)
-        _, family = config_from_hf(case.hf.config.to_dict())
+    for hf, model, tokens in every_case():
+        _, family = config_from_hf({"architectures": [type(hf).__name__], **hf.config.to_dict()})
         seen = by_family.setdefault(family.name, {})
-        for site, apart in measured(case).items():
+        for site, apart in measured(hf, model, tokens).items():
             seen[site] = max(seen.get(site, 0.0), apart)
-    for family in FAMILIES:
+    for family in (*FAMILIES, *ENCODERS):
         seen = dict(by_family[family.name])
-        logits = seen.pop("logits")
+        logits = f"{seen.pop('logits'):.0e}" if "logits" in seen else "has none"
         names = ", ".join(f"`{name}`" for name in family.architectures)
-        rows.append(f"| {family.name} | {names} | {logits:.0e} | {len(seen)} | {max(seen.values()):.0e} |")
+        rows.append(f"| {family.name} | {names} | {logits} | {len(seen)} | {max(seen.values()):.0e} |")
     return "\n".join(rows) + "\n"
 
 

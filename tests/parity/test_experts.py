@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose
 import mechjax as mj
 from mechjax.base.errors import UnsupportedModelError
 from mechjax.models.families import config_from_hf, config_to_hf
+from mechjax.studies.hf_sites import hf_sites
 from tests.parity.cases import D_VOCAB, in_mechjax, redraw
 from tests.tolerances import TOL
 
@@ -78,6 +79,19 @@ def theirs(hf, **inputs):
 def assert_close(ours, theirs):
     unit = np.abs(theirs).max()
     assert_allclose(np.asarray(ours) / unit, theirs / unit, **TOL["float32", "parity"])
+
+
+@every_case
+def test_sites__every_module_of_transformers__equal_its_hooks(name):
+    hf, model = pair(name)
+    found = hf_sites(hf, model.config, TOKENS)
+    assert {"resid_pre", "q", "z", "pattern", "attn_out", "mlp_out", "resid_post"} <= {
+        site for site, _ in found
+    }
+    _, acts = mj.capture(model, sorted({site for site, _ in found}))(TOKENS)
+    for (site, layer), value in found.items():
+        ours = acts[site] if layer is None else acts[site][acts.layers[site].index(layer)]
+        assert_close(ours.reshape(value.shape), value)
 
 
 @every_case
