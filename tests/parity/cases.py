@@ -1,5 +1,6 @@
 """Tiny Hugging Face models with every parameter redrawn, the same models in mechjax, and what both compute."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from tempfile import TemporaryDirectory
@@ -221,6 +222,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Name -> (prefix of the transformers classes, what their config is given)."""
+
+
+FIRST = frozenset({kind: name for name, (kind, _) in reversed(CASES.items())}.values())
+"""The first case of each family; the others vary it."""
+
+
+def quick(names: Collection[str], among: Collection[str] = tuple(CASES)) -> list[Any]:
+    """Parameters of a test: all of `among`, but those beside `names` only where slow tests run."""
+    return [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in among]
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,14 @@ def with_field(case: Pair, name: str, key: str, value: object) -> Pair:
     return replace(case, hf=hf, model=assemble(ours, kept))
 
 
-@pytest.mark.parametrize(("name", "key"), [(name, key) for name, fields in FIELDS.items() for key in fields])
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        pytest.param(name, key, marks=() if first == 0 else pytest.mark.slow)
+        for name, fields in FIELDS.items()
+        for first, key in enumerate(fields)
+    ],
+)
 def test_field__changed__changes_transformers_and_ours_equally(name, key):
     case = pair(name)
     changed = with_field(case, name, key, FIELDS[name][key])

@@ -7,13 +7,15 @@ import pytest
 import mechjax as mj
 from mechjax.base.errors import ShapeError
 from mechjax.models import Cache
-from tests.parity.cases import CASES, D_VOCAB, N_BATCH, N_POS, pair
+from tests.parity.cases import CASES, D_VOCAB, N_BATCH, N_POS, pair, quick
 from tests.parity.test_parity import assert_close
 
 torch = pytest.importorskip("torch", reason="parity needs PyTorch")
 
 # One case rotates longer texts by other angles, which keys in a cache cannot follow: it is refused, as tested below.
-every_case = pytest.mark.parametrize("name", [name for name in CASES if name != "phi_3_long"])
+every_case = pytest.mark.parametrize(
+    "name", quick({"gpt2", "llama_gqa", "gemma_2", "bloom"}, [name for name in CASES if name != "phi_3_long"])
+)
 MASK = np.ones((N_BATCH, N_POS), bool)
 MASK[0, :3] = False  # padding at the left, as transformers' generation has it
 N_TOKENS = 6

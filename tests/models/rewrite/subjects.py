@@ -13,11 +13,11 @@ from mechjax.models.experts import Experts
 from tests.tolerances import TOL
 
 try:
-    from tests.parity.cases import CASES, pair
+    from tests.parity.cases import CASES, pair, quick
 except BaseException as absent:  # importorskip, where there are no transformers
     if type(absent).__name__ != "Skipped":
         raise
-    CASES, pair = {}, None
+    CASES, pair, quick = {}, None, lambda *_: []
 
 
 def _tiny(**choices: Any) -> Config:
@@ -51,7 +51,7 @@ if "experts" in Config.__dataclass_fields__:
         ),
     }  # fmt: skip
 
-NAMES = [*CONFIGS, *CASES]
+NAMES = [*CONFIGS, *quick({"gpt2", "pythia", "llama_gqa", "gemma_2"})]
 TOKENS = np.random.default_rng(0).integers(0, 23, (2, 7))
 
 
