@@ -1,5 +1,6 @@
 """What every test runs under: CPU with eight simulated devices, strict dtypes, no network, compiled programs kept."""
 
+import gc
 import os
 import socket
 from pathlib import Path
@@ -34,6 +35,19 @@ def _connect_here_only(self, address):
 
 
 socket.socket.connect = _connect_here_only
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_that_fit():
+    """Drops compiled programs before they are too many.
+
+    XLA maps memory for each, Linux gives a process 65,530 maps, and past these a compilation crashes the process.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
