@@ -224,8 +224,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 """Name -> (prefix of the transformers classes, what their config is given)."""
 
 
-FIRST = frozenset({kind: name for name, (kind, _) in reversed(CASES.items())}.values())
-"""The first case of each family; the others vary it."""
+QUICK = frozenset({
+    "gpt2", "pythia", "llama_mha", "llama_gqa", "llama_mqa", "mistral", "llama_3", "qwen3", "gemma_2", "gpt_j", "olmo_2",
+    "falcon_7b", "bloom", "granite",
+})  # fmt: skip
+"""Cases that together make every kind of choice; the others vary them, and are tested among the slow tests."""
 
 
 def quick(names: Collection[str], among: Collection[str] = tuple(CASES)) -> list[Any]:

@@ -11,7 +11,7 @@ import mechjax as mj
 from mechjax.base.errors import UnsupportedModelError
 from mechjax.models.families import config_from_hf, config_to_hf
 from mechjax.studies.hf_sites import hf_sites
-from tests.parity.cases import D_VOCAB, in_mechjax, redraw
+from tests.parity.cases import D_VOCAB, in_mechjax, quick, redraw
 from tests.tolerances import TOL
 
 torch = pytest.importorskip("torch", reason="parity needs PyTorch")
@@ -50,7 +50,7 @@ CASES = {
         "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.7},
     }),
 }  # fmt: skip
-every_case = pytest.mark.parametrize("name", CASES)
+every_case = pytest.mark.parametrize("name", quick({"mixtral", "gpt_oss", "deepseek_v3"}, CASES))
 
 
 @cache

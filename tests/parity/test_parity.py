@@ -18,10 +18,10 @@ from mechjax.models.load import load
 from mechjax.models.rope import Rope
 from tests.parity.cases import (
     D_VOCAB,
-    FIRST,
     N_BATCH,
     N_LAYERS,
     N_POS,
+    QUICK,
     attention_of,
     hf_sites,
     in_mechjax,
@@ -32,7 +32,7 @@ from tests.tolerances import TOL
 
 torch = pytest.importorskip("torch", reason="parity needs PyTorch")
 
-every_case = pytest.mark.parametrize("name", quick(FIRST | {"llama_gqa", "llama_mqa"}))
+every_case = pytest.mark.parametrize("name", quick(QUICK))
 
 
 def assert_close(ours, theirs, dtype="float32"):
@@ -246,7 +246,7 @@ def test_export__every_case__comes_back_and_opens_in_transformers(name, tmp_path
 
 
 def test_redraw__every_parameter__is_neither_one_nor_zero():
-    for name in FIRST:
+    for name in QUICK:
         for parameter in pair(name).hf.parameters():
             assert parameter.std() > 0.05
     assert in_mechjax(pair("gpt2").hf).config == pair("gpt2").model.config
