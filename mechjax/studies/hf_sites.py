@@ -74,8 +74,8 @@ def hf_sites(hf: Any, config: Config, tokens: np.ndarray, **inputs: Any) -> Site
         MissingExtraError: torch is not installed.
     """
     torch = require("torch", extra="torch")
-    eager = hf.config._attn_implementation == "eager"  # asked for patterns, others turn eager
     family, found = _family(hf), dict[tuple[str, int | None], tuple[int, np.ndarray]]()
+    eager = hf.config._attn_implementation == "eager"  # asked for patterns, others turn eager
     n_batch, n_pos = tokens.shape
 
     def keep(rank: int, site: str, layer: int | None, value: np.ndarray) -> None:
