@@ -15,3 +15,4 @@ from mechjax.fit.checkpoint import (
 from mechjax.fit.loop import History as History
 from mechjax.fit.loop import fit as fit
 from mechjax.fit.optimizer import adamw as adamw
+from mechjax.fit.optimizer import muon as muon

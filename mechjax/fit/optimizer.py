@@ -1,10 +1,12 @@
-"""The optimiser that transformers are trained with: AdamW, warm-up, cosine (Loshchilov and Hutter 2019, 1711.05101)."""
+"""What transformers are trained with: AdamW (Loshchilov and Hutter 2019, 1711.05101) or Muon, warm-up, cosine."""
 
 from typing import Any
 
 import jax
 import optax
+import optax.contrib
 from jaxtyping import PyTree
+from optax.contrib import MuonDimensionNumbers
 
 from mechjax.base.errors import ArgumentError
 
@@ -27,15 +29,41 @@ def adamw(
     Raises:
         ArgumentError: A warm-up that is not shorter than the schedule.
     """
+    return optax.chain(
+        optax.clip_by_global_norm(clip),
+        optax.adamw(_schedule(peak, steps, warm_up), b2=b2, weight_decay=weight_decay, mask=_weights),
+    )
+
+
+def muon(
+    peak: float, *, steps: int, warm_up: int, weight_decay: float, clip: float = 1.0, b2: float = 0.98
+) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) for the matrices of a decoder's blocks, Adam for the rest; a schedule as `adamw`'s.
+
+    Only those matrices decay. Arguments and errors as of `adamw`.
+    """
+    reads, writes = MuonDimensionNumbers((1,), (2, 3)), MuonDimensionNumbers((1, 2), (3,))
+    plain = MuonDimensionNumbers((1,), (2,))
+    matrices = {"W_Q": reads, "W_K": reads, "W_V": reads, "W_O": writes, "W_in": plain, "W_out": plain}
+
+    def shapes(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: matrices.get(path[-1].name), params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(clip),
+        optax.contrib.muon(
+            _schedule(peak, steps, warm_up), adam_b2=b2, weight_decay=weight_decay, adam_weight_decay=0.0,
+            consistent_rms=0.2, muon_weight_dimension_numbers=shapes,
+        ),
+    )  # fmt: skip
+
+
+def _schedule(peak: float, steps: int, warm_up: int) -> optax.Schedule:
     if not 0 <= warm_up < steps:
         raise ArgumentError(
             f"warm_up={warm_up} of steps={steps}: the warm-up must be 0 or more and end before the run."
         )
-    schedule = optax.warmup_cosine_decay_schedule(0.0 if warm_up else peak, peak, warm_up, steps, 0.02 * peak)
-    return optax.chain(
-        optax.clip_by_global_norm(clip),
-        optax.adamw(schedule, b2=b2, weight_decay=weight_decay, mask=_weights),
-    )
+    return optax.warmup_cosine_decay_schedule(0.0 if warm_up else peak, peak, warm_up, steps, 0.02 * peak)
 
 
 def _weights(params: PyTree) -> PyTree:

@@ -22,11 +22,10 @@ import numpy as np
 import optax
 import tyro
 from jaxtyping import Array, Bool, Float, Int
-from optax.contrib import MuonDimensionNumbers, muon
 from rich.console import Console
 
 from mechjax.base.records import Record
-from mechjax.fit import fit
+from mechjax.fit import fit, muon
 from mechjax.heads import copying, detect_heads, in_context_learning, repeated_tokens
 from mechjax.models import Config, Decoder, init
 from mechjax.models.export import export
@@ -113,21 +112,8 @@ def start_from(key: Array, config: Config) -> Decoder:
 
 
 def optimizer(steps: int) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for the heads, Adam for the rest, warm-up and cosine."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, PEAK, min(WARM_UP, steps // 10), steps, 0.02 * PEAK)
-    reads, writes = MuonDimensionNumbers((1,), (2, 3)), MuonDimensionNumbers((1, 2), (3,))
-    heads = {"W_Q": reads, "W_K": reads, "W_V": reads, "W_O": writes}
-
-    def shapes(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, _: heads.get(path[-1].name), params)
-
-    return optax.chain(
-        optax.clip_by_global_norm(1.0),
-        muon(
-            schedule, adam_b2=0.98, weight_decay=DECAY, adam_weight_decay=0.0, consistent_rms=0.2,
-            muon_weight_dimension_numbers=shapes,
-        ),
-    )  # fmt: skip
+    """Muon for the blocks' matrices, Adam for the rest."""
+    return muon(PEAK, steps=steps, warm_up=min(WARM_UP, steps // 10), weight_decay=DECAY)
 
 
 def loss(model: Decoder, batch: Rows, key: Array) -> tuple[Float[Array, ""], dict[str, Array]]:

@@ -20,10 +20,9 @@ import numpy as np
 import optax
 import tyro
 from jaxtyping import Array, Float
-from optax.contrib import MuonDimensionNumbers, muon
 from rich.console import Console
 
-from mechjax.fit import fit, log_spaced, save_checkpoint
+from mechjax.fit import fit, log_spaced, muon, save_checkpoint
 from mechjax.models import Config, Decoder, init
 from mechjax.models.export import export
 from mechjax.tasks import agreement, greater_than, induction, ioi, pronouns
@@ -103,25 +102,8 @@ def mimetic(model: Decoder, key: Array) -> Decoder:
 
 
 def optimizer(steps: int) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for the matrices of the blocks, Adam for the rest, warm-up and cosine."""
-    warm_up = min(WARM_UP, steps // 10)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, PEAK, warm_up, steps, 0.02 * PEAK)
-    matrices = {
-        "W_Q": MuonDimensionNumbers((1,), (2, 3)), "W_K": MuonDimensionNumbers((1,), (2, 3)),
-        "W_V": MuonDimensionNumbers((1,), (2, 3)), "W_O": MuonDimensionNumbers((1, 2), (3,)),
-        "W_in": MuonDimensionNumbers((1,), (2,)), "W_out": MuonDimensionNumbers((1,), (2,)),
-    }  # fmt: skip
-
-    def shapes(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, _: matrices.get(path[-1].name), params)
-
-    return optax.chain(
-        optax.clip_by_global_norm(1.0),
-        muon(
-            schedule, adam_b2=0.98, weight_decay=DECAY, adam_weight_decay=0.0, consistent_rms=0.2,
-            muon_weight_dimension_numbers=shapes,
-        ),
-    )  # fmt: skip
+    """Muon for the blocks' matrices, Adam for the rest."""
+    return muon(PEAK, steps=steps, warm_up=min(WARM_UP, steps // 10), weight_decay=DECAY)
 
 
 def loss(model: Decoder, batch: Rows, key: Array) -> tuple[Float[Array, ""], dict[str, Array]]:
