@@ -1,5 +1,6 @@
 """A subject: a callable of another library whose activations are sites while a transform looks."""
 
+import abc
 from typing import Any
 
 import equinox as eqx
@@ -39,13 +40,13 @@ class Subject(eqx.Module):
             "equinox.filter_jit(subject), or pass it as an argument: jax.jit(lambda f, x: f(x))(subject, x)."
         )
 
+    @abc.abstractmethod
     def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's own call."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _marked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The same, with activations marked."""
-        raise NotImplementedError
 
     def _marks_in(self, closed_jaxpr: Any, recorder: Recorder) -> Any:
         """The program with the marks that are found only in it."""

@@ -4,6 +4,7 @@ Plain: `theta_i = base**(-2i / dim)`. Each way of stretching is a small class th
 is compiled. Frequencies that depend on the sequence's length in other ways ("dynamic") are not implemented.
 """
 
+import abc
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ import numpy as np
 from mechjax.base.errors import ArgumentError
 
 
-class Stretch:
+class Stretch(abc.ABC):
     """How frequencies change for contexts longer than those that the model was first trained on.
 
     Attributes:
@@ -22,9 +23,9 @@ class Stretch:
 
     amplitude: float = 1.0
 
+    @abc.abstractmethod
     def frequencies(self, plain: np.ndarray, base: float) -> np.ndarray:
         """The frequencies in place of the `plain` ones, in float32."""
-        raise NotImplementedError
 
     def beyond(self, plain: np.ndarray) -> tuple[int, np.ndarray] | None:
         """A length, and the frequencies of sequences that are longer; None where length does not matter."""

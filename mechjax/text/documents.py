@@ -4,6 +4,7 @@ A place in them is a cursor, a dictionary of integers: which document comes next
 read as UTF-8, line by line; nothing holds more than one document.
 """
 
+import abc
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Document:
     place: str
 
 
-class Documents:
+class Documents(abc.ABC):
     """Texts that can be read from any place on; iterating gives the strings from the start. Made by `documents`."""
 
     def __init__(self, skip_empty: bool) -> None:
@@ -57,12 +58,13 @@ class Documents:
                     f"{document.place} is empty. Leave it out of the data, or pass empty='skip' to documents."
                 )
 
+    @abc.abstractmethod
     def fingerprint(self) -> Any:
         """What tells this source from another, as JSON: names and sizes of files, or how many texts there are."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _read(self, cursor: Cursor) -> Iterator[tuple[Document, Cursor]]:
-        raise NotImplementedError
+        """Every document, empty ones too, each with the cursor behind it."""
 
 
 def documents(
