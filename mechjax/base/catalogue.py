@@ -1,9 +1,9 @@
-"""The catalogue of sites: every name that a mechjax model gives an activation, and how others spell it.
+"""The catalogue of sites: every name that a mechjax model gives an activation, and how TransformerLens spells it.
 
 One table, in forward order. Validation, documentation and did-you-mean read it, and so do the models: the axes of a
-site are written here and nowhere else. A spelling is a pattern with `{}` for the layer. Spellings of Hugging Face
-module paths are listed where the module's input or output holds exactly the site's numbers (with heads merged, for
-`q`, `k`, `v` and `z`); nnsight writes the same paths with `h[3]` for `h.3` and `output[0]` for a tuple's first.
+site are written here and nowhere else. A spelling is a pattern with `{}` for the layer. Which Hugging Face modules hold
+a site's numbers differs between families (`models/families/modules.py`); nnsight writes the same paths with `h[3]` for
+`h.3` and `output[0]` for a tuple's first.
 """
 
 import re
@@ -25,7 +25,7 @@ class SiteEntry:
         name: mechjax's name, TransformerLens' without `hook_`.
         axes: Names of the trailing axes; batch axes stand before them.
         meaning: What the activation is, in words.
-        spellings: What others call it; `{}` stands for the layer.
+        spellings: What TransformerLens calls it; `{}` stands for the layer.
         condition: Which models have it, in words.
         layered: Whether every layer has one.
         costly: Whether it is formed only when somebody asks for it.
@@ -49,8 +49,6 @@ _PATTERN = ("head", "query", "key")
 _EXPERT_NEURONS = ("pos", "expert", "d_mlp")
 _NEURONS = ("pos", "d_mlp")
 
-_GPT2, _LLAMA, _NEOX = "transformer.h.{}.", "model.layers.{}.", "gpt_neox.layers.{}."
-
 _TABLE = (
     SiteEntry(
         "ln_embed.scale", _SCALE, "What the norm on token embeddings divides by.",
@@ -58,36 +56,30 @@ _TABLE = (
     ),
     SiteEntry(
         "ln_embed.normalized", _RESID, "Output of the norm on token embeddings, its scale and bias applied.",
-        ("embed.ln.hook_normalized", "transformer.word_embeddings_layernorm.output"),
+        ("embed.ln.hook_normalized",),
         condition=_EMBED_NORM, layered=False,
     ),
     SiteEntry(
         "embed", _RESID, "Token embedding, as added to the residual stream.",
-        (
-            "hook_embed", "embed.hook_out", "transformer.wte.output", "model.embed_tokens.output",
-            "gpt_neox.embed_in.output",
-        ),
+        ("hook_embed", "embed.hook_out"),
         layered=False,
     ),
     SiteEntry(
         "pos_embed", _RESID, "Learned position embedding, as added to the residual stream.",
-        ("hook_pos_embed", "pos_embed.hook_out", "transformer.wpe.output"),
+        ("hook_pos_embed", "pos_embed.hook_out"),
         condition="models with learned positions", layered=False,
     ),
     SiteEntry(
         "token_type_embed", _RESID, "Embedding of which text a token belongs to.",
-        ("bert.embeddings.token_type_embeddings.output",), condition="encoders", layered=False,
+        condition="encoders", layered=False,
     ),
     SiteEntry(
         "resid_pre", _RESID, "Residual stream entering the block.",
-        ("blocks.{}.hook_resid_pre", "blocks.{}.hook_in", _GPT2 + "input", _LLAMA + "input", _NEOX + "input"),
+        ("blocks.{}.hook_resid_pre", "blocks.{}.hook_in"),
     ),
     SiteEntry(
         "attn_in", _RESID, "What attention reads, before its norm; editing it leaves the residual stream alone.",
-        (
-            "blocks.{}.hook_attn_in", _GPT2 + "ln_1.input", _LLAMA + "input_layernorm.input",
-            _NEOX + "input_layernorm.input",
-        ),
+        ("blocks.{}.hook_attn_in",),
     ),
     SiteEntry(
         "ln1.scale", _SCALE, "What the first norm divides by: root of the mean square plus epsilon.",
@@ -95,10 +87,7 @@ _TABLE = (
     ),
     SiteEntry(
         "ln1.normalized", _RESID, "Output of the first norm, its scale and bias applied.",
-        (
-            "blocks.{}.ln1.hook_normalized", _GPT2 + "ln_1.output", _LLAMA + "input_layernorm.output",
-            _NEOX + "input_layernorm.output",
-        ),
+        ("blocks.{}.ln1.hook_normalized",),
         condition=_PRE_NORMS,
     ),
     SiteEntry(
@@ -115,23 +104,23 @@ _TABLE = (
     ),
     SiteEntry(
         "q_latent", ("pos", "q_rank"), "The latent that queries are made of, after its norm.",
-        (_LLAMA + "self_attn.q_a_layernorm.output",), condition="models with latent attention and a rank for queries",
+        condition="models with latent attention and a rank for queries",
     ),
     SiteEntry(
         "kv_latent", ("pos", "kv_rank"), "The latent that keys and values are made of, after its norm.",
-        (_LLAMA + "self_attn.kv_a_layernorm.output",), condition="models with latent attention",
+        condition="models with latent attention",
     ),
     SiteEntry(
         "q", _QUERIES, "Queries, as projected (and clipped): before norm and rotation.",
-        ("blocks.{}.attn.hook_q", "blocks.{}.attn.q.hook_out", _LLAMA + "self_attn.q_proj.output"),
+        ("blocks.{}.attn.hook_q", "blocks.{}.attn.q.hook_out"),
     ),
     SiteEntry(
         "k", _KEYS, "Keys, as projected (and clipped): before norm and rotation.",
-        ("blocks.{}.attn.hook_k", "blocks.{}.attn.k.hook_out", _LLAMA + "self_attn.k_proj.output"),
+        ("blocks.{}.attn.hook_k", "blocks.{}.attn.k.hook_out"),
     ),
     SiteEntry(
         "v", _KEYS, "Values.",
-        ("blocks.{}.attn.hook_v", "blocks.{}.attn.v.hook_out", _LLAMA + "self_attn.v_proj.output"),
+        ("blocks.{}.attn.hook_v", "blocks.{}.attn.v.hook_out"),
     ),
     SiteEntry(
         "q_norm.scale", _HEADS, "What the norm on queries divides by (one number where it spans all heads).",
@@ -139,7 +128,7 @@ _TABLE = (
     ),
     SiteEntry(
         "q_norm.normalized", _QUERIES, "Queries, normalised, before rotation.",
-        ("blocks.{}.attn.q_norm.hook_normalized", _LLAMA + "self_attn.q_norm.output"), condition=_QK_NORM,
+        ("blocks.{}.attn.q_norm.hook_normalized",), condition=_QK_NORM,
     ),
     SiteEntry(
         "k_norm.scale", _KEY_HEADS, "What the norm on keys divides by (one number where it spans all heads).",
@@ -147,7 +136,7 @@ _TABLE = (
     ),
     SiteEntry(
         "k_norm.normalized", _KEYS, "Keys, normalised, before rotation.",
-        ("blocks.{}.attn.k_norm.hook_normalized", _LLAMA + "self_attn.k_norm.output"), condition=_QK_NORM,
+        ("blocks.{}.attn.k_norm.hook_normalized",), condition=_QK_NORM,
     ),
     SiteEntry(
         "rot_q", _QUERIES, "Queries, rotated by their positions.",
@@ -167,10 +156,7 @@ _TABLE = (
     ),
     SiteEntry(
         "z", _QUERIES, "Each head's mixture of values, before the output weights.",
-        (
-            "blocks.{}.attn.hook_z", "blocks.{}.attn.o.hook_in", _GPT2 + "attn.c_proj.input",
-            _LLAMA + "self_attn.o_proj.input", _NEOX + "attention.dense.input",
-        ),
+        ("blocks.{}.attn.hook_z", "blocks.{}.attn.o.hook_in"),
     ),
     SiteEntry(
         "result", ("pos", "head", "d_model"),
@@ -187,11 +173,7 @@ _TABLE = (
     ),
     SiteEntry(
         "attn_out", _RESID, "What attention writes to the residual stream, post-norm and scaling included.",
-        (
-            "blocks.{}.hook_attn_out", "blocks.{}.attn.hook_out", _GPT2 + "attn.output", _GPT2 + "attn.c_proj.output",
-            _LLAMA + "self_attn.output", _LLAMA + "self_attn.o_proj.output",
-            _NEOX + "attention.output", _NEOX + "attention.dense.output",
-        ),
+        ("blocks.{}.hook_attn_out", "blocks.{}.attn.hook_out"),
     ),
     SiteEntry(
         "resid_mid", _RESID, "Residual stream between attention and MLP.",
@@ -200,10 +182,7 @@ _TABLE = (
     ),
     SiteEntry(
         "mlp_in", _RESID, "What the MLP reads, before its norm; editing it leaves the residual stream alone.",
-        (
-            "blocks.{}.hook_mlp_in", _GPT2 + "ln_2.input", _LLAMA + "post_attention_layernorm.input",
-            _NEOX + "post_attention_layernorm.input",
-        ),
+        ("blocks.{}.hook_mlp_in",),
         condition=_MLPS,
     ),
     SiteEntry(
@@ -212,15 +191,11 @@ _TABLE = (
     ),
     SiteEntry(
         "ln2.normalized", _RESID, "Output of the second norm, its scale and bias applied.",
-        (
-            "blocks.{}.ln2.hook_normalized", _GPT2 + "ln_2.output", _LLAMA + "post_attention_layernorm.output",
-            _NEOX + "post_attention_layernorm.output",
-        ),
+        ("blocks.{}.ln2.hook_normalized",),
         condition=_SECOND_NORM,
     ),
     SiteEntry(
         "router_scores", ("pos", "expert"), "What the router gives each expert, before softmax or sigmoid.",
-        (_LLAMA + "mlp.gate.output", _LLAMA + "block_sparse_moe.gate.output", _LLAMA + "mlp.router.output"),
         condition=_EXPERTS,
     ),
     SiteEntry(
@@ -249,38 +224,32 @@ _TABLE = (
     ),
     SiteEntry(
         "shared_pre", _NEURONS, "Input of the shared experts' gate.",
-        (_LLAMA + "mlp.shared_experts.gate_proj.output",), condition=_SHARED,
+        condition=_SHARED,
     ),
     SiteEntry(
         "shared_pre_linear", _NEURONS, "The branch of the shared experts that their gate multiplies.",
-        (_LLAMA + "mlp.shared_experts.up_proj.output",), condition=_SHARED,
+        condition=_SHARED,
     ),
     SiteEntry(
         "shared_post", _NEURONS, "Neurons of the shared experts.",
-        (_LLAMA + "mlp.shared_experts.down_proj.input",), condition=_SHARED,
+        condition=_SHARED,
     ),
     SiteEntry(
         "shared_out", _RESID, "What the shared experts write.",
-        (_LLAMA + "mlp.shared_experts.output",), condition=_SHARED,
+        condition=_SHARED,
     ),
     SiteEntry(
         "mlp_pre", _NEURONS, "Input of the MLP's nonlinearity (in gated MLPs, of the gate).",
-        (
-            "blocks.{}.mlp.hook_pre", "blocks.{}.mlp.gate.hook_out", _GPT2 + "mlp.c_fc.output",
-            _LLAMA + "mlp.gate_proj.output", _NEOX + "mlp.dense_h_to_4h.output",
-        ),
+        ("blocks.{}.mlp.hook_pre", "blocks.{}.mlp.gate.hook_out"),
         condition=_MLPS,
     ),
     SiteEntry(
         "mlp_pre_linear", _NEURONS, "The branch of a gated MLP that its gate multiplies.",
-        ("blocks.{}.mlp.hook_pre_linear", _LLAMA + "mlp.up_proj.output"), condition="models with gated MLPs",
+        ("blocks.{}.mlp.hook_pre_linear",), condition="models with gated MLPs",
     ),
     SiteEntry(
         "mlp_post", _NEURONS, "Neurons: what the MLP's output weights read.",
-        (
-            "blocks.{}.mlp.hook_post", "blocks.{}.mlp.out.hook_in", _GPT2 + "mlp.c_proj.input",
-            _LLAMA + "mlp.down_proj.input", _NEOX + "mlp.dense_4h_to_h.input",
-        ),
+        ("blocks.{}.mlp.hook_post", "blocks.{}.mlp.out.hook_in"),
         condition=_MLPS,
     ),
     SiteEntry(
@@ -289,20 +258,17 @@ _TABLE = (
     ),
     SiteEntry(
         "ln2_post.normalized", _RESID, "Output of the norm after the MLP, its scale and bias applied.",
-        ("blocks.{}.ln2_post.hook_normalized", _LLAMA + "post_feedforward_layernorm.output"),
+        ("blocks.{}.ln2_post.hook_normalized",),
         condition=_POST_NORMS,
     ),
     SiteEntry(
         "mlp_out", _RESID, "What the MLP writes to the residual stream, post-norm and scaling included.",
-        (
-            "blocks.{}.hook_mlp_out", "blocks.{}.mlp.hook_out", _GPT2 + "mlp.output", _LLAMA + "mlp.output",
-            _NEOX + "mlp.output",
-        ),
+        ("blocks.{}.hook_mlp_out", "blocks.{}.mlp.hook_out"),
         condition=_MLPS,
     ),
     SiteEntry(
         "resid_post", _RESID, "Residual stream leaving the block.",
-        ("blocks.{}.hook_resid_post", "blocks.{}.hook_out", _GPT2 + "output", _LLAMA + "output", _NEOX + "output"),
+        ("blocks.{}.hook_resid_post", "blocks.{}.hook_out"),
     ),
     SiteEntry(
         "ln_final.scale", _SCALE, "What the last norm divides by: root of the mean square plus epsilon.",
@@ -310,23 +276,20 @@ _TABLE = (
     ),
     SiteEntry(
         "ln_final.normalized", _RESID, "Output of the last norm, which the unembedding reads.",
-        (
-            "ln_final.hook_normalized", "unembed.hook_in", "transformer.ln_f.output", "model.norm.output",
-            "gpt_neox.final_layer_norm.output",
-        ),
+        ("ln_final.hook_normalized", "unembed.hook_in"),
         layered=False,
     ),
     SiteEntry(
         "logits", ("pos", "d_vocab"), "Logits.",
-        ("unembed.hook_out", "lm_head.output", "embed_out.output"), layered=False,
+        ("unembed.hook_out",), layered=False,
     ),
     SiteEntry(
         "pooled", ("d_model",), "Summary of the first token, which the next-sentence head reads.",
-        ("bert.pooler.output",), condition="encoders with a pooler", layered=False,
+        condition="encoders with a pooler", layered=False,
     ),
     SiteEntry(
         "nsp_logits", ("relation",), "Logits of the second text following the first, and of not.",
-        ("cls.seq_relationship.output",), condition="encoders with a next-sentence head", layered=False,
+        condition="encoders with a next-sentence head", layered=False,
     ),
 )  # fmt: skip
 
@@ -353,9 +316,10 @@ _SHORT_FORM = re.compile(r"([a-z_]+?)(\d+)(?:(ln[12]))?")
 def canonical(name: str) -> tuple[str, int | None]:
     """mechjax's name for a site, and the layer that the spelling names.
 
-    Accepts TransformerLens names ("blocks.3.attn.hook_z", "attn.hook_z") and short forms ("z3", "scale3ln1"), paths of
-    Hugging Face modules with `.input` or `.output` ("transformer.h.3.mlp.output") and nnsight's way of writing them
-    ("transformer.h[3].mlp.output", "model.layers[3].output[0]"). A suffix after `@` is kept ("z3@cotangent").
+    Accepts TransformerLens names ("blocks.3.attn.hook_z", "attn.hook_z") and short forms ("z3", "scale3ln1"). Which
+    site a Hugging Face module holds depends on the model, so of such a path ("transformer.h.3.mlp.output", or as
+    nnsight writes it, "model.layers[3].output[0]") only the layer is taken out ("transformer.h.{}.mlp.output"): the
+    sites that go by it say so. A suffix after `@` is kept ("z3@cotangent").
 
     Args:
         name: Any spelling.
@@ -385,6 +349,5 @@ def _canonical(name: str) -> tuple[str, int | None]:
     dotted = re.sub(r"\.(input|output)\.0$", r".\1", dotted)  # the first of a tuple
     layer = re.search(r"(?<=\.)\d+(?=\.)", dotted)
     pattern = f"{dotted[: layer.start()]}{{}}{dotted[layer.end() :]}" if layer else dotted
-    if known := _BY_SPELLING.get(pattern):
-        return known, int(layer.group()) if layer else None
-    return name, None
+    known = _BY_SPELLING.get(pattern) or (pattern if re.search(r"\.(input|output)$", dotted) else None)
+    return (name, None) if known is None else (known, int(layer.group()) if layer else None)

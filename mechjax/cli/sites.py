@@ -38,4 +38,5 @@ def sites(model: tyro.conf.Positional[str]) -> None:
             )
         )
         said = f"{entry.meaning} Formed on request." if entry.costly else entry.meaning
-        console.print(Padding(Text(said, style="dim"), (0, 0, 0, wide + 2)))
+        paths = "".join(f"\n{path}" for path in info.also)
+        console.print(Padding(Text(said + paths, style="dim"), (0, 0, 0, wide + 2)))

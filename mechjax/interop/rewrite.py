@@ -56,7 +56,16 @@ def with_site(eqn: Any, name: str) -> tuple[list[Any], dict[Any, Any]]:
     """The change that puts a site on the one result of an equation."""
     (out,) = eqn.outvars
     tagged = copy.copy(out)  # variables are compared by identity
-    params = {"name": name, "kind": "primal", "bdims": (), "layers": None, "axes": (), "spec": None}
+    params = {
+        "name": name,
+        "kind": "primal",
+        "bdims": (),
+        "layers": None,
+        "axes": (),
+        "spec": None,
+        "having": None,
+        "also": (),
+    }
     return [eqn, eqn.replace(primitive=site_p, invars=[out], outvars=[tagged], params=params)], {out: tagged}
 
 

@@ -45,7 +45,7 @@ class Block(eqx.Module):
         cache: Cache | None = None,
     ) -> tuple[Float[Array, "*batch pos d_model"], Cache | None]:
         """The residual after this block, and the cache; `self` holds one layer's weights, `layer` only says which."""
-        mark = marks_of(layer, config.n_layers)
+        mark = marks_of(layer, config)
         resid = mark(resid, "resid_pre")
         shares, serial = config.residual == "parallel_shared", config.residual == "serial"
         read = resid if shares and not wanted("attn_in") else mark(resid, "attn_in")
@@ -63,7 +63,7 @@ class Block(eqx.Module):
         else:
             own = _normalized(read, self.ln2, "ln2", config, mark)
         having = config.expert_layers if mlp is self.moe else config.mlp_layers
-        inside = marks_of(layer, config.n_layers, having) if config.mixed else mark
+        inside = marks_of(layer, config, having) if config.mixed else mark
         mlp_out = _written(mlp(own, config, inside), self.ln2_post, "mlp_out", "ln2_post", config, mark)
         return mark(mid + mlp_out if serial else resid + attn_out + mlp_out, "resid_post"), cache
 

@@ -70,6 +70,7 @@ class Config:
         experts: The mixture of experts that takes the MLP's place, in all layers or some; None for none.
         latent: The widths of latent attention; None for ordinary attention.
         precision: "highest" (float32 contractions in full float32) or "default" (whatever is fast on the device).
+        source: The family whose checkpoint this was read from, whose modules' paths then name sites too; None for none.
 
     Raises:
         ArgumentError: A number that is absurd or contradicts another; the message names the field.
@@ -121,6 +122,7 @@ class Config:
     experts: Experts | None = None
     latent: Latent | None = None
     precision: Literal["highest", "default"] = "highest"
+    source: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("d_vocab", "n_ctx", "d_model", "n_heads"):

@@ -17,7 +17,7 @@ from mechjax.models.block import Block
 from mechjax.models.cache import Cache
 from mechjax.models.config import Config
 from mechjax.models.contraction import contract
-from mechjax.models.marks import mark, under
+from mechjax.models.marks import marks, under
 from mechjax.models.norms import Norm
 from mechjax.models.positions import Sequence, Varying, arrange, count_positions, varying
 from mechjax.models.segments import kinds_of, segments
@@ -105,6 +105,7 @@ class Decoder(eqx.Module):
     ) -> Float[Array, "*batch pos d_model"]:
         """The residual stream entering the first block."""
         tokens, mask = as_tokens(tokens, mask, self.config)
+        mark = marks(self.config)
         resid = _rows(self.W_E, tokens)
         if self.config.embed_scale != 1.0:
             resid = resid * jnp.asarray(self.config.embed_scale, resid.dtype)
@@ -170,7 +171,7 @@ class Decoder(eqx.Module):
 
     def unembed(self, resid: Float[Array, "*batch pos d_model"]) -> Float[Array, "*batch pos d_vocab"]:
         """Logits of a final residual stream: the last norm, then the unembedding."""
-        config = self.config
+        config, mark = self.config, marks(self.config)
         normalized = self.ln_final(resid, config, under(mark, "ln_final"))
         if self.W_U is None:
             logits = contract("...m,vm->...v", normalized, self.W_E, config)

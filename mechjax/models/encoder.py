@@ -29,7 +29,7 @@ from mechjax.models.attention import Attention
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Tokens, as_tokens
 from mechjax.models.encoder_config import EncoderConfig
-from mechjax.models.marks import mark, marks_of, under
+from mechjax.models.marks import marks, marks_of, under
 from mechjax.models.mlp import ACTIVATIONS, MLP
 from mechjax.models.norms import Norm
 from mechjax.models.positions import Sequence, Varying, count_positions
@@ -68,7 +68,7 @@ class EncoderBlock(eqx.Module):
         config: EncoderConfig,
     ) -> Float[Array, "*batch pos d_model"]:
         """The residual after this block; `self` holds one layer's weights, `layer` only says which."""
-        mark = marks_of(layer, config.n_layers)
+        mark = marks_of(layer, config)
         resid = mark(resid, "resid_pre")
         read = mark(resid, "attn_in")
         alike = Varying(None, None)
@@ -156,6 +156,7 @@ class Encoder(eqx.Module):
         types: Int[Array, "*batch pos"],
     ) -> Float[Array, "*batch pos d_model"]:
         """The residual stream entering the first block."""
+        mark = marks(self.config)
         summed = mark(_rows(self.W_E, tokens), "embed")
         places = _rows(self.W_pos, positions + self.config.position_offset)
         summed = summed + mark(_rows(self.W_type, types), "token_type_embed")
@@ -166,7 +167,7 @@ class Encoder(eqx.Module):
         """Logits of the masked token; None without that head."""
         if self.W_head is None or self.ln_final is None:
             return None
-        act = ACTIVATIONS[self.config.head_activation]
+        act, mark = ACTIVATIONS[self.config.head_activation], marks(self.config)
         hidden = act(_affine("...m,mn->...n", resid, self.W_head, self.b_head, self.config))
         normalized = self.ln_final(hidden, self.config, under(mark, "ln_final"))
         spec, W = ("...m,vm->...v", self.W_E) if self.W_U is None else ("...m,mv->...v", self.W_U)
@@ -178,6 +179,7 @@ class Encoder(eqx.Module):
         """Summary of the first real token, and the next-sentence logits; None for what the model does not have."""
         if self.W_pool is None:
             return None, None
+        mark = marks(self.config)
         if mask is None:
             first = resid[..., 0, :]
         else:

@@ -19,6 +19,7 @@ from mechjax.base.errors import ArgumentError, ShapeError
 from mechjax.base.prompts import Prompts
 from mechjax.models.cache import Cache
 from mechjax.models.decoder import Decoder, Tokens, as_tokens
+from mechjax.models.families.modules import own_name
 from mechjax.models.generated import Generated
 from mechjax.models.readout import readout
 from mechjax.models.sampling import choose, log_probability
@@ -28,7 +29,7 @@ from mechjax.transform.context import wanted
 from mechjax.transform.edits import Edit
 from mechjax.transform.request import Read
 from mechjax.transform.select import as_array, is_concrete
-from mechjax.transform.static import hold
+from mechjax.transform.static import hold, with_static
 from mechjax.transform.transforms import Transformed, reads_of, settle
 
 _TAIL = ("ln_final.scale", "ln_final.normalized", "logits")
@@ -133,7 +134,9 @@ def generate(
     sampling = _sampling(key, temperature, top_k, top_p)
     ids = None if stop is None else _stops(stop, model.config.d_vocab)
     reads = reads_of(capture, layers) if capture else ()
-    timed = _timed(model, tokens, flat(edits), reads, n_tokens)
+    reads = tuple(with_static(read, site=own_name(read.site, model.config)) for read in reads)
+    placed = [(with_static(e, site=own_name(e.site, model.config)), steps) for e, steps in flat(edits)]
+    timed = _timed(model, tokens, placed, reads, n_tokens)
     return _generated(model, tokens, mask, n_tokens, sampling, ids, timed, reads)
 
 

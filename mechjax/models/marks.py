@@ -1,24 +1,30 @@
-"""Marks: sites whose axes the catalogue knows."""
+"""Marks: sites whose axes the catalogue knows, with the paths of the checkpoint's modules that hold the same."""
 
 from collections.abc import Callable
 
 from jaxtyping import Array, Int
 
 from mechjax.base.catalogue import SITES
+from mechjax.models.config import Config
+from mechjax.models.families.modules import spellings
 from mechjax.transform.site import site
 
 Mark = Callable[[Array, str], Array]
 """Names an activation; the identity."""
 
 
-def mark(x: Array, name: str) -> Array:
-    """Name an activation that has no layer."""
-    return site(x, name, axes=SITES[name].axes)
+def marks(config: Config) -> Mark:
+    """Names activations that have no layer."""
+    also = spellings(config)
+    return lambda x, name: site(x, name, axes=SITES[name].axes, also=also.get(name, ()))
 
 
-def marks_of(layer: Int[Array, ""] | int, layers: int, having: tuple[int, ...] | None = None) -> Mark:
-    """Names the activations of one of `layers` layers, or of those `having` them; `layer` may be traced."""
-    return lambda x, name: site(x, name, layer=layer, layers=layers, axes=SITES[name].axes, having=having)
+def marks_of(layer: Int[Array, ""] | int, config: Config, having: tuple[int, ...] | None = None) -> Mark:
+    """Names the activations of one layer of those that there are, or of those `having` them; `layer` may be traced."""
+    also, layers = spellings(config), config.n_layers
+    return lambda x, name: site(
+        x, name, layer=layer, layers=layers, axes=SITES[name].axes, having=having, also=also.get(name, ())
+    )
 
 
 def under(mark: Mark, place: str) -> Mark:

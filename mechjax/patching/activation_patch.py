@@ -131,7 +131,8 @@ def _site(model: Decoder, site: str, ids: Array) -> tuple[str, SiteInfo]:
         raise SiteError(
             f"`{site}` names one layer; patching sweeps layers: say site='{name}' and read row {layer}."
         )
-    return name, list_sites(model, jax.ShapeDtypeStruct(ids.shape, ids.dtype))[name]
+    info = list_sites(model, jax.ShapeDtypeStruct(ids.shape, ids.dtype))[name]
+    return info.name, info
 
 
 def _axes(name: str, info: SiteInfo, over: Sequence[str], positions: Any) -> tuple[str, ...]:

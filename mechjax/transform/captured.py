@@ -11,22 +11,25 @@ from jaxtyping import Array, Bool
 from mechjax.base.catalogue import spelled_out
 from mechjax.base.errors import SiteError, did_you_mean
 from mechjax.base.records import Record
+from mechjax.transform.table import known_as
 
 
 @dataclass(frozen=True)
 class Captured:
-    """The trailing axes of a captured site, and the layers of its rows (None outside the layers)."""
+    """The trailing axes of a captured site, the layers of its rows (None outside the layers), and its other names."""
 
     name: str
     axes: tuple[str, ...]
     layers: tuple[int, ...] | None
+    also: tuple[str, ...] = ()
 
 
 class Activations(Record, Mapping[str, Array]):
     """Captured activations. `acts["resid_post"]` has shape `[layer, *batch, pos, d_model]`.
 
-    Names are ours or TransformerLens' (`acts["blocks.3.hook_resid_post"]` is one layer's row). Axes are right-aligned:
-    extra leading axes are batch or mapped ones. Rows of layers that did not run are NaN (zero for integers).
+    Names are ours, TransformerLens' (`acts["blocks.3.hook_resid_post"]` is one layer's row) or the checkpoint's
+    modules'. Axes are right-aligned: extra leading axes are batch or mapped ones. Rows of layers that did not run are
+    NaN (zero for integers).
 
     Attributes:
         arrays: Name -> array.
@@ -58,7 +61,7 @@ class Activations(Record, Mapping[str, Array]):
 
     def __getitem__(self, name: str) -> Array:
         """The activation of a site; of one layer where the name says which."""
-        known, layer = spelled_out(name)
+        known, layer = self._known(name)
         if known not in self.arrays:
             raise SiteError(f"`{name}` was not captured; this record holds {', '.join(self.arrays)}."
                             f"{did_you_mean(known, self.arrays)}")  # fmt: skip
@@ -70,8 +73,12 @@ class Activations(Record, Mapping[str, Array]):
         return self.arrays[known][rows.index(layer)]
 
     def __contains__(self, name: object) -> bool:
-        known, layer = spelled_out(name) if isinstance(name, str) else ("", None)
+        known, layer = self._known(name) if isinstance(name, str) else ("", None)
         return known in self.arrays and (layer is None or layer in (self.layers[known] or ()))
+
+    def _known(self, name: str) -> tuple[str, int | None]:
+        known, layer = spelled_out(name)
+        return known_as(known, {site.name: site for site in self.sites}), layer
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.arrays)
@@ -81,6 +88,7 @@ class Activations(Record, Mapping[str, Array]):
 
     def layered(self, name: str) -> tuple[Array, bool, tuple[int, ...] | None]:
         """The array of a site, whether its first axis is the layer, and of which layers: what edits take."""
+        name = self._known(name)[0]
         rows = self.layers.get(name)
         return self[name], rows is not None, rows
 

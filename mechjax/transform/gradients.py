@@ -10,12 +10,12 @@ from jaxtyping import Array
 
 from mechjax.base.catalogue import spelled_out
 from mechjax.base.errors import ArgumentError, SiteError
-from mechjax.transform.captured import Activations, Captured
+from mechjax.transform.captured import Activations
 from mechjax.transform.edits import add
 from mechjax.transform.program import trace
 from mechjax.transform.request import Read
-from mechjax.transform.static import hold, unhold
-from mechjax.transform.table import SiteInfo
+from mechjax.transform.static import hold, unhold, with_static
+from mechjax.transform.table import SiteInfo, known_as
 from mechjax.transform.transforms import Transformed, intervene, reads_of
 
 
@@ -91,12 +91,13 @@ class _GradientsAt(eqx.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Array, Activations]:
         have = trace(self.objective, args, kwargs, frozenset(self.objective.sites))[0].sites
-        reached = [r for r in self.reads if _cotangent(r.site) in have]
-        ran = [Read(r.site, r.layers, {}, hold(_nothing)) for r in self.reads]
+        reads = [with_static(r, site=known_as(r.site, have)) for r in self.reads]
+        reached = [r for r in reads if _cotangent(r.site) in have]
+        ran = [Read(r.site, r.layers, {}, hold(_nothing)) for r in reads]
         wanted = [Read(_cotangent(r.site), r.layers) for r in reached]
         value, acts = Transformed(self.objective, (), (*ran, *wanted))(*args, **kwargs)
-        arrays = {r.site: _gradient(r, acts, have[r.site]) for r in self.reads}
-        sites = tuple(Captured(r.site, have[r.site].axes, r.rows(have[r.site])) for r in self.reads)
+        arrays = {r.site: _gradient(r, acts, have[r.site]) for r in reads}
+        sites = tuple(r.captured(have[r.site]) for r in reads)
         return value, Activations(arrays, {name: acts.ran[name] for name in arrays}, sites)
 
 

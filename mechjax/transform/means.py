@@ -1,6 +1,7 @@
 """Mean activations over prompts, the reference of mean ablation."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ def means(
             count[site.name] = count.get(site.name, jnp.zeros(())) + n
         sites_known = acts.sites
     arrays = {name: total[name] / count[name] for name in total}
-    kept = tuple(Captured(s.name, _kept(s.axes, per), s.layers) for s in sites_known)
+    kept = tuple(replace(s, axes=_kept(s.axes, per)) for s in sites_known)
     return Activations(
         arrays, {n: jnp.isfinite(a).any(tuple(range(_has(n, kept), a.ndim))) for n, a in arrays.items()}, kept
     )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from mechjax.transform.captured import Captured
 from mechjax.transform.edits import Edit
 from mechjax.transform.select import kept_axes, no_hits, take
 from mechjax.transform.table import SiteInfo, inner_jaxprs, recomputed, site_name
@@ -46,9 +47,10 @@ class Read(eqx.Module):
             kept if self.reduce is None else jnp.asarray(self.reduce(kept, At(info.name, info.axes, layer)))
         )
 
-    def axes(self, info: SiteInfo) -> tuple[str, ...]:
-        """Names of the trailing axes of what is kept; none where a reducer made it."""
-        return () if self.reduce is not None else kept_axes(info.axes, self.index)
+    def captured(self, info: SiteInfo) -> Captured:
+        """What a record says of it: no axes of its own where a reducer made it."""
+        axes = () if self.reduce is not None else kept_axes(info.axes, self.index)
+        return Captured(self.site, axes, self.rows(info), info.also)
 
 
 @dataclass(frozen=True)

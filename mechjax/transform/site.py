@@ -73,6 +73,7 @@ def site(
     axes: tuple[str, ...] = (),
     spec: PartitionSpec | None = None,
     having: tuple[int, ...] | None = None,
+    also: tuple[str, ...] = (),
 ) -> Array:
     """Name the activation `x`; the identity, free in the compiled program.
 
@@ -85,6 +86,7 @@ def site(
         axes: Names of the trailing dimensions, which edits and captures index by name.
         spec: Inside `shard_map`, how the last dimensions are partitioned over mesh axes (right-aligned with `x`).
         having: The layers that have the site, in order, where not all do; a capture stacks over these.
+        also: Other names that it is asked for by, `{}` standing for the layer.
 
     Returns:
         `x` unchanged.
@@ -112,4 +114,5 @@ def site(
         axes=tuple(axes),
         spec=spec,
         having=having,
+        also=also,
     )

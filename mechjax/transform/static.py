@@ -1,5 +1,6 @@
 """Callables as parts of pytrees: functions are static, modules with arrays are data."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -42,3 +43,11 @@ def hold(fn: Callable[..., Any]) -> Any:
 def unhold(fn: Callable[..., Any]) -> Callable[..., Any]:
     """The function that `hold` was given."""
     return fn.fn if isinstance(fn, Held) else fn
+
+
+def with_static(module: Any, **fields: Any) -> Any:
+    """The module with static fields changed. No constructor runs, so leaves may be mapped or abstract."""
+    changed = copy.copy(module)
+    for name, value in fields.items():
+        object.__setattr__(changed, name, value)
+    return changed

@@ -1,7 +1,7 @@
 """The sites of a traced program: where they stand, their shapes, axes and layers."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,7 @@ class SiteInfo:
         mapped: The `shard_map` around it, if any.
         in_custom_rule: Whether it stands inside a `custom_jvp` or `custom_vjp` function.
         having: The layers that have the site, where not all do; None for all.
+        also: Other names that it is asked for by, `{}` standing for the layer.
     """
 
     name: str
@@ -54,6 +55,7 @@ class SiteInfo:
     mapped: Mapped | None
     in_custom_rule: bool
     having: tuple[int, ...] | None = None
+    also: tuple[str, ...] = ()
 
     @property
     def n_batch(self) -> int:
@@ -102,6 +104,15 @@ def site_name(eqn: Any) -> str | None:
         return None
     kind = eqn.params["kind"]
     return eqn.params["name"] if kind == "primal" else f"{eqn.params['name']}@{kind}"
+
+
+def known_as(name: str, sites: Mapping[str, Any]) -> str:
+    """The own name of a site of `sites`, given that or another name of it; any other name comes back as it is."""
+    if name in sites:
+        return name
+    base, at, kind = name.partition("@")
+    own = (site.partition("@")[0] for site, info in sites.items() if base in info.also)
+    return next(own, base) + at + kind
 
 
 def inner_jaxprs(eqn: Any) -> Iterator[Any]:
@@ -159,7 +170,7 @@ def _occurrence(name: str, eqn: Any, place: _Place) -> SiteInfo:
         local = [n * _parts(place.mapped.mesh, entry) for n, entry in zip(local, spec, strict=True)]
     return SiteInfo(
         name, params["axes"], (*mapped_sizes, *local), tuple(local), aval.dtype,
-        layers, stacked, spec, place.mapped, place.custom, params.get("having"),
+        layers, stacked, spec, place.mapped, place.custom, params["having"], params["also"],
     )  # fmt: skip
 
 

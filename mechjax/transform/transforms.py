@@ -18,7 +18,7 @@ from jaxtyping import Array
 from mechjax.base.catalogue import spelled_out
 from mechjax.base.errors import ArgumentError, JitError, SiteError, did_you_mean
 from mechjax.transform import log
-from mechjax.transform.captured import Activations, Captured
+from mechjax.transform.captured import Activations
 from mechjax.transform.check import check
 from mechjax.transform.context import EVERYTHING
 from mechjax.transform.edits import Edit
@@ -26,8 +26,8 @@ from mechjax.transform.evaluate import evaluate
 from mechjax.transform.program import Program, trace
 from mechjax.transform.request import Env, Read, Request, State, blank_state
 from mechjax.transform.select import as_index
-from mechjax.transform.static import hold
-from mechjax.transform.table import SiteInfo, table_text
+from mechjax.transform.static import hold, with_static
+from mechjax.transform.table import SiteInfo, known_as, table_text
 
 
 class Transformed(eqx.Module):
@@ -66,20 +66,26 @@ class Transformed(eqx.Module):
         """
         return self._checked(args, kwargs)[0].sites
 
-    def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, list[Any]]:
+    def _checked(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Program, list[Any], tuple[Edit, ...], tuple[Read, ...]]:
+        """The program, its data, and the edits and captures by the sites' own names."""
         names = frozenset(x.site.partition("@")[0] for x in (*self.edits, *self.reads))
         program, data = trace(self.fn, args, kwargs, names)
-        check(self.edits, self.reads, program.sites,
+        edits, reads = (
+            tuple(with_static(x, site=known_as(x.site, program.sites)) for x in asked)
+            for asked in (self.edits, self.reads)
+        )
+        check(edits, reads, program.sites,
               lambda: trace(self.fn, args, kwargs, EVERYTHING)[0].sites)  # fmt: skip
-        return program, data
+        return program, data, edits, reads
 
     def _run(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, judge: bool
     ) -> tuple[Any, Activations, tuple[Array, ...]]:
-        program, data = self._checked(args, kwargs)
-        outs, state = _evaluated(program, program.consts, data, self.edits, self.reads, judge)
-        infos = {r.site: program.sites[r.site] for r in self.reads}
-        sites = tuple(Captured(r.site, r.axes(infos[r.site]), r.rows(infos[r.site])) for r in self.reads)
+        program, data, edits, reads = self._checked(args, kwargs)
+        outs, state = _evaluated(program, program.consts, data, edits, reads, judge)
+        sites = tuple(read.captured(program.sites[read.site]) for read in reads)
         ran = {name: count > 0 for name, count in state.counts.items()}
         return program.rebuild(outs), Activations(state.buffers, ran, sites), state.hits
 
@@ -199,7 +205,7 @@ def capture(
 
     Args:
         fn: Any JAX function or module with sites.
-        sites: Names of the sites (ours, TransformerLens', a Hugging Face module's).
+        sites: Names of the sites: ours, TransformerLens', or those of a loaded checkpoint's modules.
         layers: The layers to keep, of every stacked site; None for all. Only these are stored.
         reduce: `reduce(x, info)` applied inside the program; only its result is stored.
         **index: The part of an axis to keep, such as `pos=-1` or `head=[1, 4]`; a single index drops the axis.
@@ -284,7 +290,7 @@ class SiteList(Mapping[str, SiteInfo]):
         self._table = table
 
     def __getitem__(self, name: str) -> SiteInfo:
-        known = spelled_out(name)[0]
+        known = self._known(name)
         if known not in self._table:
             raise SiteError(
                 f"no site `{name}` here; there are {', '.join(self._table)}.{did_you_mean(known, self._table)}"
@@ -292,7 +298,10 @@ class SiteList(Mapping[str, SiteInfo]):
         return self._table[known]
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and spelled_out(name)[0] in self._table
+        return isinstance(name, str) and self._known(name) in self._table
+
+    def _known(self, name: str) -> str:
+        return known_as(spelled_out(name)[0], self._table)
 
     def __iter__(self) -> Any:
         return iter(self._table)

@@ -11,10 +11,10 @@ import pytest
 from numpy.testing import assert_allclose
 
 import mechjax as mj
+from mechjax.base.catalogue import SITES
 from mechjax.base.errors import ArgumentError
 from mechjax.models import Config
 from mechjax.models.latent import Latent
-from mechjax.models.marks import mark
 from mechjax.models.mla import MLA
 from mechjax.models.norms import Norm
 from mechjax.models.positions import arrange, varying
@@ -118,7 +118,11 @@ NORM = Norm(w=jnp.linspace(0.5, 1.5, D), b=None)
 
 
 def marked(x, name):
-    return site(x, name, axes=("pos", "d_latent")) if name.endswith("latent") else mark(x, name)
+    return (
+        site(x, name, axes=("pos", "d_latent"))
+        if name.endswith("latent")
+        else site(x, name, axes=SITES[name].axes)
+    )
 
 
 def run(case, x, *, norm=None):

@@ -2,17 +2,21 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 from mechjax.models import Decoder
+from mechjax.models.families.modules import spellings
 from mechjax.models.load import load
 from mechjax.studies.hf_sites import Sites
 from mechjax.studies.hf_sites import hf_sites as read_sites
+from mechjax.transform.captured import Activations
+from tests.tolerances import TOL
 
 _WHY = "parity needs PyTorch and transformers, which the extra `test` installs on Python 3.11 only"
 torch = pytest.importorskip("torch", reason=_WHY)
@@ -290,3 +294,47 @@ def in_mechjax(hf: Any) -> Decoder:
 def hf_sites(pair: Pair) -> Sites:
     """(site, layer) -> what the Hugging Face model computes there."""
     return read_sites(pair.hf, pair.model.config, pair.tokens)
+
+
+def module_values(hf: Any, tokens: np.ndarray, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+    """ "path.input" and "path.output" of every module -> what enters and leaves it, the first of a tuple."""
+    seen: dict[str, np.ndarray] = {}
+
+    def keep(path: str, _module: Any, entering: tuple[Any, ...], named: dict[str, Any], leaving: Any) -> None:
+        first = entering[0] if entering else named.get("hidden_states")
+        for end, value in (
+            ("input", first),
+            ("output", leaving[0] if isinstance(leaving, tuple) else leaving),
+        ):
+            if isinstance(value, torch.Tensor) and not value.is_complex():
+                seen[f"{path}.{end}"] = value.detach().float().numpy().copy()
+
+    handles = [
+        module.register_forward_hook(partial(keep, path), with_kwargs=True)
+        for path, module in hf.named_modules()
+    ]
+    with torch.no_grad():
+        hf(torch.from_numpy(tokens), **{name: torch.from_numpy(value) for name, value in inputs.items()})
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def assert_spelled(model: Any, acts: Activations, seen: dict[str, np.ndarray]) -> set[str]:
+    """Every path of a module that names a site holds that site's numbers, heads merged; the paths, layers left out."""
+    paths = {path for paths in spellings(model.config).values() for path in paths}
+    for pattern in paths:
+        site = next(site.name for site in acts.sites if pattern in site.also)
+        if any(renamed in pattern for renamed in ("embed_out", "block_sparse_moe")):  # before transformers 5
+            continue
+        for layer in acts.layers[site] or (None,):
+            path = pattern if layer is None else pattern.format(layer)
+            theirs, ours = seen[path], np.asarray(acts[path])
+            if theirs.ndim == 4 and theirs.shape[1:3] == ours.shape[2:0:-1]:  # heads before positions
+                theirs = theirs.swapaxes(1, 2)
+            if theirs.size < ours.size:  # positions are embedded once for all examples
+                theirs = np.broadcast_to(theirs, (len(ours), *theirs.shape[1:]))
+            theirs = theirs.reshape(ours.shape)
+            unit = np.abs(theirs).max()
+            assert_allclose(ours / unit, theirs / unit, **TOL["float32", "parity"], err_msg=path)
+    return paths

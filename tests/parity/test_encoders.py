@@ -15,7 +15,7 @@ from mechjax.models import Encoder
 from mechjax.models.load import build
 from mechjax.studies.check import check
 from mechjax.studies.hf_sites import hf_sites
-from tests.parity.cases import in_mechjax, redraw, torch, transformers
+from tests.parity.cases import assert_spelled, in_mechjax, module_values, redraw, torch, transformers
 from tests.tolerances import TOL
 
 N_BATCH, N_POS, N_LAYERS = 2, 7, 2
@@ -107,7 +107,11 @@ def test_sites__every_module_of_transformers__equal_its_hooks(name):
         "pattern", "z", "attn_out", "ln1.normalized", "mlp_in", "mlp_pre", "mlp_post", "mlp_out", "ln2.normalized",
         "resid_post",
     }  # fmt: skip
-    exposed |= set() if name == "bare" else {"ln_final.normalized", "logits"}
+    exposed |= {"resid_mid"} | (set() if name == "bare" else {"ln_final.normalized", "logits"})
+    seen = module_values(hf, tokens, token_type_ids=types)
+    assert_spelled(
+        model, acts, {f"bert.{path}": value for path, value in seen.items()} if name == "bare" else seen
+    )
     assert {site for site, _ in found} == exposed
     assert {layer for _, layer in found} == {None, *range(N_LAYERS)}
     assert_close(acts["resid_mid"], np.asarray(acts["ln1.normalized"]))

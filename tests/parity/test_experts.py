@@ -10,8 +10,9 @@ from numpy.testing import assert_allclose
 import mechjax as mj
 from mechjax.base.errors import UnsupportedModelError
 from mechjax.models.families import config_from_hf, config_to_hf
+from mechjax.models.families.modules import spellings
 from mechjax.studies.hf_sites import hf_sites
-from tests.parity.cases import D_VOCAB, in_mechjax, quick, redraw
+from tests.parity.cases import D_VOCAB, assert_spelled, in_mechjax, module_values, quick, redraw
 from tests.tolerances import TOL
 
 torch = pytest.importorskip("torch", reason="parity needs PyTorch")
@@ -89,6 +90,9 @@ def test_sites__every_module_of_transformers__equal_its_hooks(name):
         site for site, _ in found
     }
     _, acts = mj.capture(model, sorted({site for site, _ in found}))(TOKENS)
+    assert_spelled(
+        model, mj.capture(model, sorted(spellings(model.config)))(TOKENS)[1], module_values(hf, TOKENS)
+    )
     for (site, layer), value in found.items():
         ours = acts[site] if layer is None else acts[site][acts.layers[site].index(layer)]
         assert_close(ours.reshape(value.shape), value)

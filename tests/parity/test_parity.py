@@ -14,6 +14,7 @@ import mechjax as mj
 from mechjax.models import assemble, parameters
 from mechjax.models.export import export
 from mechjax.models.families import config_from_hf
+from mechjax.models.families.modules import spellings
 from mechjax.models.load import load
 from mechjax.models.rope import Rope
 from tests.parity.cases import (
@@ -22,9 +23,11 @@ from tests.parity.cases import (
     N_LAYERS,
     N_POS,
     QUICK,
+    assert_spelled,
     attention_of,
     hf_sites,
     in_mechjax,
+    module_values,
     pair,
     quick,
 )
@@ -77,6 +80,8 @@ def test_sites__every_module_of_transformers__equal_its_hooks(name, everything):
         "resid_pre", "q", "k", "v", "z", "mlp_pre", "mlp_post", "resid_post", "ln_final.normalized", "logits",
     }  # fmt: skip
     exposed |= {"embed"} if config.embed_scale == 1.0 else set()
+    exposed |= {"ln_embed.normalized"} if config.embed_norm else set()
+    exposed |= {"ln1_post.normalized", "ln2_post.normalized"} if config.norms != "pre" else set()
     exposed |= {"attn_in", "ln1.normalized"} if config.norms != "post" else set()
     exposed |= {"mlp_in", "ln2.normalized"} if "ln2.scale" in set(acts) else set()
     exposed |= {"attn_out", "mlp_out"} if config.residual_scale == 1.0 else set()
@@ -87,6 +92,16 @@ def test_sites__every_module_of_transformers__equal_its_hooks(name, everything):
         exposed |= {"q_norm.normalized", "k_norm.normalized"}
     assert {site for site, _ in theirs} == exposed
     assert {layer for _, layer in theirs} == {None, *range(N_LAYERS)}
+
+
+@every_case
+def test_spellings__paths_of_modules__mean_what_they_hold(name, everything):
+    case = pair(name)
+    paths = assert_spelled(case.model, everything(name)[1], module_values(case.hf, case.tokens))
+    assert len(paths) > 10
+    config, said = case.model.config, spellings(case.model.config)
+    plain = config.residual_scale == 1.0 and config.norms == "pre"
+    assert ("attn_out" in said, "mlp_out" in said) == (plain, plain)
 
 
 @every_case

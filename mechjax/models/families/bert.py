@@ -135,6 +135,7 @@ BERT_MLM = Family(
     choices={"mlm": True},
     weights=(*_stem("bert."), *_HEAD),
     prefix="bert.",
+    modules={"cls.predictions": (None, "logits")},
     to_hf=_to_hf,
     defaults=_DEFAULTS,
     required={"is_decoder": (False,), "add_cross_attention": (False,)},
@@ -154,6 +155,7 @@ BERT_PRETRAINING = replace(
     name="bert_pretraining",
     architectures=("BertForPreTraining",),
     choices={"mlm": True, "pooler": True, "nsp": True},
+    modules={"cls.predictions": (None, "logits"), "bert.pooler": (None, "pooled")},
     weights=(*_stem("bert."), *_HEAD, *_NSP),
     ignored_weights=(*_TABLE, *_BIASES),
 )
@@ -162,6 +164,7 @@ BERT = replace(
     name="bert",
     architectures=("BertModel",),
     choices={"mlm": False, "pooler": True},
+    modules={"bert.pooler": (None, "pooled")},
     weights=_stem("bert."),
     # Its checkpoints may be whole ones, whose heads it does not use.
     ignored_weights=(*_TABLE, r"cls\..*"),
@@ -179,6 +182,7 @@ ROBERTA_MLM = replace(
     },
     weights=(*_stem("roberta."), *_mlm("lm_head.", "dense", "layer_norm")),
     prefix="roberta.",
+    modules={"lm_head": (None, "logits")},
     to_hf=_roberta_to_hf,
     defaults=_DEFAULTS | {"vocab_size": 50265, "pad_token_id": 1},
     ignored_weights=(*_TABLE, *_BIASES, r"roberta\.pooler\.dense\.(weight|bias)"),

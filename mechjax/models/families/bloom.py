@@ -80,6 +80,7 @@ BLOOM = Family(
     choices={"norm": "layer", "positions": "alibi", "embed_norm": True, "mlp": "plain", "activation": "gelu_new"},
     weights=_WEIGHTS,
     prefix="transformer.",
+    modules={"lm_head": (None, "logits")},  # those of attention and MLP give the residual stream, added to
     to_hf=_bloom_to_hf,
     defaults={
         "vocab_size": 250880, "hidden_size": 64, "n_embed": None, "n_layer": 2, "n_head": 8, "layer_norm_epsilon": 1e-5,
@@ -162,6 +163,9 @@ FALCON = Family(
     choices={"norm": "layer", "mlp": "plain"},
     weights=_WEIGHTS,
     prefix="transformer.",
+    modules={
+        _BLOCK + "self_attention": (None, "attn_out"), _BLOCK + "mlp": (None, "mlp_out"), "lm_head": (None, "logits"),
+    },
     to_hf=_falcon_to_hf,
     defaults=ROTARY_DEFAULTS
     | {

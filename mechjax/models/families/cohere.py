@@ -10,7 +10,7 @@ from mechjax.base.errors import UnsupportedModelError
 from mechjax.models.config import Config
 from mechjax.models.families.family import Family, HfConfig
 from mechjax.models.families.layers import layer_types, types_to_hf, windows
-from mechjax.models.families.llama import BLOCK, CONFIG, DEFAULTS, LLAMA, WEIGHTS, to_hf
+from mechjax.models.families.llama import BLOCK, CONFIG, DEFAULTS, LLAMA, MODULES, WEIGHTS, to_hf
 from mechjax.models.families.rotary import whole_rotation
 from mechjax.models.families.rule import Rule
 
@@ -48,6 +48,7 @@ COHERE = Family(
         Rule(BLOCK + "self_attn.k_norm.weight", ("blocks.attn.k_norm.w",), "n d"),
     ),
     prefix="model.",
+    modules=MODULES,
     to_hf=lambda config: _to_hf(config) | {"use_qk_norm": config.qk_norm != "none"},
     defaults=_DEFAULTS | {"rope_theta": 500000.0, "use_qk_norm": False},
     ignored=LLAMA.ignored,
@@ -87,6 +88,7 @@ COHERE2 = Family(
     choices=_CHOICES,
     weights=WEIGHTS,
     prefix="model.",
+    modules=MODULES,
     to_hf=lambda config: _to_hf(config) | types_to_hf(config),
     defaults=_DEFAULTS | {"sliding_window": 4096, "layer_types": None, "sliding_window_pattern": 4},
     required={

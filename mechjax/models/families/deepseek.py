@@ -10,7 +10,7 @@ from mechjax.base.errors import UnsupportedModelError
 from mechjax.models.config import Config
 from mechjax.models.experts import Experts
 from mechjax.models.families.family import Family, HfConfig
-from mechjax.models.families.llama import BLOCK, CHOICES, CONFIG, DEFAULTS, WEIGHTS, to_hf
+from mechjax.models.families.llama import BLOCK, CHOICES, CONFIG, DEFAULTS, MODULES, WEIGHTS, to_hf
 from mechjax.models.families.moe import IGNORED, expert_rules, experts_of
 from mechjax.models.families.rotary import of_object, whole_rotation
 from mechjax.models.families.rule import Rule
@@ -157,6 +157,7 @@ DEEPSEEK_V2 = Family(
     choices=CHOICES | {"mlp_bias": False, "rotary_layout": "pairs"},
     weights=_WEIGHTS,
     prefix="model.",
+    modules=MODULES,
     to_hf=_v2_to_hf,
     defaults=_DEFAULTS
     | {
@@ -179,6 +180,7 @@ DEEPSEEK_V3 = Family(
     choices=CHOICES | {"mlp_bias": False},
     weights=_WEIGHTS,
     prefix="model.",
+    modules=MODULES,
     to_hf=_v3_to_hf,
     defaults=_DEFAULTS
     | {

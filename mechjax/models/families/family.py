@@ -47,6 +47,7 @@ class Family:
         to_hf: The Hugging Face config of one of ours; the inverse of `config` and `choices`.
         kind: The class of our config.
         older: Endings of tensor names, and how old checkpoints spell them.
+        modules: Modules without parameters of their own (`{}` for the layer): the sites that they read and give.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Family:
     ignored_weights: tuple[str, ...] = ()
     kind: type[Config] = Config
     older: Mapping[str, str] = field(default_factory=dict)
+    modules: Mapping[str, tuple[str | None, str | None]] = field(default_factory=dict)
 
     def spellings(self, name: str) -> tuple[str, ...]:
         """What checkpoints may call a tensor: as the whole model has it, as the bare one, and both in old spelling."""
@@ -148,7 +150,7 @@ def read_config(
             f"The config has keys that are unknown for {family.name}: {listed}. They may change what the model "
             "computes, so they are refused; remove them from config.json if you know that they do not."
         )
-    return family.kind(**fields, **family.choices, precision=precision)
+    return family.kind(**{"source": family.name} | fields, **family.choices, precision=precision)
 
 
 def write_config(config: Config, family: Family) -> dict[str, Any]:
@@ -159,7 +161,12 @@ def write_config(config: Config, family: Family) -> dict[str, Any]:
     """
     hf = {"architectures": [family.architectures[0]], "model_type": family.model_type} | family.to_hf(config)
     back = read_config(hf, family, precision=config.precision)
-    lost = [n for n in family.kind.__dataclass_fields__ if getattr(back, n) != getattr(config, n, None)]
+    computes = family.kind.__dataclass_fields__.keys() - {"source"}
+    lost = [
+        n
+        for n in family.kind.__dataclass_fields__
+        if n in computes and getattr(back, n) != getattr(config, n, None)
+    ]
     if lost:
         listed = ", ".join(f"`{name}` = {getattr(config, name)!r}" for name in lost)
         raise UnsupportedModelError(f"The {family.name} family cannot express {listed}.")

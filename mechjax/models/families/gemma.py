@@ -10,7 +10,7 @@ from typing import Any
 from mechjax.models.config import Config
 from mechjax.models.families.family import Family, HfConfig, activation
 from mechjax.models.families.layers import layer_types, ropes_by_type, ropes_to_hf, types_to_hf, windows
-from mechjax.models.families.llama import BLOCK, CHOICES, CONFIG, DEFAULTS, LLAMA, WEIGHTS, to_hf
+from mechjax.models.families.llama import BLOCK, CHOICES, CONFIG, DEFAULTS, LLAMA, MODULES, WEIGHTS, to_hf
 from mechjax.models.families.rule import Rule
 
 _CONFIG = CONFIG | {
@@ -52,6 +52,7 @@ GEMMA = Family(
     choices=_CHOICES,
     weights=WEIGHTS,
     prefix="model.",
+    modules=MODULES,
     to_hf=_to_hf,
     defaults=_DEFAULTS
     | {
@@ -104,6 +105,7 @@ GEMMA2 = Family(
     choices=_CHOICES | {"norms": "both"},
     weights=_WEIGHTS,
     prefix="model.",
+    modules=MODULES,
     to_hf=_later_to_hf,
     defaults=_LATER_DEFAULTS,
     required=_CAUSAL | {"sliding_window_pattern": (2,)},
@@ -132,6 +134,7 @@ GEMMA3 = Family(
         Rule(BLOCK + "self_attn.k_norm.weight", ("blocks.attn.k_norm.w",), "d"),
     ),
     prefix="model.",
+    modules=MODULES,
     to_hf=_gemma3_to_hf,
     defaults=_LATER_DEFAULTS
     | {

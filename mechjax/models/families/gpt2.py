@@ -66,6 +66,7 @@ GPT2 = Family(
         Rule("lm_head.weight", ("W_U",), "v m -> m v"),
     ),
     prefix="transformer.",
+    modules={_BLOCK + "attn": (None, "attn_out"), _BLOCK + "mlp": (None, "mlp_out"), "lm_head": (None, "logits")},
     to_hf=_to_hf,
     defaults={
         "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": None,

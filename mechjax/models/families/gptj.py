@@ -13,6 +13,11 @@ from mechjax.models.families.gpt2 import GPT2
 from mechjax.models.families.rule import Rule
 
 _BLOCK = "transformer.h.{}."
+_MODULES = {
+    _BLOCK + "attn": (None, "attn_out"),
+    _BLOCK + "mlp": (None, "mlp_out"),
+    "lm_head": (None, "logits"),
+}
 
 
 def _attention(prefix: str) -> tuple[Rule, ...]:
@@ -82,6 +87,7 @@ NEO = Family(
     choices={"norm": "layer", "positions": "learned", "mlp": "plain", "qkv_bias": False, "attn_scale": 1.0},
     weights=(*_REST, *_attention(_BLOCK + "attn.attention."), *_mlp("c_fc", "c_proj")),
     prefix="transformer.",
+    modules=_MODULES,
     to_hf=_neo_to_hf,
     defaults={
         "vocab_size": 50257, "max_position_embeddings": 2048, "hidden_size": 2048, "num_layers": 24, "num_heads": 16,
@@ -130,6 +136,7 @@ GPTJ = Family(
         Rule("lm_head.bias", ("b_U",), "v"),
     ),
     prefix="transformer.",
+    modules=_MODULES,
     to_hf=_gptj_to_hf,
     defaults={
         "vocab_size": 50400, "n_positions": 2048, "n_embd": 4096, "n_layer": 28, "n_head": 16, "rotary_dim": 64,

@@ -27,7 +27,9 @@ FAMILIES: tuple[Family, ...] = (
     GPT2, LLAMA, MISTRAL, NEOX, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, NEO, GPTJ, PHI, PHI3, OLMO, OLMO2, OLMO3, STABLELM,
     COHERE, COHERE2, GRANITE, FALCON, BLOOM, OPT, MIXTRAL, QWEN3_MOE, OLMOE, GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3,
 )  # fmt: skip
-"""Every family, in the order in which an export tries them."""
+"""Every family of decoders, in the order in which an export tries them."""
+EVERY: tuple[Family, ...] = (*FAMILIES, NATIVE, *ENCODERS)
+"""Every family."""
 
 
 def config_from_hf(
@@ -44,13 +46,13 @@ def config_from_hf(
 
 
 def config_to_hf(config: Config) -> tuple[dict[str, Any], Family]:
-    """A Hugging Face config that reads back as `config`, and its family.
+    """A Hugging Face config that reads back as `config`, and its family: the one it came from, where that can.
 
     Raises:
         UnsupportedModelError: No family can express the config; for each, the fields that it cannot are named.
     """
     refusals = []
-    for family in FAMILIES:
+    for family in sorted(FAMILIES, key=lambda family: family.name != config.source):
         try:
             return write_config(config, family), family
         except UnsupportedModelError as refusal:
@@ -64,7 +66,7 @@ def _family(hf: Mapping[str, Any]) -> Family:
         raise UnsupportedModelError(
             f"The config has `architectures` = {names!r}; it must be a list of class names."
         )
-    for family in (*FAMILIES, NATIVE, *ENCODERS):
+    for family in EVERY:
         if set(family.architectures) & set(names) or (
             not names and family not in ENCODERS and hf.get("model_type") == family.model_type
         ):

@@ -15,6 +15,11 @@ from mechjax.models.families.rotary import ROTARY_DEFAULTS, rope_to_hf, whole_ro
 from mechjax.models.families.rule import Rule
 
 BLOCK = "model.layers.{}."
+MODULES = {
+    BLOCK + "self_attn": (None, "attn_out"),
+    BLOCK + "mlp": (None, "mlp_out"),
+    "lm_head": (None, "logits"),
+}
 CONFIG = {
     "d_vocab": "vocab_size",
     "n_ctx": "max_position_embeddings",
@@ -104,6 +109,7 @@ LLAMA = Family(
     choices=CHOICES,
     weights=WEIGHTS,
     prefix="model.",
+    modules=MODULES,
     to_hf=_llama_to_hf,
     defaults=DEFAULTS,
     ignored=frozenset(["attention_dropout"]),
@@ -118,6 +124,7 @@ MISTRAL = Family(
     choices=CHOICES | NO_BIASES,
     weights=WEIGHTS,
     prefix="model.",
+    modules=MODULES,
     to_hf=_mistral_to_hf,
     defaults=DEFAULTS
     | {
@@ -141,6 +148,7 @@ GRANITE = Family(
     choices=CHOICES,
     weights=WEIGHTS,
     prefix="model.",
+    modules=MODULES,
     to_hf=_granite_to_hf,
     defaults=DEFAULTS
     | {

@@ -18,6 +18,7 @@ from mechjax.models.families.llama import (
     CONFIG,
     DEFAULTS,
     LLAMA,
+    MODULES,
     NO_BIASES,
     WEIGHTS,
     mistral_windows,
@@ -140,6 +141,7 @@ MIXTRAL = Family(
     choices=CHOICES | NO_BIASES,
     weights=(*WEIGHTS, *expert_rules("block_sparse_moe", "w1", "w3", "w2")),
     prefix="model.",
+    modules=MODULES | {BLOCK + "mlp.gate": (None, "router_scores")},  # as transformers 5 calls it
     to_hf=_mixtral_to_hf,
     defaults=DEFAULTS
     | {
@@ -166,6 +168,7 @@ QWEN3_MOE = Family(
         *expert_rules("mlp", "gate_proj", "up_proj", "down_proj"),
     ),
     prefix="model.",
+    modules=MODULES,
     to_hf=_qwen3_to_hf,
     defaults=DEFAULTS
     | {
@@ -192,6 +195,7 @@ OLMOE = Family(
         *expert_rules("mlp", "gate_proj", "up_proj", "down_proj"),
     ),
     prefix="model.",
+    modules=MODULES,
     to_hf=_olmoe_to_hf,
     defaults=DEFAULTS
     | {
@@ -233,6 +237,7 @@ GPT_OSS = Family(
         Rule(BLOCK + "mlp.experts.down_proj_bias", ("blocks.moe.b_out",), "e m"),
     ),
     prefix="model.",
+    modules=MODULES,
     to_hf=_gpt_oss_to_hf,
     defaults=DEFAULTS
     | {

@@ -79,6 +79,10 @@ NEOX = Family(
         Rule("embed_out.weight", ("W_U",), "v m -> m v"),
     ),
     prefix="gpt_neox.",
+    modules={
+        _BLOCK + "attention": (None, "attn_out"), _BLOCK + "mlp": (None, "mlp_out"), "embed_out": (None, "logits"),
+        "lm_head": (None, "logits"),  # what transformers 5 calls it
+    },
     to_hf=_to_hf,
     defaults={
         "vocab_size": 50432, "max_position_embeddings": 2048, "hidden_size": 6144, "num_hidden_layers": 44,

@@ -10,7 +10,7 @@ from typing import Any
 from mechjax.models.config import Config
 from mechjax.models.families.family import Family, HfConfig
 from mechjax.models.families.layers import layer_types, ropes_by_type, ropes_to_hf, types_to_hf, windows
-from mechjax.models.families.llama import BLOCK, CHOICES, CONFIG, DEFAULTS, LLAMA, WEIGHTS, to_hf
+from mechjax.models.families.llama import BLOCK, CHOICES, CONFIG, DEFAULTS, LLAMA, MODULES, WEIGHTS, to_hf
 from mechjax.models.families.rule import Rule
 
 _CONFIG = CONFIG | {"qkv_bias": "attention_bias", "out_bias": "attention_bias"}
@@ -35,6 +35,7 @@ OLMO = Family(
     choices=CHOICES | {"norm": "layer", "norm_weight": False, "norm_eps": 1e-5, "mlp_bias": False},
     weights=WEIGHTS,
     prefix="model.",
+    modules=MODULES,
     to_hf=_olmo_to_hf,
     defaults=_DEFAULTS | {"clip_qkv": None},
     ignored=LLAMA.ignored,
@@ -58,6 +59,7 @@ OLMO2 = Family(
     choices=_CHOICES,
     weights=_WEIGHTS,
     prefix="model.",
+    modules=MODULES,
     to_hf=_to_hf,
     defaults=_DEFAULTS,
     ignored=LLAMA.ignored,
@@ -88,6 +90,7 @@ OLMO3 = Family(
     choices=_CHOICES,
     weights=_WEIGHTS,
     prefix="model.",
+    modules=MODULES,
     to_hf=_olmo3_to_hf,
     defaults=_DEFAULTS | {"rope_theta": None, "sliding_window": 4096, "layer_types": None},
     ignored=LLAMA.ignored,

@@ -68,6 +68,7 @@ OPT = Family(
         Rule("lm_head.weight", ("W_U",), "v m -> m v"),
     ),
     prefix="model.",
+    modules={_BLOCK + "self_attn": (None, "attn_out"), "lm_head": (None, "logits")},
     to_hf=_to_hf,
     defaults={
         "vocab_size": 50272, "hidden_size": 768, "num_hidden_layers": 12, "ffn_dim": 3072,

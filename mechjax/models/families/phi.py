@@ -14,6 +14,7 @@ from mechjax.models.families.llama import (
     CONFIG,
     DEFAULTS,
     LLAMA,
+    MODULES,
     NO_BIASES,
     WEIGHTS,
     mistral_windows,
@@ -70,6 +71,7 @@ PHI = Family(
         *_linear("lm_head", "W_U", "b_U", "v m -> m v", "v"),
     ),
     prefix="model.",
+    modules=MODULES,
     to_hf=_phi_to_hf,
     defaults=DEFAULTS
     | {
@@ -113,6 +115,7 @@ PHI3 = Family(
         Rule(BLOCK + "mlp.gate_up_proj.weight", ("blocks.mlp.W_gate", "blocks.mlp.W_in"), "(part f) m -> part m f"),
     ),
     prefix="model.",
+    modules=MODULES,
     to_hf=_phi3_to_hf,
     defaults=DEFAULTS
     | {

@@ -9,7 +9,7 @@ from typing import Any
 from mechjax.models.config import Config
 from mechjax.models.families.family import Family, HfConfig
 from mechjax.models.families.layers import layer_types, types_to_hf, windows
-from mechjax.models.families.llama import BLOCK, CHOICES, CONFIG, DEFAULTS, LLAMA, WEIGHTS, to_hf
+from mechjax.models.families.llama import BLOCK, CHOICES, CONFIG, DEFAULTS, LLAMA, MODULES, WEIGHTS, to_hf
 from mechjax.models.families.rule import Rule
 
 _DEFAULTS = DEFAULTS | {
@@ -37,6 +37,7 @@ QWEN2 = Family(
     choices=CHOICES | {"qkv_bias": True, "out_bias": False, "mlp_bias": False},
     weights=WEIGHTS,
     prefix="model.",
+    modules=MODULES,
     to_hf=_to_hf,
     defaults=_DEFAULTS,
     ignored=LLAMA.ignored,
@@ -55,6 +56,7 @@ QWEN3 = Family(
         Rule(BLOCK + "self_attn.k_norm.weight", ("blocks.attn.k_norm.w",), "d"),
     ),
     prefix="model.",
+    modules=MODULES,
     to_hf=lambda config: _to_hf(config) | {"attention_bias": config.qkv_bias},
     defaults=_DEFAULTS | {"head_dim": 128},
     ignored=LLAMA.ignored,

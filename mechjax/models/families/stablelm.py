@@ -8,7 +8,7 @@ from typing import Any
 
 from mechjax.models.config import Config
 from mechjax.models.families.family import Family, HfConfig
-from mechjax.models.families.llama import BLOCK, CONFIG, DEFAULTS, LLAMA, WEIGHTS, to_hf
+from mechjax.models.families.llama import BLOCK, CONFIG, DEFAULTS, LLAMA, MODULES, WEIGHTS, to_hf
 from mechjax.models.families.rotary import rotary_dim, rotation
 from mechjax.models.families.rule import Rule
 from mechjax.models.rope import Rope
@@ -53,6 +53,7 @@ STABLELM = Family(
         Rule("model.norm.bias", ("ln_final.b",), "m"),
     ),
     prefix="model.",
+    modules=MODULES,
     to_hf=_to_hf,
     defaults=DEFAULTS
     | {

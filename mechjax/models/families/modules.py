@@ -1,0 +1,167 @@
+"""What Hugging Face modules read and give: which of our sites, and so how Hugging Face spells them.
+
+It follows from the weight rules: the module that holds `W_O` reads `z` and gives `attn_out`, if nothing is done to that
+before it is added. A fused matrix gives several sites, and has no spelling for each. Modules without parameters of
+their own are listed by their families.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from mechjax.base.errors import ArgumentError, did_you_mean
+from mechjax.models.config import Config
+from mechjax.models.encoder_config import EncoderConfig
+from mechjax.models.families.family import Family
+from mechjax.models.families.known import EVERY
+from mechjax.models.families.rule import Rule
+from mechjax.models.shapes import norm_places
+
+READ_AND_GIVEN: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
+    "W_E": (None, ("embed",)),
+    "ln_embed.w": (None, ("ln_embed.normalized", "embed")),
+    "W_pos": (None, ("pos_embed",)),
+    "W_type": (None, ("token_type_embed",)),
+    "blocks.ln1.w": ("attn_in", ("ln1.normalized",)),
+    "blocks.attn.W_Q": (None, ("q",)),
+    "blocks.attn.W_K": (None, ("k",)),
+    "blocks.attn.W_V": (None, ("v",)),
+    "blocks.attn.w_q": (None, ("q_latent",)),
+    "blocks.attn.w_kv": (None, ("kv_latent",)),
+    "blocks.attn.q_norm.w": (None, ("q_norm.normalized",)),
+    "blocks.attn.k_norm.w": (None, ("k_norm.normalized",)),
+    "blocks.attn.W_O": ("z", ("attn_out",)),
+    "blocks.ln1_post.w": (None, ("ln1_post.normalized", "attn_out")),
+    "blocks.ln2.w": ("mlp_in", ("ln2.normalized",)),
+    "blocks.mlp.W_in": (None, ("mlp_pre",)),
+    "blocks.mlp.W_gate": (None, ("mlp_pre",)),
+    "blocks.mlp.W_out": ("mlp_post", ("mlp_out",)),
+    "blocks.moe.W_router": (None, ("router_scores",)),
+    "blocks.moe.shared.W_gate": (None, ("shared_pre",)),
+    "blocks.moe.shared.W_in": (None, ("shared_pre_linear",)),
+    "blocks.moe.shared.W_out": ("shared_post", ("shared_out",)),
+    "blocks.ln2_post.w": (None, ("ln2_post.normalized", "mlp_out")),
+    "ln_final.w": (None, ("ln_final.normalized",)),
+    "W_nsp": (None, ("nsp_logits",)),
+}
+"""Parameter -> the site that its module reads, and those that it gives; a spelling means the first of these."""
+
+_ENCODER = {
+    "ln_embed.w": (None, ("ln_embed.normalized",)),
+    "blocks.attn.W_Q": ("attn_in", ("q",)),
+    "blocks.ln1.w": (None, ("ln1.normalized", "resid_mid")),
+    "blocks.mlp.W_in": ("mlp_in", ("mlp_pre",)),
+    "blocks.ln2.w": (None, ("ln2.normalized", "resid_post")),
+}
+"""Where an encoder differs: its norms stand on the stream itself, after the sums."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """One module of every layer, or of the model: its path (`{}` for the layer), the site it reads, those it gives."""
+
+    path: str
+    reads: str | None
+    gives: tuple[str, ...]
+
+
+def modules(family: Family, config: Config) -> tuple[Module, ...]:
+    """The modules of a Hugging Face model that hold exactly our sites' numbers, heads merged."""
+    block = next((rule.name.partition(".{}.")[0] for rule in family.weights if rule.layered), None)
+    found = {} if block is None else {f"{block}.{{}}": Module(f"{block}.{{}}", "resid_pre", ("resid_post",))}
+    for rule in family.weights:
+        if _there(rule, config) and (module := _of(rule, config)) is not None:
+            found[module.path] = module
+    for path, (reads, gives) in family.modules.items():
+        found[path] = Module(path, reads, () if gives is None else _kept((gives,), path, config))
+    return tuple(module for module in found.values() if module.reads or module.gives)
+
+
+def fused(family: Family, config: Config) -> dict[str, Rule]:
+    """The modules whose output is several sites, or one once it is clipped: path -> the rule that takes it apart."""
+    return {
+        rule.name.removesuffix(".weight"): rule
+        for rule in family.rules_for(config)
+        if rule.name.endswith(".weight") and _known(rule) and (len(rule.paths) > 1 or _clipped(rule, config))
+    }
+
+
+@cache
+def spellings(config: Config) -> Mapping[str, tuple[str, ...]]:
+    """Site -> how Hugging Face spells it in models of the family that this config was read from, if any.
+
+    Only what means the same when it is edited: where attention and MLP share a norm, or queries, keys and values read
+    the stream itself, no module reads what `attn_in` is.
+
+    Raises:
+        ArgumentError: `source` names no family.
+    """
+    if config.source is None:
+        return {}
+    families = {family.name: family for family in EVERY}
+    if config.source not in families:
+        raise ArgumentError(
+            f"`source` = {config.source!r} is no family; known are {', '.join(families)}, or None."
+            f"{did_you_mean(config.source, families)}"
+        )
+    found: dict[str, tuple[str, ...]] = {}
+    for site, path in _spelled(families[config.source], config):
+        found[site] = (*found.get(site, ()), path)
+    return found
+
+
+def own_name(name: str, config: Config) -> str:
+    """mechjax's name of the site that a module's path means in models of this config; other names as they are."""
+    return next((site for site, paths in spellings(config).items() if name in paths), name)
+
+
+def _spelled(family: Family, config: Config) -> Iterator[tuple[str, str]]:
+    shared = config.residual == "parallel_shared" or isinstance(config, EncoderConfig)
+    for module in modules(family, config):
+        if module.reads is not None and not (module.reads == "attn_in" and shared):
+            yield module.reads, f"{module.path}.input"
+        if module.gives:
+            yield module.gives[0], f"{module.path}.output"
+
+
+def _there(rule: Rule, config: Config) -> bool:
+    """Whether a model has the module that would hold a tensor; a norm without scales is a module all the same."""
+    norms = {f"{place}.w" for place in norm_places(config)} if not config.norm_weight else set()
+    return set(rule.paths) <= config.shapes.keys() | norms and rule.when(config)
+
+
+def _clipped(rule: Rule, config: Config) -> bool:
+    return config.qkv_clip is not None and READ_AND_GIVEN[rule.paths[0]][1][0] in ("q", "k", "v")
+
+
+def _known(rule: Rule) -> bool:
+    return all(path in READ_AND_GIVEN for path in rule.paths) and "head}" not in rule.name
+
+
+def _of(rule: Rule, config: Config) -> Module | None:
+    """The module that holds a tensor, where every site it reads or gives is one of ours."""
+    path = rule.name.removesuffix(".weight")
+    if path == rule.name or not _known(rule):
+        return None
+    reads, gives = read_and_given(rule.paths[0], config)
+    return Module(path, reads, _kept(gives, rule.paths[0], config) if len(rule.paths) == 1 else ())
+
+
+def read_and_given(path: str, config: Config) -> tuple[str | None, tuple[str, ...]]:
+    """The site that a parameter's module reads and those that it gives, were nothing done to them afterwards."""
+    if path == "blocks.mlp.W_in" and config.mlp == "gated":
+        return None, ("mlp_pre_linear",)
+    return (_ENCODER if isinstance(config, EncoderConfig) else {}).get(path, READ_AND_GIVEN[path])
+
+
+def _kept(sites: tuple[str, ...], path: str, config: Config) -> tuple[str, ...]:
+    """Those to which nothing is done after the module gives them."""
+    normed = path.endswith(".w")
+    written = config.residual_scale == 1.0 and (normed or config.norms == "pre")
+    exact = {
+        "embed": config.embed_scale == 1.0 and (normed or not config.embed_norm),
+        "attn_out": written,
+        "mlp_out": written and not (config.mixed and path == "blocks.mlp.W_out"),  # not in every layer
+        "logits": config.logit_scale == 1.0 and config.final_softcap is None,
+    } | dict.fromkeys(("q", "k", "v"), config.qkv_clip is None)
+    return tuple(site for site in sites if exact.get(site, True))
