@@ -59,7 +59,7 @@ def _blockwise(
     """Mixtures of values, and L; both in float32 at least."""
     queries, keys, window = sides
     over_keys = _split(k, -3), _split(v, -3), _placed(keys, _NOWHERE)
-    wide = jnp.promote_types(v.dtype, jnp.float32)
+    wide = v.dtype if jnp.finfo(v.dtype).bits > 32 else jnp.float32
 
     def row(xs: tuple[Array, Places]) -> tuple[Array, Array]:
         q, queries = xs
