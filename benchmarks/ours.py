@@ -18,8 +18,10 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def sites_of(model: Any, tokens: Any) -> list[str]:
-    """Every site that costs nothing to form: what a cache of everything holds."""
-    return [name for name in mj.list_sites(model, tokens) if not SITES[name].costly]
+    """What the peers' cache of everything holds: every site that costs nothing to form, and attention's inside."""
+    return [
+        name for name in mj.list_sites(model, tokens) if not SITES[name].costly or "query" in SITES[name].axes
+    ]
 
 
 def program(model: Any, job: str, site: str) -> Callable[..., Any]:

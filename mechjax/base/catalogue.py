@@ -148,11 +148,11 @@ _TABLE = (
     ),
     SiteEntry(
         "attn_scores", _PATTERN, "Scores entering the softmax, soft-capped and masked (masked: the least float32).",
-        ("blocks.{}.attn.hook_attn_scores",),
+        ("blocks.{}.attn.hook_attn_scores",), costly=True,
     ),
     SiteEntry(
         "pattern", _PATTERN, "Attention pattern: softmax of the scores over keys.",
-        ("blocks.{}.attn.hook_pattern",),
+        ("blocks.{}.attn.hook_pattern",), costly=True,
     ),
     SiteEntry(
         "z", _QUERIES, "Each head's mixture of values, before the output weights.",

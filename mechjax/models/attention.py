@@ -4,7 +4,8 @@ Grouped keys: Ainslie et al. 2023, arXiv:2305.13245. Sliding windows: Jiang et a
 Gemma Team 2024, arXiv:2408.00118. Norms on queries and keys: Dehghani et al. 2023, arXiv:2302.05442.
 Sinks: Xiao et al. 2023, arXiv:2309.17453, as gpt-oss learns them: rows of the pattern then sum to less than one.
 
-Scores and softmax are float32 whatever the model's dtype.
+Scores and softmax are float32 whatever the model's dtype. Scores and pattern of long texts are formed only where
+somebody asks for them; otherwise `fused` mixes the values, block by block, to the same numbers.
 """
 
 import equinox as eqx
@@ -15,13 +16,12 @@ from jaxtyping import Array, Float, Int
 from mechjax.models.cache import Cache
 from mechjax.models.config import Config
 from mechjax.models.contraction import contract
+from mechjax.models.fused import fits_one_block, fused
 from mechjax.models.marks import Mark, under
 from mechjax.models.norms import Norm
 from mechjax.models.positions import Sequence, Varying, rotate
+from mechjax.models.scores import mix, scores
 from mechjax.transform.context import wanted
-
-MASKED = float(jnp.finfo(jnp.float32).min)
-"""Score of a key that a query does not see; finite, so that differences and gradients of scores are numbers."""
 
 
 class Attention(eqx.Module):
@@ -59,8 +59,8 @@ class Attention(eqx.Module):
         q, k = self._turn(q, k, sequence, varying, config, mark)
         if cache is not None:
             k, v, cache = cache.extend(layer, k, v)
-        pattern = self._attend(q, k, sequence, varying, config, mark, self.sinks)
-        return self._write(mark(self._mix(pattern, v, config), "z"), config, mark), cache
+        z = self._attend(q, k, v, sequence, varying, config, mark, self.sinks)
+        return self._write(mark(z, "z"), config, mark), cache
 
     def _project(
         self, read: Array, normalized: Array, norm: Norm | None, config: Config, mark: Mark
@@ -112,41 +112,26 @@ class Attention(eqx.Module):
     def _attend(
         q: Float[Array, "*batch query head d_head"],
         k: Float[Array, "*batch key kv_head d_head"],
+        v: Float[Array, "*batch key kv_head d_value"],
         sequence: Sequence,
         varying: Varying,
         config: Config,
         mark: Mark,
         sinks: Float[Array, " head"] | None = None,
-    ) -> Float[Array, "*batch head query key"]:
-        groups = (config.n_kv_heads, config.n_heads // config.n_kv_heads)
-        grouped = q.reshape(*q.shape[:-2], *groups, config.d_head)
-        scores = contract("...qngd,...knd->...ngqk", grouped, k, config, jnp.float32) * config.attn_scale
-        scores = scores.reshape(*scores.shape[:-4], config.n_heads, *scores.shape[-2:])
-        if sequence.alibi is not None:
-            queries, keys = sequence.alibi
-            scores = scores + (keys[..., None, :] - queries[..., :, None])
-        if config.attn_softcap is not None:
-            scores = config.attn_softcap * jnp.tanh(scores / config.attn_softcap)
-        visible = sequence.visible
-        if varying.window is not None and sequence.distance is not None:
-            visible = visible & (sequence.distance < varying.window)
-        scores = mark(jnp.where(visible[..., None, :, :], scores, MASKED), "attn_scores")
+    ) -> Float[Array, "*batch query head d_value"]:
+        """Each head's mixture of values, its pattern formed where somebody asks or nothing is saved."""
+        asked = {site: wanted(site) for site in ("attn_scores", "pattern")}
+        seen = (sequence.queries, sequence.keys, varying.window)
+        if not any(asked.values()) and not fits_one_block(q.shape[-3], k.shape[-3]):
+            return fused(q, k, v, seen, sinks, config)
+        given = lambda x, site: mark(x, site) if asked[site] else x
+        s = given(scores(q, k, *seen, config), "attn_scores")
         if sinks is None:
-            return mark(jax.nn.softmax(scores, -1).astype(q.dtype), "pattern")
-        sunk = jnp.broadcast_to(sinks.astype(jnp.float32)[:, None, None], (*scores.shape[:-1], 1))
-        pattern = jax.nn.softmax(jnp.concatenate((scores, sunk), -1), -1)[..., :-1]
-        return mark(pattern.astype(q.dtype), "pattern")
-
-    @staticmethod
-    def _mix(
-        pattern: Float[Array, "*batch head query key"],
-        v: Float[Array, "*batch key kv_head d_head"],
-        config: Config,
-    ) -> Float[Array, "*batch query head d_head"]:
-        groups = (config.n_kv_heads, config.n_heads // config.n_kv_heads)
-        grouped = pattern.reshape(*pattern.shape[:-3], *groups, *pattern.shape[-2:])
-        z = contract("...ngqk,...knd->...qngd", grouped, v, config)
-        return z.reshape(*z.shape[:-3], config.n_heads, config.d_head)
+            pattern = jax.nn.softmax(s, -1)
+        else:
+            sunk = jnp.broadcast_to(sinks.astype(jnp.float32)[:, None, None], (*s.shape[:-1], 1))
+            pattern = jax.nn.softmax(jnp.concatenate((s, sunk), -1), -1)[..., :-1]
+        return mix(given(pattern.astype(q.dtype), "pattern"), v, config)
 
     def _write(
         self, z: Float[Array, "*batch pos head d_head"], config: Config, mark: Mark

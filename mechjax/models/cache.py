@@ -109,11 +109,6 @@ class Cache(eqx.Module):
         """What `slots`, of shape (*batch, slot), holds for the next `n_pos` tokens."""
         return lax.dynamic_slice_in_dim(slots, self.length, n_pos, -1)
 
-    def visible(self, n_pos: int) -> Bool[Array, "*batch query slot"]:
-        """Which slots each of the next `n_pos` tokens sees: real ones see real ones, padding sees padding."""
-        causal = jnp.arange(self.n_slots) <= self.length + jnp.arange(n_pos)[:, None]
-        return causal & (self.next(self.real, n_pos)[..., :, None] == self.real[..., None, :])
-
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuse tokens of another batch, or more than there are free slots, where that can be seen.
 

@@ -87,7 +87,8 @@ class Decoder(eqx.Module):
                 added. (More tokens than slots, where `jit` hides it, give NaN.)
 
         Raises:
-            TokenError: An id that is no token. (Inside `jit` it cannot be seen, and that example's logits are NaN.)
+            TokenError: An id that is no token. (Inside `jit` it cannot be seen, and that example's logits are NaN, in
+                a long text at least from there on.)
             ShapeError: Shapes that do not agree, or more tokens than there are learned positions.
         """
         tokens, mask = as_tokens(tokens, mask, self.config)

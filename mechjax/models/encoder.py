@@ -32,7 +32,7 @@ from mechjax.models.encoder_config import EncoderConfig
 from mechjax.models.marks import marks, marks_of, under
 from mechjax.models.mlp import ACTIVATIONS, MLP
 from mechjax.models.norms import Norm
-from mechjax.models.positions import Sequence, Varying, count_positions
+from mechjax.models.positions import Places, Sequence, Varying, count_positions
 
 
 class Encoded(Record):
@@ -206,8 +206,8 @@ def _forward(
 ) -> Encoded:
     n_pos = tokens.shape[-1]
     positions = count_positions(n_pos, mask) if positions is None else positions
-    visible = jnp.ones((n_pos, n_pos), bool) if mask is None else mask[..., :, None] == mask[..., None, :]
-    sequence = Sequence(positions, visible, None, None, None)
+    places = Places(jnp.zeros(n_pos, jnp.int32), mask)  # one slot: all see all
+    sequence = Sequence(positions, places, places, None)
 
     def step(resid: Array, xs: tuple[EncoderBlock, Array]) -> tuple[Array, None]:
         block, layer = xs

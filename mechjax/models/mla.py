@@ -86,9 +86,8 @@ class MLA(eqx.Module):
             q, k = mark(turn(q), "rot_q"), mark(turn(k), "rot_k")
         if cache is not None:
             k, v, cache = cache.extend(layer, k, v)
-        pattern = Attention._attend(q, k, sequence, varying, config, mark)
-        z = mark(contract("...hqk,...khd->...qhd", pattern, v, config), "z")
-        return self._write(z, config, mark), cache
+        z = Attention._attend(q, k, v, sequence, varying, config, mark)
+        return self._write(mark(z, "z"), config, mark), cache
 
     def _queries(
         self, x: Array, split: Array | None, latent: Latent, config: Config, mark: Mark

@@ -25,23 +25,38 @@ Rotation = tuple[Float[Array, "... pos half"], Float[Array, "... pos half"]]
 """Cosine and sine of the angles."""
 
 
+class Places(eqx.Module):
+    """Where queries, or keys, stand. Without batch axes where all examples agree; the last axis is always theirs.
+
+    Attributes:
+        slot: A query sees the keys whose slots are not after its own. Shape (*batch, pos).
+        real: Which are real tokens: these see real ones, and padding sees padding. Shape (*batch, pos); None where all
+            are.
+        order: Index of each among the real tokens. Shape (*batch, pos); None where no layer has a window.
+        height: ALiBi: a score gains its key's and loses its query's. Shape (*batch, head, pos); None without.
+    """
+
+    slot: Int[Array, "... pos"]
+    real: Bool[Array, "... pos"] | None = None
+    order: Int[Array, "... pos"] | None = None
+    height: Float[Array, "... head pos"] | None = None
+
+
 class Sequence(eqx.Module):
     """What every layer needs to know of where the tokens stand. Without batch axes where all examples agree.
 
     Attributes:
         positions: Position of each token. Shape (*batch, pos).
-        visible: Which key each query sees, windows aside. Shape (*batch, query, key).
-        distance: How many real tokens back each key is. Shape (*batch, query, key); None where no layer has a window.
+        queries: Where the tokens stand.
+        keys: Where those that they may see stand.
         rotation: Cosine and sine of the angles. Shapes (*batch, pos, rotary_dim / 2), where layers rotate differently
             (table, *batch, pos, rotary_dim / 2); None without rotation.
-        alibi: What each query takes from a score, and what each key adds. Shapes (*batch, head, pos).
     """
 
     positions: Int[Array, "... pos"]
-    visible: Bool[Array, "... query key"]
-    distance: Int[Array, "... query key"] | None
+    queries: Places
+    keys: Places
     rotation: Rotation | None
-    alibi: tuple[Float[Array, "... head query"], Float[Array, "... head key"]] | None
 
 
 class Varying(eqx.Module):
@@ -89,21 +104,21 @@ def arrange(
 ) -> Sequence:
     """Positions, visibility, rotation and ALiBi of `n_pos` tokens; keys are the slots of a cache that admitted them."""
     if cache is None:
-        order = order_of_keys = count_positions(n_pos, mask)
-        positions = positions_of_keys = order if positions is None else positions
-        visible = jnp.tri(n_pos, dtype=bool)
-        if mask is not None:
-            visible = visible & (mask[..., :, None] == mask[..., None, :])
+        order = count_positions(n_pos, mask)
+        positions = order if positions is None else positions
+        queries = keys = _places(config, jnp.arange(n_pos), mask, order, positions)
     else:
-        order_of_keys, positions_of_keys = cache.order, cache.positions
-        order, positions = cache.next(order_of_keys, n_pos), cache.next(positions_of_keys, n_pos)
-        visible = cache.visible(n_pos)
-    distance = None if config.windows is None else order[..., :, None] - order_of_keys[..., None, :]
+        positions = cache.next(cache.positions, n_pos)
+        order, real = (cache.next(slots, n_pos) for slots in (cache.order, cache.real))
+        queries = _places(config, cache.length + jnp.arange(n_pos), real, order, positions)
+        keys = _places(config, jnp.arange(cache.n_slots), cache.real, cache.order, cache.positions)
     rotation = rotations(config, positions) if config.positions == "rotary" else None
-    alibi = None
-    if config.positions == "alibi":
-        alibi = alibi_heights(config, positions), alibi_heights(config, positions_of_keys)
-    return Sequence(positions, visible, distance, rotation, alibi)
+    return Sequence(positions, queries, keys, rotation)
+
+
+def _places(config: Config, slot: Array, real: Array | None, order: Array, positions: Array) -> Places:
+    height = alibi_heights(config, positions) if config.positions == "alibi" else None
+    return Places(slot, real, None if config.windows is None else order, height)
 
 
 def rotations(config: Config, positions: Int[Array, "*batch pos"]) -> Rotation:

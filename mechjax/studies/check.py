@@ -221,7 +221,7 @@ def _prompts(tokens: Any, config: Config, seed: int) -> np.ndarray:
 
 
 def _run(model: Any, tokens: np.ndarray) -> Run:
-    asked = [name for name in list_sites(model, tokens) if not SITES[name].costly]
+    asked = [name for name in list_sites(model, tokens) if not SITES[name].costly or name == "pattern"]
     logits, acts = capture(model, asked)(tokens)
     sites: Sites = {}
     for name in asked:

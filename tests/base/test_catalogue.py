@@ -41,7 +41,8 @@ def test_sites__of_models_that_have_them__stand_in_the_tables_order_with_its_axe
 def test_costly_sites__when_nobody_asks__are_not_formed(tiny_model, tiny_tokens):
     costly = {name for name, entry in SITES.items() if entry.costly}
     assert costly == {
-        "q_input", "k_input", "v_input", "result", "expert_pre", "expert_pre_linear", "expert_post", "expert_out"
+        "q_input", "k_input", "v_input", "attn_scores", "pattern", "result",
+        "expert_pre", "expert_pre_linear", "expert_post", "expert_out",
     }  # fmt: skip
     plain = str(jax.make_jaxpr(lambda model, tokens: model(tokens))(tiny_model, tiny_tokens))
     assert not [name for name in costly if f"name={name}" in plain]

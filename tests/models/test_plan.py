@@ -57,7 +57,7 @@ def test_plan__of_every_site__is_the_bytes_of_real_arrays(tiny_model, tiny_token
     assert found.captured_bytes == sum(x.nbytes for x in acts.values())
     assert found.param_bytes == sum(x.nbytes for x in jax.tree.leaves(tiny_model))
     assert found.site_bytes == sum(s.bytes for s in found.sites) - sum(
-        real[n][1] for n in ("q_input", "k_input", "v_input", "result")
+        real[n][1] for n in ("q_input", "k_input", "v_input", "attn_scores", "pattern", "result")
     )
 
 
