@@ -86,7 +86,7 @@ def test_measure__a_fact_above_its_goal__is_missed_and_shown_beside_ratios(tmp_p
     case = Case("toy", "a toy", (Side("mechjax", "job"), Side("peer", "job")), tolerance=1e-5)
     case = replace(case, at_least={"peer": 1.0}, facts={"peak_over_weights": 1.2})
     workers = {"mechjax": Heavy(tmp_path, 1.0, 0.5), "peer": Toy(tmp_path, 1.0, 1.0)}
-    line = measure(case, workers, batch=(8, 16), d_vocab=100, folder=tmp_path)  # pyright: ignore
+    line = measure(case, workers, batch=(8, 16), d_vocab=100, folder=tmp_path)
     assert line["missed"] == ["peak_over_weights 1.3 > 1.2"]
     ours, theirs = table.rows(line)
     assert "| peak over weights: 1.3; other: 7 | peak over weights: at most 1.2 |" in ours
