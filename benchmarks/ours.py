@@ -10,7 +10,7 @@ import jaxlib
 import numpy as np
 
 import mechjax as mj
-from benchmarks.worker import Job, steering
+from benchmarks.worker import Job, peak_of, steering
 from mechjax.base.catalogue import SITES
 
 OVER = {"resid_pre": ("layer", "pos"), "z": ("layer", "head")}
@@ -65,7 +65,21 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, Job], dict[str, str]]:
         work = lambda: jax.block_until_ready(mj.generate(model, ids, n_tokens, edits=edits))
         return work, lambda out: {"tokens": np.asarray(out.tokens)}
 
+    total = jax.jit(lambda leaves: sum(leaf.sum() for leaf in leaves))
+
+    def reload():
+        def work() -> tuple[Any, Any]:
+            embedding, *others = jax.tree.leaves(mj.load(settings["checkpoint"])[0])
+            return jax.block_until_ready((total([embedding]), total(others)))
+
+        def collect(sums: tuple[Any, Any]) -> dict[str, Any]:
+            weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
+            return {"sums": np.asarray(sums), "peak_over_weights": round(peak_of(work) / weights, 3)}
+
+        return work, collect
+
     jobs: dict[str, Job] = {"forward": forward, "capture": capture, "sweep": sweep, "generate": generate}
+    jobs["load"] = reload
     jobs |= {
         "compile": lambda **job: compile_job(model, **job),
         "recompile": lambda **job: recompile_job(model, **job),

@@ -9,12 +9,14 @@ A job takes its arrays and parameters and returns two functions: the work, which
 result into named arrays (written as .npy files) and plain numbers (`facts`).
 """
 
+import ctypes
 import functools
 import gc
 import importlib
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -77,6 +79,35 @@ def steering(d_model: int) -> np.ndarray:
     return 0.02 * np.cos(
         np.arange(d_model, dtype=np.float32)
     )  # as large as an embedding, so that tokens still differ
+
+
+def peak_of(work: Callable[[], Any]) -> float:
+    """Bytes of anonymous memory that `work` takes at its peak, beyond what is in use before; NaN except on Linux."""
+    if sys.platform != "linux":
+        return float("nan")
+
+    def anonymous() -> int:
+        lines = MEMORY.read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(
+        0
+    )  # what earlier work freed, and the allocator kept, would be had for nothing
+    before, peaks, done = anonymous(), [], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            peaks.append(anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return max(peaks, default=before) - before
 
 
 def forget_peak() -> None:

@@ -25,5 +25,13 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, Job], dict[str, str]]:
         work = lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **how)[:, ids.shape[1] :]
         return finished(work), lambda out: {"tokens": out.cpu().numpy()}
 
+    def reload():
+        def work() -> list[torch.Tensor]:
+            fresh = transformers.GPT2LMHeadModel.from_pretrained(settings["checkpoint"]).eval().to(device)
+            embedding, *others = (weight.sum() for weight in fresh.parameters())
+            return [embedding, sum(others)]
+
+        return finished(work), lambda sums: {"sums": torch.stack(sums).cpu().numpy()}
+
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return {"forward": forward, "generate": generate}, versions
+    return {"forward": forward, "generate": generate, "load": reload}, versions

@@ -25,6 +25,8 @@ from mechjax.models.segments import kinds_of, segments
 Tokens = Prompts | Array | np.ndarray | SequenceOf[Any]
 """Token ids: a batch with its mask, an integer array of any leading axes, or nested lists."""
 
+_FEW = 32  # rows, as in a step of generation, that XLA's CPU backend multiplies faster where a large table comes first
+
 
 class Decoder(eqx.Module):
     """A causal transformer. A pytree with a pure `__call__`: `model(tokens) -> logits`.
@@ -174,10 +176,12 @@ class Decoder(eqx.Module):
         """Logits of a final residual stream: the last norm, then the unembedding."""
         config, mark = self.config, marks(self.config)
         normalized = self.ln_final(resid, config, under(mark, "ln_final"))
-        if self.W_U is None:
-            logits = contract("...m,vm->...v", normalized, self.W_E, config)
-        else:
+        if self.W_U is not None:
             logits = contract("...m,mv->...v", normalized, self.W_U, config)
+        elif normalized.size <= _FEW * config.d_model:
+            logits = jnp.moveaxis(contract("vm,...m->v...", self.W_E, normalized, config), 0, -1)
+        else:
+            logits = contract("...m,vm->...v", normalized, self.W_E, config)
         if self.b_U is not None:
             logits = logits + self.b_U
         return mark(scaled(logits, config), "logits")

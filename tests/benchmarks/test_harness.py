@@ -1,5 +1,8 @@
 """The benchmark harness refuses what it should. Nothing here is timed, and no peer is needed."""
 
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ from benchmarks import table
 from benchmarks.cases import Case, Side
 from benchmarks.measure import NumbersDiffer, measure, turns
 from benchmarks.process import ROOT, Worker, WorkerFailed
+from benchmarks.worker import peak_of
 
 
 class Toy:
@@ -72,3 +76,24 @@ def test_worker__that_cannot_load__shows_its_traceback(tmp_path):
             "mechjax", environments=tmp_path, checkpoint=tmp_path, folder=tmp_path, device="cpu", threads=1
         )
     assert (ROOT / "benchmarks").is_dir()
+
+
+def test_measure__a_fact_above_its_goal__is_missed_and_shown_beside_ratios(tmp_path):
+    class Heavy(Toy):
+        def run(self, job, arrays, params):
+            return super().run(job, arrays, params) | {"facts": {"peak_over_weights": 1.3, "other": 7}}
+
+    case = Case("toy", "a toy", (Side("mechjax", "job"), Side("peer", "job")), tolerance=1e-5)
+    case = replace(case, at_least={"peer": 1.0}, facts={"peak_over_weights": 1.2})
+    workers = {"mechjax": Heavy(tmp_path, 1.0, 0.5), "peer": Toy(tmp_path, 1.0, 1.0)}
+    line = measure(case, workers, batch=(8, 16), d_vocab=100, folder=tmp_path)
+    assert line["missed"] == ["peak_over_weights 1.3 > 1.2"]
+    ours, theirs = table.rows(line)
+    assert "| peak over weights: 1.3; other: 7 | peak over weights: at most 1.2 |" in ours
+    assert "| 2.00 | at least 1 |" in theirs
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_of__work_that_frees_what_it_took__counts_it():
+    kept = np.ones(25_000_000)
+    assert 1.0 <= peak_of(lambda: (np.ones(25_000_000), time.sleep(0.05))) / kept.nbytes < 1.1
