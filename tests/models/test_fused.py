@@ -33,7 +33,7 @@ def attend_of(config, n_pos, mask=None, sequence=None):
     """Attention as a function of queries, keys, values and sinks."""
     sequence = arrange(config, n_pos, mask, None) if sequence is None else sequence
     here = Varying(None if config.windows is None else jnp.int32(config.windows[0]), None)
-    mark = marks_of(0, 1)
+    mark = marks_of(0, config)
     return lambda x: Attention._attend(*x[:3], sequence, here, config, mark, x[3])
 
 
