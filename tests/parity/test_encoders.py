@@ -192,3 +192,4 @@ def test_check__of_an_encoder__supports_every_row(name, tmp_path):
     found = check(tmp_path)
     assert set(found.verdicts) == {"supported"}, found
     assert {"logits", "token_type_embed", "ln2.normalized", "sum of writes"} <= set(found.checks)
+    assert "cache against full forward" not in found.checks  # it has none
