@@ -1,7 +1,9 @@
 """Families with experts against transformers: logits, residual streams, router scores, padding, round trips."""
 
+from copy import deepcopy
 from functools import cache
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -68,6 +70,20 @@ def pair(name):
             if path.endswith("e_score_correction_bias"):
                 buffer.copy_(torch.from_numpy(rng.normal(0, 0.4, tuple(buffer.shape))))
     return hf, in_mechjax(hf)
+
+
+BFLOAT16 = ("mixtral", "deepseek_v3")
+
+
+@pytest.mark.parametrize("name", quick({"mixtral"}, BFLOAT16))
+def test_bfloat16__logits__equal_transformers(name):
+    hf, model = pair(name)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model)
+    out = theirs(deepcopy(hf).to(torch.bfloat16)).logits.float().numpy()
+    logits = half(TOKENS)
+    assert logits.dtype == jnp.bfloat16
+    unit = np.abs(out).max()
+    assert_allclose(np.asarray(logits, np.float32) / unit, out / unit, **TOL["bfloat16", "parity"])
 
 
 def theirs(hf, **inputs):
