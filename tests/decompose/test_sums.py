@@ -196,6 +196,12 @@ def test_experts__of_a_layer__sum_to_what_it_wrote(routed):
     bias = model.blocks.ln2_post.b[last] if model.blocks.ln2_post is not None else 0.0
     wrote = sum(experts[label] for label in mine) + model.config.residual_scale * bias
     assert_allclose(wrote, layers[f"mlp {last}"], **CLOSE)
+    onto = jax.random.normal(jax.random.key(2), (12,))
+    assert_allclose(
+        project(model, acts, onto, of="experts").values,
+        experts.project(onto).values,
+        **TOL["float32", "projection"],
+    )
     wrote_at_all = sum(experts[label].any(-1).astype(int) for label in mine[:4])
     assert (wrote_at_all == 2).all()  # each token goes to two
 

@@ -10,6 +10,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import mechjax as mj
+from mechjax import decompose
 from mechjax.base.errors import UnsupportedModelError
 from mechjax.models.families import config_from_hf, config_to_hf
 from mechjax.studies.hf_sites import hf_sites
@@ -150,6 +151,19 @@ def test_experts__exported__load_with_the_same_bits(name, tmp_path):
     again = mj.load(tmp_path / "out")[0]
     assert again.config == model.config
     np.testing.assert_array_equal(again(TOKENS), model(TOKENS))
+
+
+@every_case
+def test_experts__streams_taken_apart__sum_to_what_was_recorded(name):
+    _, model = pair(name)
+    _, acts = mj.capture(model, decompose.sites(model))(TOKENS)
+    for parts in (
+        decompose.decompose_resid(model, acts),
+        decompose.full_decomposition(model, acts),
+        decompose.full_decomposition(model, acts, neurons=False),
+        decompose.logit_attribution(model, acts, 3, 5, of="everything"),
+    ):
+        assert float(parts.error) < TOL["float32", "decomposition"]["rtol"]
 
 
 def test_gpt_oss__quantised_checkpoint__is_refused_by_name():

@@ -14,11 +14,14 @@ from mechjax.models.latent import Latent
 from tests.tolerances import TOL
 
 try:
+    from tests.parity import test_experts
     from tests.parity.cases import CASES, pair, quick
+
+    ROUTED = test_experts.CASES
 except BaseException as absent:  # importorskip, where there are no transformers
     if type(absent).__name__ != "Skipped":
         raise
-    CASES, pair, quick = {}, None, lambda *_: []
+    CASES, ROUTED, pair, quick = {}, {}, None, lambda *_: []
 
 
 def _tiny(**choices: Any) -> Config:
@@ -56,7 +59,7 @@ CONFIGS: dict[str, Config] = {
 }  # fmt: skip
 """Name -> choices; drawn at random."""
 
-NAMES = [*CONFIGS, *quick({"gpt2", "pythia", "llama_gqa", "gemma_2"})]
+NAMES = [*CONFIGS, *quick({"gpt2", "pythia", "llama_gqa", "gemma_2"}), *quick({"deepseek_v3"}, ROUTED)]
 TOKENS = np.random.default_rng(0).integers(0, 23, (2, 7))
 
 
@@ -66,7 +69,7 @@ def subject(name: str) -> Decoder:
     if name in CONFIGS:
         return drawn(CONFIGS[name])
     assert pair is not None
-    return pair(name).model
+    return test_experts.pair(name)[1] if name in ROUTED else pair(name).model
 
 
 def drawn(config: Config) -> Decoder:
