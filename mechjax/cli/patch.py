@@ -11,6 +11,7 @@ from mechjax.base.errors import ArgumentError, PairingError
 from mechjax.base.progress import bar
 from mechjax.hub import Tokenizer
 from mechjax.metrics import logit_diff
+from mechjax.models.encoder import Encoder
 from mechjax.models.load import load
 from mechjax.patching import activation_patch
 from mechjax.patching.pairing import aligned
@@ -47,6 +48,11 @@ def patch(
     if page is not None:
         check_writable(page)
     decoder, tokenizer = load(model)
+    if isinstance(decoder, Encoder):
+        raise ArgumentError(
+            f"`{model}` is an encoder: it predicts masked tokens from both sides and has no next word to bring back. "
+            "Give `mechjax patch` a decoder; in Python `mj.intervene(model, mj.replace(site, value))` edits both."
+        )
     if tokenizer is None:
         raise ArgumentError(
             f"`{model}` has no tokenizer.json, so it cannot read text. Add one to its folder."

@@ -3,6 +3,7 @@
 from mechjax.decompose.accumulated_resid import accumulated_resid as accumulated_resid
 from mechjax.decompose.apply_norm import apply_norm as apply_norm
 from mechjax.decompose.decompose_resid import decompose_resid as decompose_resid
+from mechjax.decompose.expert_results import expert_results as expert_results
 from mechjax.decompose.full_decomposition import full_decomposition as full_decomposition
 from mechjax.decompose.head_results import head_results as head_results
 from mechjax.decompose.logit_attribution import logit_attribution as logit_attribution

@@ -34,7 +34,7 @@ def full_decomposition(
 
     Raises:
         SiteError: Sites that were not captured.
-        ArgumentError: A layer that there is not, or neurons where they belong to experts.
+        ArgumentError: A layer that there is not, or neurons of gated shared experts.
     """
     reader = reader_of(model, layer, mlp_input)
     parts = unit_parts(model, acts, reader, "full_decomposition", heads=True, neurons=neurons, rest=True)

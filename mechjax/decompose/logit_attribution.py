@@ -40,7 +40,8 @@ def logit_attribution(
         acts: A capture of `sites(model)`, or of `ln_final.scale`, `resid_post` and what `of` needs.
         tokens: Token ids: one, one per example, or one per place (such as the next token at every position).
         wrong: Ids of the tokens whose logits are subtracted; the same shapes.
-        of: The components: "layers", "heads", "neurons", "everything", or a stack of what the unembedding reads.
+        of: The components: "layers", "heads", "neurons", "experts", "everything", or a stack of what the unembedding
+            reads.
 
     Returns:
         A number per component and place. `total` is the logit (difference) that the recorded stream gives through the

@@ -2,6 +2,9 @@
 
     mlp_out[l] = sum_n mlp_post[l, n] W_out[l, n] + b_out[l]
 
+In experts, `mlp_post` is `expert_post` times the weight with which its expert was chosen (0 where it was not), and what
+the shared ones hold is `shared_post`.
+
 Where a norm stands after the MLP, each neuron's part of its output, with the scale of the run.
 """
 
@@ -22,15 +25,17 @@ def neuron_results(
 
     Args:
         model: The decoder that was run.
-        acts: A capture of `mlp_post` and of the stream (and of `ln2_post.scale`, where there is one).
+        acts: A capture of `mlp_post` (with experts `expert_post`, `expert_indices`, `expert_weights`, `shared_post`)
+            and of the stream (and of `ln2_post.scale`, where there is one).
         layer: Neurons before what this layer's attention reads; None for all.
         mlp_input: Neurons before what that layer's MLP reads.
 
     Returns:
-        Components "L0.N0", "L0.N1", ...; `gap` is what all else wrote, and `with_remainder` makes it a component.
+        Components "L0.N0", "L0.N1", ... (of experts "L0.E0.N0", ..., "L0.shared.N0", ...); `gap` is what all else
+        wrote, and `with_remainder` makes it a component.
 
     Raises:
         SiteError: Sites that were not captured.
-        ArgumentError: A layer that there is not, or a model whose neurons belong to experts.
+        ArgumentError: A layer that there is not, or gated shared experts.
     """
     return parts_of(model, acts, reader_of(model, layer, mlp_input), "neurons", "neuron_results").stack(model)

@@ -7,14 +7,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mechjax.base.errors import ArgumentError
-from mechjax.decompose.factors import Factors, biases, check_neurons, head_factors, neuron_factors
+from mechjax.decompose.factors import (
+    Factors,
+    biases,
+    expert_vectors,
+    head_factors,
+    neuron_factors,
+    neuron_sites,
+)
 from mechjax.decompose.recorded import Reader, place_of, read
 from mechjax.decompose.stack import Projection, Stack
 from mechjax.models.decoder import Decoder
 from mechjax.transform.captured import Activations
 
-Kind = Literal["layers", "heads", "neurons", "everything"]
-"""How finely to take apart: what each layer wrote, each head, each neuron, or each head and neuron and all else."""
+Kind = Literal["layers", "heads", "neurons", "experts", "everything"]
+"""How finely to take apart: each layer, head, neuron or expert, or each head and neuron and all else."""
 
 
 class Parts(eqx.Module):
@@ -66,13 +73,19 @@ def parts_of(model: Decoder, acts: Activations, reader: Reader, kind: Kind, aske
     """The components of what `reader` reads.
 
     Raises:
-        ArgumentError: Another `kind`, or neurons where there are none.
+        ArgumentError: Another `kind`, or experts where there are none.
     """
     if kind == "layers":
         return layer_parts(model, acts, reader, asked)
+    if kind == "experts":
+        stream, row = reader.stream
+        total = read(acts, {stream: (row,)}, asked)[stream][0]
+        return Parts(
+            [], expert_vectors(model, acts, reader.n_mlp, asked), total, place_of(acts, stream, 1), reader
+        )
     if kind not in ("heads", "neurons", "everything"):
         raise ArgumentError(
-            f"{kind!r}: a stream is taken apart into 'layers', 'heads', 'neurons' or 'everything'."
+            f"{kind!r}: a stream is taken apart into 'layers', 'heads', 'neurons', 'experts' or 'everything'."
         )
     return unit_parts(
         model,
@@ -119,16 +132,14 @@ def unit_parts(
     rest: bool,
 ) -> Parts:
     """What heads and neurons wrote, and where the `rest` is asked for, whatever else did, with all biases in one."""
-    if neurons:
-        check_neurons(model, asked)
     n_attn, n_mlp, (stream, row) = reader.n_attn, reader.n_mlp, reader.stream
     embeds, mlps = _embeds(model) if rest else (), range(n_mlp * (rest and not neurons))
-    wanted = {"z": range(n_attn * heads), "mlp_post": range(n_mlp * neurons), "mlp_out": mlps}
+    wanted = {"z": range(n_attn * heads)} | neuron_sites(model, n_mlp * neurons) | {"mlp_out": mlps}
     if rest:  # a norm after attention or MLP is needed for their units and their biases
         wanted |= dict.fromkeys(embeds)
     found = read(acts, wanted | {stream: (row,)}, asked)
     units = [head_factors(model, acts, n_attn, asked)] if heads and n_attn else []
-    units += [neuron_factors(model, acts, n_mlp, asked)] if neurons and n_mlp else []
+    units += neuron_factors(model, acts, n_mlp, asked) if neurons else []
     whole = {f"mlp {i}": found["mlp_out"][i] for i in mlps} | {name: found[name] for name in embeds}
     total = found[stream][0]
     if rest:

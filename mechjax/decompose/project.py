@@ -26,7 +26,8 @@ def project(
         model: The decoder that was run.
         acts: A capture of `sites(model)`, or of what `of` needs.
         onto: One direction, or one for each place of the stream. Shape (d_model) or (*place, d_model).
-        of: The components: "layers", "heads", "neurons", or "everything" (heads, neurons, embeddings and biases).
+        of: The components: "layers", "heads", "neurons", "experts", or "everything" (heads, neurons, embeddings
+            and biases).
         layer: Take apart what this layer's attention reads; None for what the unembedding reads.
         mlp_input: Take apart what that layer's MLP reads.
 

@@ -9,25 +9,32 @@ from jaxtyping import Array
 
 from mechjax.base.errors import ArgumentError, SiteError
 from mechjax.models.decoder import Decoder
-from mechjax.models.mlp import MLP
 from mechjax.transform.captured import Activations
 
 Layers = Sequence[int] | None
 """The layers of which a site is read; None for a site outside the layers."""
 
 
-def sites(model: Decoder) -> tuple[str, ...]:
+def sites(model: Decoder, *, neurons: bool = True) -> tuple[str, ...]:
     """The sites that the functions of this package read: `mj.capture(model, mj.decompose.sites(model))(tokens)`.
 
     With `pos=-1` in that `capture`, everything is stored and taken apart at one position only.
+
+    Args:
+        model: The decoder.
+        neurons: Whether neurons, and experts one by one, will be asked for: their sites are the largest, and send every
+            token through every expert.
     """
     config, blocks = model.config, model.blocks
-    mlps = config.mlp != "none"
+    mlps, moe = config.mlp != "none", blocks.moe is not None and neurons
+    shared = moe and blocks.moe is not None and blocks.moe.shared is not None
     there = {
         "embed": True, "pos_embed": model.W_pos is not None, "resid_pre": True, "ln1.scale": blocks.ln1 is not None,
         "z": True, "ln1_post.scale": blocks.ln1_post is not None, "attn_out": True,
         "resid_mid": mlps and config.residual == "serial", "ln2.scale": blocks.ln2 is not None,
-        "mlp_post": isinstance(blocks.mlp, MLP), "ln2_post.scale": blocks.ln2_post is not None, "mlp_out": mlps,
+        "mlp_post": blocks.mlp is not None and neurons, "expert_indices": moe, "expert_weights": moe,
+        "expert_post": moe, "expert_out": moe, "shared_post": shared, "shared_out": shared,
+        "ln2_post.scale": blocks.ln2_post is not None, "mlp_out": mlps,
         "resid_post": True, "ln_final.scale": True,
     }  # fmt: skip
     return tuple(name for name, has in there.items() if has)

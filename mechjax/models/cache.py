@@ -105,6 +105,11 @@ class Cache(eqx.Module):
         """Index of each slot's token among the real ones of its example."""
         return _count(self.real)
 
+    @property
+    def reach(self) -> Int[Array, "*batch"]:
+        """How long each example's text is: one more than the last position that it has; 0 before the first token."""
+        return jnp.where(self.real, self.positions + 1, 0).max(-1)
+
     def next(self, slots: Array, n_pos: int) -> Array:
         """What `slots`, of shape (*batch, slot), holds for the next `n_pos` tokens."""
         return lax.dynamic_slice_in_dim(slots, self.length, n_pos, -1)

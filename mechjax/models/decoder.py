@@ -19,7 +19,16 @@ from mechjax.models.config import Config
 from mechjax.models.contraction import contract
 from mechjax.models.marks import marks, under
 from mechjax.models.norms import Norm
-from mechjax.models.positions import Sequence, Varying, arrange, count_positions, varying
+from mechjax.models.positions import (
+    Sequence,
+    Varying,
+    arrange,
+    check_growth,
+    count_positions,
+    other_angles,
+    outgrows,
+    varying,
+)
 from mechjax.models.segments import kinds_of, segments
 
 Tokens = Prompts | Array | np.ndarray | SequenceOf[Any]
@@ -86,17 +95,20 @@ class Decoder(eqx.Module):
             mask: True for real tokens. Padding, wherever it stands, changes no real position.
             positions: Position of each token, where not simply the count of real tokens before it.
             cache: What attention keeps of the tokens before these, which are not run again. It comes back with these
-                added. (More tokens than slots, where `jit` hides it, give NaN.)
+                added. (What is refused of a cache, such as more tokens than slots, gives NaN where `jit` hides it.)
 
         Raises:
             TokenError: An id that is no token. (Inside `jit` it cannot be seen, and that example's logits are NaN, in
                 a long text at least from there on.)
-            ShapeError: Shapes that do not agree, or more tokens than there are learned positions.
+            ShapeError: Shapes that do not agree, more tokens than there are learned positions, or a cache that is
+                continued past a length where the model's angles change.
         """
         tokens, mask = as_tokens(tokens, mask, self.config)
         if cache is None:
             return _forward(self, tokens, mask, positions)
         cache.check(tokens.shape)
+        if other_angles(self.config):
+            check_growth(self.config, cache.reach, cache.admit(tokens.shape[-1], mask, positions).reach)
         return _continue(self, tokens, mask, positions, cache)
 
     def embed(
@@ -163,13 +175,15 @@ class Decoder(eqx.Module):
         positions: Int[Array, "*batch pos"] | None = None,
     ) -> tuple[Float[Array, "*batch pos d_model"], Cache]:
         """The final residual stream, not unembedded, of tokens that follow those in the cache; and the cache."""
-        n_pos = tokens.shape[-1]
+        n_pos, before = tokens.shape[-1], cache.reach
         cache = cache.admit(n_pos, mask, positions)
         resid = self.embed(tokens, mask=mask, positions=cache.next(cache.positions, n_pos))
         sequence = arrange(self.config, n_pos, mask, positions, cache)
 
         resid, cache = _through(self, resid, sequence, cache)
         fits = cache.length + n_pos <= cache.n_slots
+        if other_angles(self.config):
+            fits = fits & ~outgrows(self.config, before, cache.reach)[..., None, None]
         return jnp.where(fits, resid, jnp.nan).astype(resid.dtype), cache.advance(n_pos)
 
     def unembed(self, resid: Float[Array, "*batch pos d_model"]) -> Float[Array, "*batch pos d_vocab"]:

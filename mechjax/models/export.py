@@ -13,13 +13,15 @@ import safetensors.numpy
 from mechjax.base.errors import UnsupportedModelError, WriteError, did_you_mean
 from mechjax.hub import Tokenizer
 from mechjax.models.decoder import Decoder
-from mechjax.models.families import FAMILIES, NATIVE, Family
+from mechjax.models.encoder import Encoder
+from mechjax.models.encoder_config import EncoderConfig
+from mechjax.models.families import ENCODERS, FAMILIES, NATIVE, Family
 from mechjax.models.families.family import write_config
 from mechjax.models.params import parameters
 
 
 def export(
-    model: Decoder,
+    model: Decoder | Encoder,
     folder: Path | str,
     *,
     family: str | Family,
@@ -33,8 +35,8 @@ def export(
     Args:
         model: The model.
         folder: Where to; it must not exist or be empty, unless `overwrite`.
-        family: Whose layout, such as `"gpt2"`; its config must be able to express the model's. `"mechjax"` is our own,
-            which expresses every decoder and which no other library opens.
+        family: Whose layout, such as `"gpt2"` or, of an encoder, `"bert_mlm"`; its config must be able to express the
+            model's. `"mechjax"` is our own, which expresses every decoder and which no other library opens.
         tokenizer: Written as tokenizer.json and tokenizer_config.json.
         overwrite: Replace the folder with all that is in it.
 
@@ -42,11 +44,13 @@ def export(
         The folder.
 
     Raises:
-        UnsupportedModelError: An unknown family, or one that cannot express this model.
+        UnsupportedModelError: An unknown family, one that cannot express this model, or one of decoders for an encoder.
         WriteError: The folder exists and is not empty, or cannot be written.
     """
     table = _family(family)
-    config = write_config(model.config, table) | _special_ids(tokenizer) | {"dtype": model.W_E.dtype.name}
+    _check_kind(model, table)
+    # What the family says of special ids wins: RoBERTa counts positions from its padding id.
+    config = _special_ids(tokenizer) | write_config(model.config, table) | {"dtype": model.W_E.dtype.name}
     tensors = _tensors(model, table)
     folder = Path(folder)
     if not overwrite and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -90,7 +94,7 @@ def _swap(fresh: Path, folder: Path, stale: Path) -> None:
 def _family(family: str | Family) -> Family:
     if isinstance(family, Family):
         return family
-    known = {table.name: table for table in (*FAMILIES, NATIVE)}
+    known = {table.name: table for table in (*FAMILIES, NATIVE, *ENCODERS)}
     if family not in known:
         raise UnsupportedModelError(
             f"There is no family `{family}`; there are {', '.join(known)}.{did_you_mean(family, known)}"
@@ -98,7 +102,19 @@ def _family(family: str | Family) -> Family:
     return known[family]
 
 
-def _tensors(model: Decoder, family: Family) -> dict[str, np.ndarray]:
+def _check_kind(model: Decoder | Encoder, family: Family) -> None:
+    """A config may say the same of an encoder as of a decoder, which is another model."""
+    is_encoder, of_encoders = isinstance(model, Encoder), issubclass(family.kind, EncoderConfig)
+    if is_encoder != of_encoders:
+        kind, other = ("encoders", "decoders") if is_encoder else ("decoders", "encoders")
+        fits = ENCODERS if is_encoder else (*FAMILIES, NATIVE)
+        raise UnsupportedModelError(
+            f"The {family.name} family is one of {other}; this model needs one of {kind}: "
+            f"{', '.join(table.name for table in fits)}."
+        )
+
+
+def _tensors(model: Decoder | Encoder, family: Family) -> dict[str, np.ndarray]:
     """Every tensor of the Hugging Face checkpoint, by name."""
     params = {path: np.asarray(leaf) for path, leaf in parameters(model).items()}
     tensors: dict[str, np.ndarray] = {}

@@ -21,10 +21,10 @@ from jaxtyping import Array, Complex, Float
 
 from mechjax.base.errors import ArgumentError, ShapeError, UnsupportedModelError
 from mechjax.base.records import Record
-from mechjax.models.attention import Attention
 from mechjax.models.config import Config
 from mechjax.models.contraction import widened
 from mechjax.models.decoder import Decoder
+from mechjax.models.mla import MLA
 from mechjax.models.norms import Norm
 
 
@@ -188,13 +188,21 @@ class Composition(Record):
 def qk(model: Decoder) -> FactoredMatrix:
     """`W_Q @ W_K^T` of every head (leading axes layer, head): a query head with the keys that it reads.
 
-    Where queries and keys have RMSNorms, their scales are in it, and it is exact up to a positive factor for
-    each query and each key.
+    Where queries and keys, or the latents that they are made of, have RMSNorms, their scales are in it, and it is exact
+    up to a positive factor for each query and each key. Of latent attention it is the part that does not rotate: the
+    rest of a key is not normalised with it, so there is no one matrix for both.
 
     Raises:
         UnsupportedModelError: Queries and keys have LayerNorms, which are not of this form.
     """
-    attn, config = _attention(model, "qk"), model.config
+    attn, config = model.blocks.attn, model.config
+    if isinstance(attn, MLA):
+        nope = attn.W_UK.shape[-1]
+        Q, K = (
+            _up(_down(attn.W_DQ, attn.w_q), attn.W_Q[..., :nope]),
+            _up(_down(attn.W_DKV, attn.w_kv), attn.W_UK),
+        )
+        return FactoredMatrix(Q, K.mT)
     if config.qk_norm != "none" and config.norm != "rms":
         raise UnsupportedModelError(
             f"`qk` cannot be read off this model, which has `qk_norm` = {config.qk_norm!r} with `norm` = "
@@ -205,8 +213,14 @@ def qk(model: Decoder) -> FactoredMatrix:
 
 
 def ov(model: Decoder) -> FactoredMatrix:
-    """`W_V @ W_O` of every head (leading axes layer, head): a query head with the values that it moves."""
-    attn = _attention(model, "ov")
+    """`W_V @ W_O` of every head (leading axes layer, head): a query head with the values that it moves.
+
+    Of latent attention, `W_DKV @ W_UV @ W_O` with the scales of the latent's norm: exact up to a positive factor for
+    each key.
+    """
+    attn = model.blocks.attn
+    if isinstance(attn, MLA):
+        return FactoredMatrix(_up(_down(attn.W_DKV, attn.w_kv), attn.W_UV), attn.W_O)
     return FactoredMatrix(_per_head(attn.W_V, model).transpose(0, 2, 1, 3), attn.W_O)
 
 
@@ -291,15 +305,15 @@ def copying_score(model: Decoder) -> Float[Array, "layer head"]:
     return values.real.sum(-1) / jnp.abs(values).sum(-1)
 
 
-def _attention(model: Decoder, circuit: str) -> Attention:
-    """The attention of all layers, which must have a matrix each for queries, keys and values."""
-    attn: Any = model.blocks.attn
-    if not isinstance(attn, Attention):
-        raise UnsupportedModelError(
-            f"`{circuit}` cannot be read off this model, whose attention is {type(attn).__name__}: it has no matrix of "
-            "keys and values for each head. Multiply its factors, as `FactoredMatrix`."
-        )
-    return attn
+def _down(W: Array | None, w: Array | None) -> Array | None:
+    """The matrix that makes a latent, with the scales of its norm; None where there is no latent."""
+    return None if W is None or w is None else widened(W) * widened(w)[:, None]
+
+
+def _up(down: Array | None, W: Array) -> Float[Array, "layer head d_model d"]:
+    """What each head makes of the residual stream through a latent, or without one."""
+    per_head = W.transpose(0, 2, 1, 3)
+    return per_head if down is None else _times(down[:, None], widened(per_head))
 
 
 def _per_head(W: Array, model: Decoder) -> Array:

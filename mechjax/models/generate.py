@@ -21,6 +21,7 @@ from mechjax.models.cache import Cache
 from mechjax.models.decoder import Decoder, Tokens, as_tokens
 from mechjax.models.families.modules import own_name
 from mechjax.models.generated import Generated
+from mechjax.models.positions import check_growth
 from mechjax.models.readout import readout
 from mechjax.models.sampling import choose, log_probability
 from mechjax.models.steps import PLACES, AtSteps, Timed, flat, place_of, taken_apart, within_prompts
@@ -177,7 +178,7 @@ def _stops(stop: Any, d_vocab: int) -> Array:
 
 
 def _check_room(model: Decoder, mask: Array, n_tokens: int) -> None:
-    """Refuse prompts without tokens, and more tokens than there are learned positions, where that can be seen."""
+    """Refuse prompts without tokens, and more of them than the model has positions for, where that can be seen."""
     if not is_concrete(mask) or not mask.size:
         return
     counts = mask.sum(-1)
@@ -185,14 +186,7 @@ def _check_room(model: Decoder, mask: Array, n_tokens: int) -> None:
         row = int(counts.reshape(-1).argmin())
         raise ShapeError(f"Prompt {row} has no token to go on from: give each at least one.")
     longest = int(counts.max()) + n_tokens - 1
-    for rope in filter(None, model.config.ropes if model.config.positions == "rotary" else ()):
-        beyond = rope.beyond(model.config.rotary_dim)
-        if beyond is not None and int(counts.min()) <= beyond[0] < longest:
-            raise ShapeError(
-                f"The model rotates texts of more than {beyond[0]} tokens by other angles, and this generation grows "
-                f"from {int(counts.min())} to {longest}: the keys it keeps would be turned wrongly from there on. "
-                "Generate within that length, or give prompts that are longer."
-            )
+    check_growth(model.config, counts, counts + (n_tokens - 1))
     if model.config.positions == "learned" and longest > model.config.n_ctx:
         raise ShapeError(
             f"Prompts of up to {int(counts.max())} tokens and {n_tokens} more, of which all but the last run, need "

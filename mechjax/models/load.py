@@ -71,15 +71,14 @@ def load(
     folder = locate(name_or_folder, revision)
     config, family = _understand(folder, precision)
     checkpoint = Checkpoint(folder)
-    pieces = _plan(checkpoint, config, family)
-    kept = _choose_dtype(dtype, checkpoint, pieces)
+    planned = _plan(checkpoint, config, family)
+    kept = _choose_dtype(dtype, checkpoint, planned)
     params: dict[str, jax.Array] = {}
-    with bar("Reading weights", len(pieces)) as progress:
+    with bar("Reading weights", sum(len(part.places) for part in planned)) as progress:
         progress.advance(0)  # nothing compiles here
-        for rule in family.rules_for(config):
-            mine = [piece for piece in pieces if piece.rule is rule]
-            params |= _read(rule, mine, checkpoint, config, kept)
-            progress.advance(len(mine))
+        for part in planned:
+            params |= _read(part, checkpoint, config, kept)
+            progress.advance(len(part.places))
     tokenizer = Tokenizer.from_folder(folder)
     if tokenizer is not None:
         _check_vocabulary(tokenizer, config, folder)
@@ -152,15 +151,14 @@ def _understand(folder: Path, precision: Literal["highest", "default"] = "highes
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """One tensor of the checkpoint: its name there, its rule, and where its parameters stand in ours (layer, head)."""
+class _Part:
+    """The parameters of one rule: for each tensor of the checkpoint that fills them, where (layer, head) it stands."""
 
-    name: str
     rule: Rule
-    place: tuple[int, ...]
+    places: dict[str, tuple[int, ...]]
 
 
-def _plan(checkpoint: Checkpoint, config: Config, family: Family) -> list[_Piece]:
+def _plan(checkpoint: Checkpoint, config: Config, family: Family) -> list[_Part]:
     """Every tensor that the model needs, after checking that they are all there, fit, and that none is left over."""
     left = dict.fromkeys(checkpoint.entries)
     if config.n_layers > len(left):
@@ -168,15 +166,17 @@ def _plan(checkpoint: Checkpoint, config: Config, family: Family) -> list[_Piece
             f"The config of `{checkpoint.folder}` asks for {config.n_layers} layers, but the checkpoint holds only "
             f"{len(left)} tensors. Config and weights belong to different models."
         )
-    pieces, missing = [], []
+    planned, missing = [], []
     for rule in family.rules_for(config):
+        places: dict[str, tuple[int, ...]] = {}
         for full, place in rule.places(config):
             name = next((n for n in family.spellings(full) if n in left), None)
             if name is None:
                 missing.append(full)
             else:
                 del left[name]
-                pieces.append(_Piece(name, rule, place))
+                places[name] = place
+        planned.append(_Part(rule, places))
     left_over = [name for name in left if not family.ignorable(name, config)]
     if missing:
         raise CheckpointError(
@@ -188,23 +188,42 @@ def _plan(checkpoint: Checkpoint, config: Config, family: Family) -> list[_Piece
             f"`{checkpoint.folder}` holds {_count(left_over, 'tensor')} that a {family.name} model of its config does "
             f"not have: {_some(left_over)}. They would be dropped silently, so the load is refused."
         )
-    _check_shapes(pieces, checkpoint, config)
-    _check_tied(left, pieces, checkpoint)
-    return pieces
+    _check_filled(planned, config, family)
+    _check_shapes(planned, checkpoint, config)
+    _check_tied(left, planned, checkpoint)
+    return planned
 
 
-def _check_shapes(pieces: list[_Piece], checkpoint: Checkpoint, config: Config) -> None:
-    for piece in pieces:
-        found, right = checkpoint.entries[piece.name].shape, piece.rule.shape(config)
-        if found != right:
-            raise CheckpointError(
-                f"Tensor `{piece.name}` of `{checkpoint.folder}` has the shape {found}; its config calls for {right}."
+def _check_filled(planned: list[_Part], config: Config, family: Family) -> None:
+    """Every layer, head and expert of every parameter has its tensor: buffers are made uninitialised."""
+    filled = dict.fromkeys(config.shapes, 0)
+    for part in planned:
+        distinct = set(part.places.values())
+        for path in part.rule.paths:
+            rank = len(next(iter(distinct), ()))
+            filled[path] += len(distinct) * math.prod(config.shapes[path][rank:])
+    for path, shape in config.shapes.items():
+        if filled[path] != math.prod(shape):
+            raise UnsupportedModelError(
+                f"The rules of the {family.name} family fill {filled[path]} of the {math.prod(shape)} numbers of "
+                f"`{path}`: the rest would be whatever memory held. Give the family's table one rule for it, with a "
+                "place for every layer."
             )
 
 
-def _check_tied(copies: dict[str, None], pieces: list[_Piece], checkpoint: Checkpoint) -> None:
+def _check_shapes(planned: list[_Part], checkpoint: Checkpoint, config: Config) -> None:
+    for part in planned:
+        right = part.rule.shape(config)
+        for name in part.places:
+            if (found := checkpoint.entries[name].shape) != right:
+                raise CheckpointError(
+                    f"Tensor `{name}` of `{checkpoint.folder}` has the shape {found}; its config calls for {right}."
+                )
+
+
+def _check_tied(copies: dict[str, None], planned: list[_Part], checkpoint: Checkpoint) -> None:
     """A stored unembedding of a tied model is ignored, so it has to be the embedding."""
-    embedding = next(piece.name for piece in pieces if piece.rule.paths == ("W_E",))
+    embedding = next(name for part in planned if part.rule.paths == ("W_E",) for name in part.places)
     first, right = checkpoint[embedding], checkpoint.entries[embedding]
     for name in copies:
         entry = checkpoint.entries[name]
@@ -219,9 +238,9 @@ def _check_tied(copies: dict[str, None], pieces: list[_Piece], checkpoint: Check
                 )
 
 
-def _choose_dtype(asked: Any, checkpoint: Checkpoint, pieces: list[_Piece]) -> np.dtype:
+def _choose_dtype(asked: Any, checkpoint: Checkpoint, planned: list[_Part]) -> np.dtype:
     """The parameters' dtype: the one asked for, or the checkpoint's own."""
-    found = {checkpoint.entries[piece.name].dtype.name: piece.name for piece in pieces}
+    found = {checkpoint.entries[name].dtype.name: name for part in planned for name in part.places}
     for name in found.keys() - set(_FLOATS):
         raise CheckpointError(
             f"Tensor `{found[name]}` of `{checkpoint.folder}` is {name}: quantized weights are not supported. Load a "
@@ -244,18 +263,15 @@ def _choose_dtype(asked: Any, checkpoint: Checkpoint, pieces: list[_Piece]) -> n
     return dtype
 
 
-def _read(
-    rule: Rule, pieces: list[_Piece], checkpoint: Checkpoint, config: Config, dtype: np.dtype
-) -> dict[str, jax.Array]:
+def _read(part: _Part, checkpoint: Checkpoint, config: Config, dtype: np.dtype) -> dict[str, jax.Array]:
     """The parameters of one rule, by path, layers stacked: filled tensor by tensor, then handed to JAX."""
-    buffers = {path: _aligned(config.shapes[path], dtype) for path in rule.paths}
-    for piece in pieces:
-        for path, part in rule.split(checkpoint[piece.name], config).items():
-            buffers[path][piece.place] = part
+    paths = part.rule.paths
+    buffers = {path: _aligned(config.shapes[path], dtype) for path in paths}
+    for name, place in part.places.items():
+        for path, array in part.rule.split(checkpoint[name], config).items():
+            buffers[path][place] = array
     # Waiting here frees each host buffer before the next is made, where the device has memory of its own.
-    return {
-        path: jax.block_until_ready(jax.device_put(buffers.pop(path), may_alias=True)) for path in rule.paths
-    }
+    return {path: jax.block_until_ready(jax.device_put(buffers.pop(path), may_alias=True)) for path in paths}
 
 
 def _check_vocabulary(tokenizer: Tokenizer, config: Config, folder: Path) -> None:

@@ -52,7 +52,7 @@ def assemble(config: Config, params: Mapping[str, Any]) -> Decoder:
     )  # fmt: skip
 
 
-def parameters(model: Decoder) -> dict[str, Array]:
-    """Every parameter by path; the inverse of `assemble`."""
+def parameters(model: eqx.Module) -> dict[str, Array]:
+    """Every parameter by path; the inverse of `assemble`, and of an encoder's."""
     leaves = jax.tree_util.tree_flatten_with_path(model)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -15,9 +15,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from mechjax.base.errors import ShapeError
 from mechjax.models.cache import Cache
 from mechjax.models.config import Config
 from mechjax.models.rope import Rope
+from mechjax.transform.select import is_concrete
 
 _SEES_ALL = 2**31 - 1
 
@@ -146,6 +148,44 @@ def angles(rope: Rope | None, dim: int, positions: Int[Array, "*batch pos"]) -> 
     if rope.amplitude == 1.0:
         return jnp.cos(angle), jnp.sin(angle)
     return rope.amplitude * jnp.cos(angle), rope.amplitude * jnp.sin(angle)
+
+
+def other_angles(config: Config) -> tuple[int, ...]:
+    """Lengths of texts past which layers rotate by other angles."""
+    ropes = (rope.beyond(config.rotary_dim) for rope in dict.fromkeys(config.ropes) if rope is not None)
+    return tuple(beyond[0] for beyond in ropes if beyond is not None)
+
+
+def outgrows(
+    config: Config, before: Int[Array, "*batch"], after: Int[Array, "*batch"]
+) -> Bool[Array, "*batch"]:
+    """Whether a text of which keys are kept grows past a length where angles change, which those keys cannot follow."""
+    passes = [(before > 0) & (before <= length) & (after > length) for length in other_angles(config)]
+    return jnp.any(jnp.array(passes), 0) if passes else jnp.zeros(before.shape, bool)
+
+
+def check_growth(config: Config, before: Int[Array, "*batch"], after: Int[Array, "*batch"]) -> None:
+    """Refuse such texts, where that can be seen.
+
+    Args:
+        config: The model's.
+        before: How long each text is already; 0 where nothing is kept of it yet.
+        after: How long it will be.
+
+    Raises:
+        ShapeError: A text does.
+    """
+    if not other_angles(config) or not (is_concrete(before) and is_concrete(after)):
+        return
+    if (wrong := outgrows(config, before, after).reshape(-1)).any():
+        row = int(wrong.argmax())
+        start, end = int(before.reshape(-1)[row]), int(after.reshape(-1)[row])
+        length = next(length for length in other_angles(config) if start <= length < end)
+        raise ShapeError(
+            f"The model rotates texts of more than {length} tokens by other angles, and text {row} grows from {start} "
+            f"to {end} tokens: the keys it keeps would be turned wrongly from there on. Stay within {length}, or begin "
+            "with more than that at once."
+        )
 
 
 def rotate(

@@ -5,7 +5,8 @@ On the checkpoint's own weights and a few short prompts:
 - against transformers, where it is installed: the logits and every site that its modules expose, layer by layer;
 - the sum of what components write is the residual stream, in every layer;
 - padding on the left and on the right changes no real position;
-- an example alone gives what it gives among others.
+- an example alone gives what it gives among others;
+- a prompt that comes in pieces, its keys and values kept in a cache, gives what it gives at once.
 
 Where one weight differs between the two sides, the first site in forward order that differs says which component it is
 in. Cost: a few forward passes of each side and as many compilations; one side's weights are in memory at a time.
@@ -29,11 +30,13 @@ from mechjax.base.catalogue import SITES
 from mechjax.base.errors import ArgumentError, MissingExtraError, ShapeError
 from mechjax.base.optional import require
 from mechjax.base.progress import bar
+from mechjax.models.cache import Cache
 from mechjax.models.config import Config
 from mechjax.models.encoder import Encoder
 from mechjax.models.encoder_config import EncoderConfig
 from mechjax.models.load import load, load_config, locate
-from mechjax.studies.checked import TOLERANCES, Checked, verdict_of
+from mechjax.models.positions import other_angles
+from mechjax.studies.checked import Checked, tolerances_of, verdict_of
 from mechjax.studies.hf_sites import Sites, hf_sites
 from mechjax.transform import capture, list_sites
 
@@ -47,7 +50,7 @@ Found = Sequence[tuple[str, np.ndarray, np.ndarray]]
 class Run:
     """A model, prompts, and what it computes on them."""
 
-    model: Callable[..., Array]
+    model: Any
     tokens: np.ndarray
     logits: np.ndarray
     sites: Sites
@@ -95,7 +98,8 @@ def check(
         progress.advance()
         for name, compare in CHECKS.items():
             progress.begin(f"Checking {name}")
-            rows.append(_worst(name, compare(run), kept))
+            if found := compare(run):
+                rows.append(_worst(name, found, kept, config.n_layers))
             progress.advance()
         sites = run.sites
         del model, run  # one side's weights at a time
@@ -114,7 +118,7 @@ def check(
         verdicts=tuple(row.verdict for row in rows),
         where=tuple(row.where for row in rows),
         first=first,
-        tolerance=TOLERANCES[kept][0],
+        tolerance=tolerances_of(kept, config.n_layers)[0],
         dtype=kept,
         model=Path(name_or_folder).name or str(name_or_folder),
         reference=reference,
@@ -184,12 +188,39 @@ def batch(run: Run) -> Found:
     return [(f"example {i}", _float(run.model(run.tokens[i]))[None], run.logits[i : i + 1]) for i in rows]
 
 
+def cached(run: Run) -> Found:
+    """Prompts in two pieces, and token by token, through a cache, against the same prompts at once.
+
+    Nothing for an encoder, which has no cache, and for prompts past a length where angles change, which cached keys
+    cannot follow.
+    """
+    (n_rows, n), model = run.tokens.shape, run.model
+    if isinstance(model, Encoder):
+        return []
+    config: Config = model.config
+    if any(length < n for length in other_angles(config)):
+        return []
+
+    def in_pieces(*cuts: int) -> np.ndarray:
+        cache, logits = Cache.empty(config, n_rows, n, model.W_E.dtype), []
+        for piece in np.split(run.tokens, cuts, axis=1):
+            part, cache = model(piece, cache=cache)
+            logits.append(_float(part))
+        return np.concatenate(logits, 1)
+
+    return [
+        ("two pieces", in_pieces(n // 2), run.logits),
+        ("token by token", in_pieces(*range(1, n)), run.logits),
+    ]
+
+
 CHECKS: dict[str, Callable[[Run], Found]] = {
     "sum of writes": sum_of_writes,
     "padding left and right": padding,
     "batch of one": batch,
+    "cache against full forward": cached,
 }
-"""What a model is compared with itself on. To add a row, add an entry."""
+"""What a model is compared with itself on, or nothing where it does not apply. To add a row, add an entry."""
 
 
 @dataclass(frozen=True)
@@ -313,14 +344,21 @@ def _by_site(ours: Sites, theirs: Sites, config: Config, dtype: str) -> tuple[li
 
     shared = sorted(ours.keys() & theirs.keys(), key=place)
     difference = {key: _difference(ours[key], theirs[key]) for key in shared}
-    far = next((key for key in shared if not difference[key] <= TOLERANCES[dtype][0]), None)
+    far = next(
+        (key for key in shared if not difference[key] <= tolerances_of(dtype, config.n_layers)[0]), None
+    )
     rows = []
     for name in ("logits", *(name for name in SITES if name != "logits")):
         mine = [key for key in shared if key[0] == name]
         if mine:
             worst = max(mine, key=lambda key: difference[key])
             rows.append(
-                _Row(name, difference[worst], _spelled(worst[1]), verdict_of(difference[worst], dtype))
+                _Row(
+                    name,
+                    difference[worst],
+                    _spelled(worst[1]),
+                    verdict_of(difference[worst], dtype, config.n_layers),
+                )
             )
     return rows, None if far is None else f"{far[0]} {_spelled(far[1])}".rstrip()
 
@@ -329,10 +367,10 @@ def _spelled(layer: int | None) -> str:
     return "" if layer is None else f"in layer {layer}"
 
 
-def _worst(name: str, found: Found, dtype: str) -> _Row:
+def _worst(name: str, found: Found, dtype: str, n_layers: int) -> _Row:
     differences = [(_difference(ours, right), where) for where, ours, right in found]
     difference, where = max(differences, key=lambda pair: pair[0])
-    return _Row(name, difference, where, verdict_of(difference, dtype))
+    return _Row(name, difference, where, verdict_of(difference, dtype, n_layers))
 
 
 def _difference(ours: np.ndarray, right: np.ndarray) -> float:

@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose
 import mechjax as mj
 from mechjax.base.errors import ArgumentError, ShapeError
 from mechjax.models import Cache, Config, init
+from mechjax.models.rope import LongRope, Rope
 from tests.tolerances import TOL
 
 PIECES = ((0, 4), (4, 5), (5, 6), (6, 9))
@@ -144,3 +145,33 @@ def test_calls__one_token_after_another__compile_once(tiny_model, tokens, caplog
     with jax.log_compiles(), caplog.at_level("WARNING"):
         tiny_model(tokens[:, 2:3], cache=cache)
     assert not [line for line in caplog.messages if "_continue" in line]
+
+
+@pytest.fixture(scope="module")
+def long_model():
+    """Texts of more than four tokens are rotated by other angles."""
+    stretch = LongRope(short=(1.0, 1.0), long=(9.0, 9.0), trained=4)
+    config = Config(
+        d_vocab=50, n_ctx=24, d_model=8, n_layers=1, n_heads=2, positions="rotary", rope=Rope(stretch=stretch)
+    )
+    return init(config, key=jax.random.key(0))
+
+
+def test_pieces__past_the_length_where_angles_change__are_refused_or_give_nan(long_model, tokens):
+    empty = Cache.empty(long_model.config, 3, 9)
+    _, cache = long_model(tokens[:, :3], mask=jnp.arange(3) < jnp.array([[3], [1], [3]]), cache=empty)
+    with pytest.raises(
+        ShapeError,
+        match="more than 4 tokens by other angles, and text 0 grows from 3 to 6 tokens: the keys it keeps",
+    ):
+        long_model(tokens[:, 3:6], cache=cache)
+    assert jnp.isfinite(long_model(tokens[:, 3:4], cache=cache)[0]).all()
+    go_on = eqx.filter_jit(lambda model, tokens, cache: model(tokens, cache=cache)[0])
+    hidden = go_on(long_model, tokens[:, 3:6], cache)
+    assert jnp.isnan(hidden).all((-1, -2)).tolist() == [True, False, True]
+
+
+def test_pieces__that_begin_beyond_that_length__equal_the_whole(long_model, tokens):
+    first, cache = long_model(tokens[:, :6], cache=Cache.empty(long_model.config, 3, 9))
+    rest, _ = long_model(tokens[:, 6:], cache=cache)
+    assert_allclose(jnp.concatenate([first, rest], 1), long_model(tokens), **TOL["float32", "layout"])

@@ -181,6 +181,31 @@ def test_qk__queries_and_keys_with_rms_norms__has_their_scales():
         qk(subject("layer_post_norms"))
 
 
+@pytest.mark.parametrize("name", ["latent", "latent_without_rank"])
+def test_circuits__of_latent_attention__are_what_its_heads_do_but_for_the_latents_scales(name):
+    model = subject(name)
+    latent = model.config.latent
+    attn = model.blocks.attn
+    biases = [b for b in ("b_DQ", "b_DKV", "b_O") if getattr(attn, b) is not None]
+    for bias in biases:
+        at = lambda m, bias=bias: getattr(m.blocks.attn, bias)
+        model = eqx.tree_at(at, model, jnp.zeros_like(at(model)))
+    _, acts = mj.capture(model, ["ln1.normalized", "q", "k", "pattern", "result"])(TOKENS)
+    read = acts["ln1.normalized"]
+
+    def scale(W):
+        rows = jnp.einsum("lbpm,lmr->lbpr", read, W)
+        return jnp.sqrt(jnp.square(rows).mean(-1, keepdims=True) + latent.norm_eps)[:, :, None]
+
+    of_k = read[:, :, None] / scale(attn.W_DKV)
+    of_q = read[:, :, None] / (1.0 if attn.W_DQ is None else scale(attn.W_DQ))
+    q, k = (acts[site][..., : latent.d_nope].swapaxes(2, 3) for site in "qk")
+    assert_close(of_q @ qk(model).AB[:, None] @ of_k.mT, np.asarray(q @ k.mT))
+    moved = acts["pattern"] @ (of_k @ ov(model).AB[:, None])
+    assert_close(moved.swapaxes(2, 3), np.asarray(acts["result"]))
+    assert composition(model, "v").scores.shape == (2, 4, 2, 4)
+
+
 def test_copying_score__heads_that_copy_and_that_shun__are_one_and_minus_one():
     model = subject("attention_only")
     half = jnp.concatenate([jnp.eye(4), jnp.zeros((8, 4))])

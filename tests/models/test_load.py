@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -26,6 +27,8 @@ from mechjax.base.errors import (
 )
 from mechjax.models.config import Config
 from mechjax.models.export import export
+from mechjax.models.families import Family, Rule, known
+from mechjax.models.families.gpt2 import GPT2
 from mechjax.models.load import load, zoo
 from mechjax.models.params import assemble, parameters
 from tests.hub.hub_server import Hub, Model, run_against
@@ -310,6 +313,8 @@ def test_load__from_the_hub__is_checked_before_its_weights_are_fetched(folders, 
     code = """
 from mechjax.models.config import Config
 from mechjax.models.export import export
+from mechjax.models.families import Family, Rule, known
+from mechjax.models.families.gpt2 import GPT2
 from mechjax.models.load import load, load_config
 print(load_config("org/bare").n_layers)
 model, tokenizer = load("org/neox")
@@ -369,6 +374,8 @@ def peak_of_a_load(folder: Path) -> tuple[int, int]:
 import sys
 from mechjax.models.config import Config
 from mechjax.models.export import export
+from mechjax.models.families import Family, Rule, known
+from mechjax.models.families.gpt2 import GPT2
 from mechjax.models.load import load
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon")), flush=True)
 sys.stdin.readline()
@@ -416,3 +423,46 @@ def test_load__on_cpu__takes_buffers_over_without_a_copy(gpt2, monkeypatch):
     if jax.default_backend() == "cpu":
         pointers = {leaf.unsafe_buffer_pointer() for leaf in parameters(model).values()}
         assert pointers == {buffer.ctypes.data for buffer in buffers}
+
+
+def test_load__family_that_makes_its_rules_anew__is_filled_all_the_same(pristine, monkeypatch):
+    class Anew(Family):
+        def rules_for(self, config):
+            return tuple(map(replace, super().rules_for(config)))
+
+    parts = {field: getattr(GPT2, field) for field in GPT2.__dataclass_fields__}
+    expected = load(pristine)[0]
+    monkeypatch.setattr(known, "FAMILIES", (Anew(**parts),))
+    assert_same_bits(load(pristine)[0], expected)
+
+
+class _HalfFilled(Rule):
+    """A rule that forgets the last layer."""
+
+    def places(self, config):
+        return list(super().places(config))[:-1]
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        (lambda rule: [], r"fill 0 of the 48 numbers of `blocks\.ln2\.b`: the rest would be whatever memory held"),
+        (
+            lambda rule: [_HalfFilled(rule.name, rule.paths, rule.layout)],
+            r"fill 32 of the 48 numbers of `blocks\.ln2\.b`: .* Give the family's table one rule for it",
+        ),
+        (lambda rule: [rule, rule], r"lacks 3 tensors that its config calls for: `transformer\.h\.0\.ln_2\.bias`"),
+    ],
+)  # fmt: skip
+def test_load__family_whose_rules_leave_numbers_out__is_refused(gpt2, monkeypatch, spoilt, message):
+    def dropped(rule):
+        return spoilt(rule) if rule.paths == ("blocks.ln2.b",) else [rule]
+
+    table = replace(
+        GPT2,
+        weights=tuple(new for rule in GPT2.weights for new in dropped(rule)),
+        ignored_weights=(*GPT2.ignored_weights, r".*ln_2\.bias"),
+    )
+    monkeypatch.setattr(known, "FAMILIES", (table,))
+    with pytest.raises(MechjaxError, match=message):
+        load(gpt2)

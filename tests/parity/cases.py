@@ -210,6 +210,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Falcon",
         _FALCON | {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True},
     ),
+    "falcon_rw_twelve_heads": (  # four of whose slopes are no powers of two, which bfloat16 rounds
+        "Falcon",
+        _FALCON
+        | {
+            "num_attention_heads": 12,
+            "multi_query": False,
+            "parallel_attn": False,
+            "bias": True,
+            "alibi": True,
+        },
+    ),
     "bloom": ("Bloom", _SMALL | {"hidden_size": 24, "n_layer": N_LAYERS, "n_head": 3}),
     "opt": (
         "OPT",

@@ -1,5 +1,6 @@
 """BERT and RoBERTa against transformers: both heads, pooled output, every site, padding; every parameter redrawn."""
 
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -11,7 +12,9 @@ import safetensors.numpy
 from numpy.testing import assert_allclose
 
 import mechjax as mj
-from mechjax.models import Encoder
+from mechjax.base.errors import UnsupportedModelError
+from mechjax.cli import main
+from mechjax.models import Encoder, parameters
 from mechjax.models.load import build
 from mechjax.studies.check import check
 from mechjax.studies.hf_sites import hf_sites
@@ -196,3 +199,48 @@ def test_check__of_an_encoder__supports_every_row(name, tmp_path):
     found = check(tmp_path)
     assert set(found.verdicts) == {"supported"}, found
     assert {"logits", "token_type_embed", "ln2.normalized", "sum of writes"} <= set(found.checks)
+    assert "cache against full forward" not in found.checks  # it has none
+
+
+FAMILY = {"mlm": "bert_mlm", "mlm_untied": "bert_mlm", "pretraining": "bert_pretraining", "bare": "bert"}
+
+
+@every_case
+def test_export__every_encoder__comes_back_bit_for_bit_and_opens_in_transformers(name, tmp_path):
+    hf, model, tokens, types = pair(name)
+    folder = mj.export(model, tmp_path / "m", family=FAMILY.get(name, "roberta_mlm"))
+    back, _ = mj.load(folder)
+    assert back.config == model.config
+    for path, leaf in parameters(back).items():
+        np.testing.assert_array_equal(leaf, parameters(model)[path])
+    opened = type(hf).from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        given = torch.from_numpy(tokens), torch.from_numpy(types)
+        ours, right = (side(given[0], token_type_ids=given[1]) for side in (opened, hf))
+    for key, value in right.items():
+        np.testing.assert_array_equal(ours[key].numpy(), value.numpy())
+
+
+def test_export__encoder_as_a_decoder_and_the_reverse__is_refused(tmp_path):
+    encoder = pair("bare")[1]
+    with pytest.raises(
+        UnsupportedModelError, match=r"gpt2 family is one of decoders; .* one of encoders: bert_mlm, "
+    ):
+        mj.export(encoder, tmp_path / "m", family="gpt2")
+    decoder = mj.load("induction-2l")[0]
+    with pytest.raises(
+        UnsupportedModelError, match=r"bert family is one of encoders; .* one of decoders: gpt2, "
+    ):
+        mj.export(decoder, tmp_path / "m", family="bert")
+    with pytest.raises(UnsupportedModelError, match="The bert_mlm family cannot express `mlm` = False"):
+        mj.export(encoder, tmp_path / "m", family="bert_mlm")
+
+
+def test_cli_patch__of_an_encoder__is_refused(tmp_path, capsys):
+    folder = mj.export(pair("mlm")[1], tmp_path / "m", family="bert_mlm")
+    words = ["--clean", "a", "--corrupt", "b", "--answer", "c", "--wrong", "d"]
+    assert main(["patch", str(folder), *words]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(
+        "ArgumentError: `.*` is an encoder: it predicts masked .*Give `mechjax patch` a decoder", said
+    )

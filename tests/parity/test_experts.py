@@ -1,13 +1,16 @@
 """Families with experts against transformers: logits, residual streams, router scores, padding, round trips."""
 
+from copy import deepcopy
 from functools import cache
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
 import mechjax as mj
+from mechjax import decompose
 from mechjax.base.errors import UnsupportedModelError
 from mechjax.models.families import config_from_hf, config_to_hf
 from mechjax.models.families.modules import spellings
@@ -69,6 +72,20 @@ def pair(name):
             if path.endswith("e_score_correction_bias"):
                 buffer.copy_(torch.from_numpy(rng.normal(0, 0.4, tuple(buffer.shape))))
     return hf, in_mechjax(hf)
+
+
+BFLOAT16 = ("mixtral", "deepseek_v3")
+
+
+@pytest.mark.parametrize("name", quick({"mixtral"}, BFLOAT16))
+def test_bfloat16__logits__equal_transformers(name):
+    hf, model = pair(name)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model)
+    out = theirs(deepcopy(hf).to(torch.bfloat16)).logits.float().numpy()
+    logits = half(TOKENS)
+    assert logits.dtype == jnp.bfloat16
+    unit = np.abs(out).max()
+    assert_allclose(np.asarray(logits, np.float32) / unit, out / unit, **TOL["bfloat16", "parity"])
 
 
 def theirs(hf, **inputs):
@@ -138,6 +155,19 @@ def test_experts__exported__load_with_the_same_bits(name, tmp_path):
     again = mj.load(tmp_path / "out")[0]
     assert again.config == model.config
     np.testing.assert_array_equal(again(TOKENS), model(TOKENS))
+
+
+@every_case
+def test_experts__streams_taken_apart__sum_to_what_was_recorded(name):
+    _, model = pair(name)
+    _, acts = mj.capture(model, decompose.sites(model))(TOKENS)
+    for parts in (
+        decompose.decompose_resid(model, acts),
+        decompose.full_decomposition(model, acts),
+        decompose.full_decomposition(model, acts, neurons=False),
+        decompose.logit_attribution(model, acts, 3, 5, of="everything"),
+    ):
+        assert float(parts.error) < TOL["float32", "decomposition"]["rtol"]
 
 
 def test_gpt_oss__quantised_checkpoint__is_refused_by_name():

@@ -13,6 +13,7 @@ import pytest
 
 from mechjax.models import assemble, parameters
 from mechjax.models.families import config_from_hf
+from tests.parity import test_experts
 from tests.parity.cases import CASES, Pair, attention_of, pair
 from tests.parity.test_parity import assert_close
 
@@ -58,6 +59,22 @@ FIELDS = {
     "opt": {"activation_function": "gelu", "enable_bias": False},
 }  # fmt: skip
 """Case -> key of its config -> another value."""
+EXPERTS = {
+    "mixtral": {"num_experts_per_tok": 3, "sliding_window": 2, "rms_norm_eps": 0.3, "hidden_act": "gelu"},
+    "qwen3_moe": {"norm_topk_prob": False, "num_experts_per_tok": 1, "rope_parameters": _THETA},
+    "olmoe": {"norm_topk_prob": False, "num_experts_per_tok": 3},
+    "gpt_oss": {
+        "sliding_window": 2, "num_experts_per_tok": 3, "rms_norm_eps": 0.3, "layer_types": [_FULL, _FULL, _LOCAL],
+    },
+    "deepseek_v2": {
+        "routed_scaling_factor": 0.4, "topk_group": 1, "num_experts_per_tok": 1, "rope_parameters": _THETA,
+    },
+    "deepseek_v3": {
+        "norm_topk_prob": False, "routed_scaling_factor": 0.4, "topk_group": 1, "num_experts_per_tok": 1,
+        "rope_interleave": False, "rope_parameters": _THETA,
+    },
+}  # fmt: skip
+"""The same of families with experts."""
 _SPELLED_OUT = {
     "max_window_layers": "layer_types", "use_sliding_window": "layer_types", "attention_types": "attention_layers",
 }  # fmt: skip
@@ -74,7 +91,8 @@ def with_field(case: Pair, name: str, key: str, value: object) -> Pair:
     config = type(case.hf.config)(
         **{k: v for k, v in given.items() if k not in ("transformers_version", "model_type")}
     )
-    config._attn_implementation = attention_of(name) if key != "alibi" else "eager"
+    config._attn_implementation = attention_of(name) if key != "alibi" and name in CASES else "eager"
+    config._experts_implementation = "eager"
     hf = type(case.hf)(config).eval()
     hf.load_state_dict(case.hf.state_dict(), strict=False)
     ours, _ = config_from_hf(config.to_dict() | {"architectures": [type(hf).__name__]})
@@ -86,13 +104,13 @@ def with_field(case: Pair, name: str, key: str, value: object) -> Pair:
     ("name", "key"),
     [
         pytest.param(name, key, marks=() if first == 0 else pytest.mark.slow)
-        for name, fields in FIELDS.items()
+        for name, fields in (FIELDS | EXPERTS).items()
         for first, key in enumerate(fields)
     ],
 )
 def test_field__changed__changes_transformers_and_ours_equally(name, key):
-    case = pair(name)
-    changed = with_field(case, name, key, FIELDS[name][key])
+    case = pair(name) if name in FIELDS else Pair(*test_experts.pair(name), test_experts.TOKENS)
+    changed = with_field(case, name, key, (FIELDS | EXPERTS)[name][key])
     theirs = changed.hf_logits()
     assert np.abs(theirs - case.hf_logits()).max() > 1e-3
     with jax.disable_jit():  # tiny, and run once
@@ -102,3 +120,4 @@ def test_field__changed__changes_transformers_and_ours_equally(name, key):
 def test_fields__every_family_of_the_cases__has_some():
     kinds = {kind for kind, _ in CASES.values()}
     assert {CASES[name][0] for name in FIELDS} == kinds
+    assert EXPERTS.keys() == test_experts.CASES.keys()

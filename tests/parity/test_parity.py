@@ -238,6 +238,15 @@ def test_control__a_choice_turned_off__changes_the_logits(choice):
     assert np.abs(changed - case.hf_logits()).max() > 1e-3
 
 
+def test_control__slopes_that_are_not_rounded__change_the_logits():
+    case = pair("falcon_rw_twelve_heads")
+    exact = assemble(replace(case.model.config, alibi_dtype="float32"), parameters(case.model))
+    assert_close(case.model(case.tokens), case.hf_logits())
+    assert (
+        np.abs(exact(case.tokens) - case.hf_logits()).max() > 1e-4
+    )  # rounding is small, and more than parity allows
+
+
 def test_control__key_heads_regrouped__changes_the_logits():
     case = pair("llama_gqa")
     flip = lambda blocks: (blocks.attn.W_K, blocks.attn.W_V)

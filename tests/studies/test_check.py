@@ -4,6 +4,7 @@ import shutil
 import sys
 from dataclasses import replace
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from mechjax.base.errors import ArgumentError, CheckpointError, ShapeError
 from mechjax.cli import main
 from mechjax.studies import check as module
 from mechjax.studies.check import CHECKS, Run, check
-from mechjax.studies.checked import Checked, verdict_of
-from tests.parity.cases import pair
+from mechjax.studies.checked import TOLERANCES, Checked, tolerances_of, verdict_of
+from tests.parity.cases import pair, redraw, transformers
 
 CASES = ("gpt2", "pythia", "llama_gqa", "mistral")
 
@@ -116,6 +117,27 @@ def test_check__in_bfloat16__has_its_own_tolerance_and_float32_none_of_its_round
     assert exact.ok and exact.dtype == "float32" and exact.difference.max() < 1e-5
 
 
+@pytest.mark.parametrize("n_layers", [12, pytest.param(24, marks=pytest.mark.slow)])
+def test_check__of_a_deep_checkpoint__tells_rounding_from_an_altered_weight(tmp_path, n_layers):
+    config = transformers.LlamaConfig(
+        vocab_size=31, hidden_size=24, intermediate_size=40, num_attention_heads=4, num_hidden_layers=n_layers,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    hf = transformers.LlamaForCausalLM(config)
+    redraw(hf, np.random.default_rng(n_layers))
+    hf.save_pretrained(tmp_path / "whole")
+    half = check(tmp_path / "whole", dtype="bfloat16")
+    assert half.ok
+    assert half.tolerance == tolerances_of("bfloat16", n_layers)[0]
+    assert half.difference.max() > TOLERANCES["bfloat16"][0]  # what two layers would not be let through with
+    weight = "model.layers.5.self_attn.v_proj.weight"
+    copy = altered(tmp_path, "whole", weight, (3, 3), tmp_path)
+    found = check(tmp_path / "whole", against=copy)
+    assert not found.ok
+    assert found.first == "v in layer 5"
+    assert found.tolerance == TOLERANCES["float32"][0]
+
+
 def test_check__of_windows_that_the_prompts_do_not_reach__notes_it(folders):
     found = check(folders / "mistral", tokens=[[1, 2, 3], [4, 5, 6]])
     assert found.notes == ("Windows of 3 positions are longer than the prompts of 3: not exercised.",)
@@ -140,6 +162,25 @@ def test_batch__of_a_model_whose_examples_mix__is_wrong(run):
     assert worst(mixed, "batch of one") > 1e-3
 
 
+def test_cache__of_a_model_that_forgets_its_keys__is_wrong(run):
+    class Forgetful(type(run.model)):
+        """A decoder whose cache loses the first layer's keys."""
+
+        def __call__(self, tokens, *, cache):
+            lost = eqx.tree_at(lambda c: c.keys, cache, cache.keys.at[0].set(0.0))
+            return super().__call__(tokens, cache=lost)
+
+    parts = {name: getattr(run.model, name) for name in run.model.__dataclass_fields__}
+    assert worst(run, "cache against full forward") < 1e-5
+    assert worst(replace(run, model=Forgetful(**parts)), "cache against full forward") > 1e-2
+
+
+def test_cache__where_it_does_not_apply__has_no_row(run):
+    switching = pair("phi_3_long").model
+    assert not CHECKS["cache against full forward"](replace(run, model=switching))
+    assert CHECKS["cache against full forward"](replace(run, model=switching, tokens=run.tokens[:, :4]))
+
+
 def test_checks__a_row_that_is_not_finite__is_wrong(folders, monkeypatch):
     monkeypatch.setitem(CHECKS, "nothing", lambda run: [("everywhere", run.logits * np.nan, run.logits)])
     found = check(folders / "gpt2")
@@ -153,7 +194,7 @@ def test_checks__a_row_that_is_not_finite__is_wrong(folders, monkeypatch):
 
 
 def worst(run: Run, name: str) -> float:
-    return module._worst(name, CHECKS[name](run), "float32").difference
+    return module._worst(name, CHECKS[name](run), "float32", 2).difference
 
 
 @pytest.mark.parametrize(
@@ -179,17 +220,22 @@ def test_check__against_another_config__is_refused(folders):
 
 
 @pytest.mark.parametrize(
-    ("difference", "dtype", "verdict"),
+    ("difference", "dtype", "n_layers", "verdict"),
     [
-        (1e-6, "float32", "supported"),
-        (5e-5, "float32", "degraded"),
-        (5e-5, "bfloat16", "supported"),
-        (2e-4, "float32", "wrong"),
-        (float("nan"), "float32", "wrong"),
+        (1e-6, "float32", 2, "supported"),
+        (5e-5, "float32", 2, "degraded"),
+        (5e-5, "bfloat16", 2, "supported"),
+        (2e-4, "float32", 48, "wrong"),
+        (float("nan"), "float32", 2, "wrong"),
+        (3e-2, "bfloat16", 1, "degraded"),
+        (3e-2, "bfloat16", 12, "supported"),
+        (7e-2, "bfloat16", 12, "degraded"),
+        (3e-1, "bfloat16", 24, "wrong"),
+        (float("nan"), "float16", 24, "wrong"),
     ],
 )
-def test_verdict_of__a_difference__depends_on_the_dtype(difference, dtype, verdict):
-    assert verdict_of(difference, dtype) == verdict
+def test_verdict_of__a_difference__depends_on_dtype_and_depth(difference, dtype, n_layers, verdict):
+    assert verdict_of(difference, dtype, n_layers) == verdict
 
 
 def test_checked__with_much_that_is_wrong__prints_briefly_and_comes_back_from_disk(tmp_path):

@@ -10,7 +10,6 @@ out has its default, so that folders outlive fields that are added; a field that
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, get_args
 
 from mechjax.base.errors import UnsupportedModelError, did_you_mean
@@ -43,13 +42,7 @@ class _Native(Family):
 
     def rules_for(self, config: Config) -> tuple[Rule, ...]:
         """One rule per parameter."""
-        return tuple(_whole(path) for path in config.shapes)
-
-
-@cache
-def _whole(path: str) -> Rule:
-    """The one rule of a parameter: a load tells rules apart by identity."""
-    return _Whole(path, (path,), "")
+        return tuple(_Whole(path, (path,), "") for path in config.shapes)
 
 
 def _encoded(value: Any) -> Any:

@@ -5,8 +5,11 @@ from mechjax.models.decoder import Decoder
 from mechjax.models.params import parameters
 from mechjax.models.rewrite.premises import presume, rebuild, refusal, untied
 
-_WRITERS = ("W_E", "W_pos", "blocks.attn.W_O", "blocks.attn.b_O", "blocks.mlp.W_out", "blocks.mlp.b_out")
-"""What is written to the residual stream, by its last axis."""
+_WRITERS = (
+    "W_E", "W_pos", "blocks.attn.W_O", "blocks.attn.b_O", "blocks.mlp.W_out", "blocks.mlp.b_out", "blocks.moe.W_out",
+    "blocks.moe.b_out", "blocks.moe.shared.W_out",
+)  # fmt: skip
+"""What is written to the residual stream, by its last axis; experts' weights only multiply it."""
 _LEAVE = "Leave this step out: the other rewrites do not need it."
 
 
@@ -24,7 +27,7 @@ def center_writing(model: Decoder) -> Decoder:
         UnsupportedModelError: The norms are not LayerNorms, so that the mean is seen; norms write to the
             stream; or the model has a choice that this was not written for.
     """
-    presume(model, "center_writing", experts=False)
+    presume(model, "center_writing")
     config = model.config
     if config.norm != "layer":
         raise refusal(

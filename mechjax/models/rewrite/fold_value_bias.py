@@ -15,8 +15,8 @@ def fold_value_bias(model: Decoder) -> Decoder:
     the layer, not of the head. Afterwards what a head writes is what it moved.
 
     Keeps: logits, and every site but `v`, `z` and `result`. Exact up to one rounding; a second time changes
-    no bit. A model without biases of values comes back as it is; one without biases of outputs has them
-    afterwards.
+    no bit. A model without biases of values (one with latent attention has none) comes back as it is; one without
+    biases of outputs has them afterwards.
 
     Raises:
         UnsupportedModelError: Values are clipped, patterns have sinks, or the model has a choice that this was

@@ -25,7 +25,7 @@ _CHOICES: Mapping[str, tuple[Any, ...] | None] = {
         "norm_weight", "norm_offset", "norm_bias", "qk_norm_bias", "embed_scale", "embed_norm",
         "position_offset", "rotary_dim", "rotary_layout", "rope", "alibi_scale", "alibi_dtype", "residual_scale",
         "activation", "qkv_bias", "out_bias", "mlp_bias", "unembed_bias", "qkv_clip", "tied", "attn_softcap",
-        "final_softcap", "windows", "attn_scale", "attn_sinks", "logit_scale", "precision",
+        "final_softcap", "windows", "attn_scale", "attn_sinks", "logit_scale", "experts", "latent", "precision",
     ),
     _ANY,
 )  # fmt: skip
@@ -38,6 +38,10 @@ _PARAMETERS = frozenset({
     "blocks.attn.sinks", "blocks.moe.W_router", "blocks.moe.b_router", "blocks.moe.b_choice", "blocks.moe.W_in",
     "blocks.moe.W_gate", "blocks.moe.W_out", "blocks.moe.b_in", "blocks.moe.b_gate", "blocks.moe.b_out",
     "blocks.moe.shared.W_in", "blocks.moe.shared.W_gate", "blocks.moe.shared.W_out", "blocks.moe.W_shared_gate",
+    *(
+        f"blocks.attn.{name}"
+        for name in ("W_DQ", "b_DQ", "w_q", "W_DKV", "b_DKV", "w_kv", "W_UK", "W_UV", "W_KR", "b_KR")
+    ),
     *(
         f"{norm}.{part}"
         for norm in (
@@ -57,13 +61,8 @@ def refusal(rewrite: str, found: str, why: str, fix: str) -> UnsupportedModelErr
     )
 
 
-def presume(model: Decoder, rewrite: str, *, experts: bool = True) -> None:
-    """Refuse a model with choices or parameters that rewrites do not know.
-
-    Args:
-        model: The model.
-        rewrite: What was asked for.
-        experts: Whether this rewrite knows mixtures of experts.
+def presume(model: Decoder, rewrite: str) -> None:
+    """Refuse a model with choices or parameters that rewrites do not know; `rewrite` is what was asked for.
 
     Raises:
         UnsupportedModelError: Such a choice or parameter, by name.
@@ -72,8 +71,6 @@ def presume(model: Decoder, rewrite: str, *, experts: bool = True) -> None:
     for field in fields(model.config):
         value = getattr(model.config, field.name)
         known = _CHOICES[field.name] if field.name in _CHOICES else (_default(field),)
-        if experts and field.name == "experts":
-            continue
         if known is not _ANY and value not in known:
             found.append(f"`{field.name}` = {value!r}")
     found += [f"the parameter `{path}`" for path in parameters(model) if path not in _PARAMETERS]

@@ -27,13 +27,14 @@ def refactor_qk_ov(model: Decoder) -> Decoder:
     Directions whose singular values are nearly equal are arbitrary among themselves.
 
     Raises:
-        UnsupportedModelError: Something stands between `W_Q` and `W_K` (rotation, norms, clipping), heads
-            share keys, or the model has a choice that this was not written for.
+        UnsupportedModelError: Something stands between `W_Q` and `W_K` (rotation, norms, clipping, latents),
+            heads share keys, or the model has a choice that this was not written for.
     """
     presume(model, "refactor_qk_ov")
     config = model.config
     between = {
         "positions": any(config.ropes), "qk_norm": config.qk_norm != "none", "qkv_clip": config.qkv_clip is not None,
+        "latent": config.latent is not None,
     }  # fmt: skip
     if found := [f"`{choice}` = {getattr(config, choice)!r}" for choice, there in between.items() if there]:
         raise refusal(

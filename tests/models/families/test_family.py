@@ -16,6 +16,11 @@ LLAMA = ROTARY | {"architectures": ["LlamaForCausalLM"]}
 MISTRAL = ROTARY | {"architectures": ["MistralForCausalLM"], "num_key_value_heads": 2}
 NEOX = ROTARY | {"architectures": ["GPTNeoXForCausalLM"]}
 
+OPT = {
+    "architectures": ["OPTForCausalLM"], "vocab_size": 11, "hidden_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "ffn_dim": 20, "max_position_embeddings": 16, "word_embed_proj_dim": 24,
+}  # fmt: skip
+
 
 def read(hf):
     return config_from_hf(hf)[0]
@@ -78,6 +83,9 @@ def test_config_from_hf__old_and_new_spellings__are_read(base, given, expected):
         (LLAMA | {"rope_parameters": {"partial_rotary_factor": 0.5}}, r"`partial_rotary_factor` = 0.5"),
         (LLAMA | {"rope_scaling": "linear"}, r"`rope_scaling` = 'linear'; it must be an object"),
         (NEOX | {"rotary_pct": "all"}, r"rotates 'all' of each head"),
+        (OPT | {"do_layer_norm_before": False}, r"`do_layer_norm_before` = False, which is not implemented for opt: only True"),
+        (OPT | {"word_embed_proj_dim": 12}, r"`word_embed_proj_dim` = 12, which .* only that of `hidden_size` = 24 is"),
+        (OPT | {"_remove_final_layer_norm": True}, r"`_remove_final_layer_norm` = True, which is not implemented for opt"),
         (MISTRAL | {"num_hidden_layers": 10**12}, r"`num_hidden_layers` = 1000000000000; it must be a whole number"),
         (NEOX | {"num_attention_heads": 0}, r"`num_attention_heads` = 0; it must be a whole number"),
     ],

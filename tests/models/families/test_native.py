@@ -9,8 +9,10 @@ import pytest
 import mechjax as mj
 from mechjax.base.errors import CheckpointError, UnsupportedModelError
 from mechjax.models import Config, init, parameters
+from mechjax.models.experts import Experts
 from mechjax.models.families import NATIVE, config_from_hf
 from mechjax.models.families.family import read_config, write_config
+from mechjax.models.latent import Latent
 from mechjax.models.rope import LongRope, Rope, Yarn
 
 _SMALL = {"d_vocab": 11, "n_ctx": 8, "d_model": 8, "n_layers": 2, "n_heads": 2}
@@ -21,6 +23,17 @@ CONFIGS = {
     "windows": {"windows": (None, 3), "norm": "rms", "attn_scale": 0.3, "final_softcap": 5.0},
     "rope_per_layer": {"positions": "rotary", "rope": (Rope(base=50.0, stretch=_YARN), None), "rotary_dim": 4},
     "long_rope": {"positions": "rotary", "rope": Rope(stretch=_LONG), "rotary_dim": 4, "mlp": "gated"},
+    "experts": {
+        "norm": "rms", "mlp": "gated",
+        "experts": Experts(n_experts=4, top_k=2, d_expert=3, biases=True, swiglu_limit=7.0, d_shared=3, layers=(1,)),
+    },
+    "latent": {
+        "norm": "rms", "positions": "rotary", "d_head": 5, "rotary_dim": 2, "qkv_bias": False, "mlp": "gated",
+        "latent": Latent(q_rank=3, kv_rank=4, d_nope=3, d_rope=2, d_value=6),
+        "experts": Experts(
+            n_experts=4, top_k=1, d_expert=3, scoring="sigmoid", choice_bias=True, n_groups=2, group_score="top2"
+        ),
+    },
 }  # fmt: skip
 
 

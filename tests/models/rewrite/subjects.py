@@ -10,14 +10,18 @@ from numpy.testing import assert_allclose
 
 from mechjax.models import Config, Decoder, assemble, parameters
 from mechjax.models.experts import Experts
+from mechjax.models.latent import Latent
 from tests.tolerances import TOL
 
 try:
+    from tests.parity import test_experts
     from tests.parity.cases import CASES, pair, quick
+
+    ROUTED = test_experts.CASES
 except BaseException as absent:  # importorskip, where there are no transformers
     if type(absent).__name__ != "Skipped":
         raise
-    CASES, pair, quick = {}, None, lambda *_: []
+    CASES, ROUTED, pair, quick = {}, {}, None, lambda *_: []
 
 
 def _tiny(**choices: Any) -> Config:
@@ -26,6 +30,8 @@ def _tiny(**choices: Any) -> Config:
 
 
 _EXPERTS = Experts(n_experts=4, top_k=2, d_expert=6, biases=True, router_bias=True)
+_RANKS = Latent(q_rank=6, kv_rank=7, d_nope=3, d_rope=2, d_value=4)
+_LATENT = {"norm": "rms", "positions": "rotary", "d_head": 5, "rotary_dim": 2}
 CONFIGS: dict[str, Config] = {
     "layer_norm": _tiny(),
     "no_biases": _tiny(norm_bias=False, qkv_bias=False, out_bias=False, mlp_bias=False),
@@ -41,17 +47,19 @@ CONFIGS: dict[str, Config] = {
     "post_norms": _tiny(norm="rms", norms="post", qk_norm="joint", n_kv_heads=2, positions="rotary"),
     "both_norms": _tiny(norm="rms", norms="both", norm_offset=1.0, qk_norm="shared", embed_scale=3.0),
     "layer_post_norms": _tiny(norms="both", qk_norm="per_head", n_kv_heads=2),
+    "experts": _tiny(norm="rms", mlp="gated", n_kv_heads=2, qkv_bias=False, experts=_EXPERTS),
+    "some_experts": _tiny(
+        norm="rms", mlp="gated", attn_sinks=True, experts=replace(_EXPERTS, layers=(1,), d_shared=5, shared_gate=True)
+    ),
+    "layer_experts": _tiny(mlp="gated", norm_bias=False, experts=replace(_EXPERTS, d_shared=5)),
+    "biased_experts": _tiny(mlp="gated", experts=_EXPERTS),
+    "latent": _tiny(**_LATENT, latent=_RANKS, mlp="gated", experts=replace(_EXPERTS, layers=(1,), d_shared=5)),
+    "latent_without_rank": _tiny(**_LATENT, latent=replace(_RANKS, q_rank=None), qkv_bias=False),
+    "latent_still": _tiny(d_head=5, rotary_dim=2, positions="none", latent=_RANKS, norm_bias=False),
 }  # fmt: skip
 """Name -> choices; drawn at random."""
-if "experts" in Config.__dataclass_fields__:
-    CONFIGS |= {
-        "experts": _tiny(norm="rms", mlp="gated", n_kv_heads=2, qkv_bias=False, experts=_EXPERTS),
-        "some_experts": _tiny(
-            norm="rms", mlp="gated", attn_sinks=True, experts=replace(_EXPERTS, layers=(1,), d_shared=5, shared_gate=True)
-        ),
-    }  # fmt: skip
 
-NAMES = [*CONFIGS, *quick({"gpt2", "pythia", "llama_gqa", "gemma_2"})]
+NAMES = [*CONFIGS, *quick({"gpt2", "pythia", "llama_gqa", "gemma_2"}), *quick({"deepseek_v3"}, ROUTED)]
 TOKENS = np.random.default_rng(0).integers(0, 23, (2, 7))
 
 
@@ -61,7 +69,7 @@ def subject(name: str) -> Decoder:
     if name in CONFIGS:
         return drawn(CONFIGS[name])
     assert pair is not None
-    return pair(name).model
+    return test_experts.pair(name)[1] if name in ROUTED else pair(name).model
 
 
 def drawn(config: Config) -> Decoder:

@@ -35,18 +35,15 @@ from tests.tolerances import TOL
 
 
 def sunk_or_clipped(config: Config) -> list[str]:
-    return (
-        ["`attn_sinks`"]
-        if getattr(config, "attn_sinks", False)
-        else ["`qkv_clip`"] * (config.qkv_clip is not None)
-    )
+    return ["`attn_sinks`"] if config.attn_sinks else ["`qkv_clip`"] * (config.qkv_clip is not None)
 
 
 REFUSED = {
-    fold_norm: lambda config: (),
+    fold_norm: lambda config: (
+        [f"`{choice}`" for choice in ("experts", "latent") if getattr(config, choice)][:1] * config.norm_bias
+    ),
     center_writing: lambda config: (
-        ["`experts`"] if getattr(config, "experts", None)
-        else [f"`norm` = '{config.norm}'"] if config.norm == "rms"
+        [f"`norm` = '{config.norm}'"] if config.norm == "rms"
         else [f"`norms` = '{config.norms}'"] if config.norms != "pre"
         else ["`embed_norm` = True"] if config.embed_norm else []
     ),
@@ -54,8 +51,8 @@ REFUSED = {
     fold_value_bias: lambda config: sunk_or_clipped(config) if config.qkv_bias else [],
     refactor_qk_ov: lambda config: (
         ["`positions` = 'rotary'"] * any(config.ropes) + ["`qk_norm`"] * (config.qk_norm != "none")
-        + ["`qkv_clip`"] * (config.qkv_clip is not None)
-        or ["`attn_sinks`"] * (getattr(config, "attn_sinks", False) and config.qkv_bias)
+        + ["`qkv_clip`"] * (config.qkv_clip is not None) + ["`latent`"] * (config.latent is not None)
+        or ["`attn_sinks`"] * (config.attn_sinks and config.qkv_bias)
         or [f"`n_kv_heads` = {config.n_kv_heads} for `n_heads` = {config.n_heads}"]
         * (config.n_kv_heads != config.n_heads)
     ),
@@ -286,3 +283,17 @@ def test_refactor__directions_of_equal_size__stay_where_they_are():
     }
     model = assemble(model.config, parameters(model) | same)
     assert_same(refactor_qk_ov(model), model, **TOL["any", "exact"])
+
+
+def test_fold_norm__norms_of_latents__do_nothing_afterwards():
+    folded = fold_norm(subject("latent"))
+    for scale in (folded.blocks.attn.w_q, folded.blocks.attn.w_kv, folded.blocks.ln1.w):
+        assert_array_equal(scale, jnp.ones_like(scale))
+
+
+def test_center_writing__experts__write_without_mean():
+    centred = center_writing(subject("layer_experts"))
+    wrote = sites(centred, "expert_out", "shared_out", "resid_post")
+    unit = np.abs(wrote["expert_out"]).max()
+    for name in wrote:
+        assert_allclose(wrote[name].mean(-1) / unit, 0 * wrote[name][..., 0], **TOL["float32", "law"])
