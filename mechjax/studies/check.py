@@ -238,6 +238,11 @@ def _prompts(tokens: Any, config: Config, seed: int) -> np.ndarray:
         windows = [window for window in config.windows or () if window is not None]
         n_pos = max(_N_POS, min(windows, default=0) + 4)
         n_pos = min(n_pos, _LONGEST, config.n_ctx)
+        while n_pos in (
+            config.n_heads,
+            config.n_kv_heads,
+        ):  # else heads before positions look like heads after
+            n_pos -= 1
         return np.random.default_rng(seed).integers(0, config.d_vocab, (_N_PROMPTS, n_pos), np.int32)
     try:
         ids = np.asarray(tokens)

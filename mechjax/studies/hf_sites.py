@@ -129,7 +129,7 @@ def _whole(
     if module.reads is not None and entering is not None:
         keep(module.reads, layer, _own_axes(entering, module.reads, config))
     for site in module.gives:
-        if leaving is not None and SITES[site].axes[0] == "pos":
+        if leaving is not None and SITES[site].axes[0] == "pos" and not _undecided(leaving, site):
             keep(site, layer, _own_axes(leaving, site, config))
 
 
@@ -151,6 +151,11 @@ def _apart(
         for site in read_and_given(path, config)[1]:
             clip = config.qkv_clip if site in ("q", "k", "v") else None  # done outside of the module
             keep(site, layer, part if clip is None else np.clip(part, -clip, clip))
+
+
+def _undecided(value: np.ndarray, site: str) -> bool:
+    """Whether heads may stand before or after positions: there are as many of both."""
+    return SITES[site].axes[-1] == "d_head" and value.ndim == 4 and value.shape[1] == value.shape[2]
 
 
 def _own_axes(value: np.ndarray, site: str, config: Config) -> np.ndarray:

@@ -26,6 +26,7 @@ _CHOICES: Mapping[str, tuple[Any, ...] | None] = {
         "position_offset", "rotary_dim", "rotary_layout", "rope", "alibi_scale", "alibi_dtype", "residual_scale",
         "activation", "qkv_bias", "out_bias", "mlp_bias", "unembed_bias", "qkv_clip", "tied", "attn_softcap",
         "final_softcap", "windows", "attn_scale", "attn_sinks", "logit_scale", "experts", "latent", "precision",
+        "source",
     ),
     _ANY,
 )  # fmt: skip
