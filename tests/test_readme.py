@@ -43,7 +43,7 @@ def test_training__in_ten_lines__learns_to_repeat():
 
 def test_commands__of_the_readme__are_the_ones_that_set_everything_up():
     assert "pip install -e . && mechjax tour" in README
-    assert "pip install -e '.[test]' && pytest" in README
+    assert "pip install -e '.[test]' && pytest -n 2" in README
     assert (ROOT / "notebooks" / "tour.png").stat().st_size < 400_000
 
 

@@ -101,7 +101,7 @@ def name_occurrences(recorder: Recorder, table: dict[str, SiteInfo]) -> dict[int
 
 
 def settle(names: dict[int, Name], chosen: Sequence[Chosen]) -> dict[int, Name]:
-    """The names as they can be asked for: the user's own, and the catalogue's where a path is one of its spellings.
+    """The names as they can be asked for: the user's own, else the paths.
 
     Raises:
         SiteError: the user renames what is not there, or to a name that is taken.
@@ -121,16 +121,10 @@ def settle(names: dict[int, Name], chosen: Sequence[Chosen]) -> dict[int, Name]:
             raise SiteError(
                 f"sites= names `{c.path}` `{c.name}`, but another activation has that name already. Choose another."
             )
-    asked = {name: spelled_out(name)[0] for name in kept}
-    taken = [*asked.values(), *renamed]
-    settled = {}
-    for i, name in names.items():
-        if c := renamed.get(name.name):
-            settled[i] = replace(name, name=spelled_out(c.name)[0], axes=c.axes)
-        else:
-            known = asked[name.name]
-            settled[i] = replace(name, name=known if taken.count(known) == 1 else name.name)
-    return settled
+    return {
+        i: replace(name, name=spelled_out(c.name)[0], axes=c.axes) if (c := renamed.get(name.name)) else name
+        for i, name in names.items()
+    }
 
 
 def _some(names: set[str], most: int = 12) -> str:

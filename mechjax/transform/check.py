@@ -1,6 +1,5 @@
 """Looking at a request before anything runs: what cannot work is refused here, with what would."""
 
-import re
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -58,12 +57,11 @@ def _unknown(name: str, sites: Table) -> SiteError:
         return SiteError(f"this function has no site `{name}`: {SITES[name].condition} Its sites: {have}.")
     also = [path for info in sites.values() for path in info.also]
     hint = did_you_mean(name, dict.fromkeys([*sites, *SITES, *also]))
-    if re.search(r"\.(input|output)$", name):
-        return SiteError(
-            f"no site of this function goes by the path `{name}`.{hint} Paths of modules are known for models that "
-            f"were loaded from a checkpoint, where the module holds exactly what is added or read. Sites: {have}."
-        )
-    return SiteError(f"no site is named `{name}`.{hint} This function's sites: {have}.")
+    paths = (
+        " Paths of modules name sites in models that were loaded from a checkpoint, where they hold the same."
+    )
+    said = paths if "{}" in name else ""
+    return SiteError(f"no site is named `{name}`.{hint}{said} This function's sites: {have}.")
 
 
 def _check_place(asked: Edit | Read, info: SiteInfo) -> None:

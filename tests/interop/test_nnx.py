@@ -129,23 +129,6 @@ def test_from_nnx__numbered_modules_of_other_shapes__keep_their_numbers():
     assert sites["layers_2.output"].shape == (2, 3) and sites["layers_2.output"].layers is None
 
 
-class _Spelled(nnx.Module):
-    """Named as in a Hugging Face folder."""
-
-    def __init__(self, rngs):
-        self.lm_head = nnx.Linear(D, 3, rngs=rngs)
-
-    def __call__(self, x):
-        return self.lm_head(x)
-
-
-def test_from_nnx__path_that_the_catalogue_knows__answers_to_it():
-    subject = from_nnx(_Spelled(nnx.Rngs(0)))
-    out, acts = mj.capture(subject, "lm_head.output")(jnp.ones((2, D)))
-    assert_array_equal(acts["lm_head.output"], out)
-    assert "logits" in mj.list_sites(subject, jnp.ones((2, D)))
-
-
 def test_from_nnx__something_else__is_refused(as_a_user):
     with pytest.raises(ArgumentError, match=r"takes a flax.nnx.Module, got function"):
         from_nnx(lambda x: x)

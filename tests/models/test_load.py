@@ -432,7 +432,7 @@ def test_load__family_that_makes_its_rules_anew__is_filled_all_the_same(pristine
 
     parts = {field: getattr(GPT2, field) for field in GPT2.__dataclass_fields__}
     expected = load(pristine)[0]
-    monkeypatch.setattr(known, "FAMILIES", (Anew(**parts),))
+    monkeypatch.setattr(known, "EVERY", (Anew(**parts),))
     assert_same_bits(load(pristine)[0], expected)
 
 
@@ -463,6 +463,6 @@ def test_load__family_whose_rules_leave_numbers_out__is_refused(gpt2, monkeypatc
         weights=tuple(new for rule in GPT2.weights for new in dropped(rule)),
         ignored_weights=(*GPT2.ignored_weights, r".*ln_2\.bias"),
     )
-    monkeypatch.setattr(known, "FAMILIES", (table,))
+    monkeypatch.setattr(known, "EVERY", (table,))
     with pytest.raises(MechjaxError, match=message):
         load(gpt2)

@@ -1,6 +1,7 @@
 """The shipped model is as good as its card says, and the script that trained it still runs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import equinox as eqx
@@ -32,7 +33,7 @@ def test_shipped__size__is_at_most_eight_megabytes(folder: Path):
 
 def test_shipped__config_and_vocabulary__are_those_of_the_script(shipped):
     model, tokenizer = shipped
-    assert model.config == configured(len(vocabulary()))
+    assert replace(model.config, source=None) == configured(len(vocabulary()))
     ids = tokenizer.backend.get_vocab()
     assert tuple(sorted(ids, key=lambda word: ids[word])) == vocabulary()
 

@@ -46,7 +46,7 @@ def test_edits_and_gradients__by_another_name__are_the_sites():
 
 def test_names__of_nothing_or_of_one_site_twice__teach():
     with pytest.raises(
-        SiteError, match=r"goes by the path `body.\{\}.grwo.output`. Did you mean `body.\{\}.grow.output`"
+        SiteError, match=r"no site is named `body.\{\}.grwo.output`. Did you mean `body.\{\}.grow.output`"
     ):
         mj.capture(tower, "body.1.grwo.output")(X)
     with pytest.raises(SiteError, match=r"captured twice: .'grown'."):
