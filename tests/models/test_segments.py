@@ -17,7 +17,10 @@ SIZES = {"n_experts": 4, "top_k": 2, "d_expert": 6, "d_shared": 10, "normalized"
 LAYOUTS = {"dense_first": (2, 3), "every_other": (1, 3), "one_dense": (0, 1, 3)}
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+_EACH = [pytest.param(name, marks=() if name == "every_other" else pytest.mark.slow) for name in LAYOUTS]
+
+
+@pytest.fixture(scope="module", params=_EACH)
 def mixed(request):
     config = Config(
         d_vocab=50, n_ctx=24, d_model=16, n_layers=4, n_heads=4, mlp="gated", activation="silu", mlp_bias=False,

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from numpy.testing import assert_allclose
 
 from mechjax.models import Config, Decoder, assemble, parameters
@@ -59,7 +60,12 @@ CONFIGS: dict[str, Config] = {
 }  # fmt: skip
 """Name -> choices; drawn at random."""
 
-NAMES = [*CONFIGS, *quick({"gpt2", "pythia", "llama_gqa", "gemma_2"}), *quick({"deepseek_v3"}, ROUTED)]
+_VARIANTS = {
+    "no_biases", "only_norms_biased", "wide_heads", "rms_biased", "layer_post_norms", "alibi", "layer_experts",
+    "biased_experts", "latent_without_rank", "latent_still",
+}  # fmt: skip
+_EACH = [pytest.param(name, marks=pytest.mark.slow if name in _VARIANTS else ()) for name in CONFIGS]
+NAMES = [*_EACH, *quick({"gpt2", "pythia", "llama_gqa", "gemma_2"}), *quick({"deepseek_v3"}, ROUTED)]
 TOKENS = np.random.default_rng(0).integers(0, 23, (2, 7))
 
 
