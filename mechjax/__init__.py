@@ -41,8 +41,10 @@ _LAZY = {
 }
 _PACKAGES = frozenset(
     {
+        "attribution",
         "decompose",
         "fit",
+        "graph",
         "heads",
         "hub",
         "interop",

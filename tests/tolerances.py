@@ -28,6 +28,7 @@ TOL: dict[tuple[str, str], dict[str, float]] = {
         "rtol": 1e-4,
         "atol": 1e-4,
     },  # logits, and logits from under a soft-cap, from the sum of all components
+    ("float64", "gradient"): {"rtol": 1e-10, "atol": 1e-12},  # one derivative, contracted in two orders
     ("float32", "projection"): {"rtol": 1e-5, "atol": 3e-5},  # inner products in another order
     ("bfloat16", "parity"): {"rtol": 2e-2, "atol": 2e-2},  # eight bits of mantissa through a few layers
     ("any", "operations"): {"rtol": 1e-3, "atol": 0.0},  # XLA counts exponentials and a few copies apart

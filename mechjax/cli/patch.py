@@ -14,7 +14,7 @@ from mechjax.metrics import logit_diff
 from mechjax.models.encoder import Encoder
 from mechjax.models.load import load
 from mechjax.patching import activation_patch
-from mechjax.patching.pairing import aligned
+from mechjax.tasks.pairing import aligned
 from mechjax.viz import check_writable, scores_page, scores_text
 
 

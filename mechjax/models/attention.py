@@ -4,8 +4,8 @@ Grouped keys: Ainslie et al. 2023, arXiv:2305.13245. Sliding windows: Jiang et a
 Gemma Team 2024, arXiv:2408.00118. Norms on queries and keys: Dehghani et al. 2023, arXiv:2302.05442.
 Sinks: Xiao et al. 2023, arXiv:2309.17453, as gpt-oss learns them: rows of the pattern then sum to less than one.
 
-Scores and softmax are float32 whatever the model's dtype. Scores and pattern of long texts are formed only where
-somebody asks for them; otherwise `fused` mixes the values, block by block, to the same numbers.
+Scores and softmax are float32 at least, whatever the model's dtype. Scores and pattern of long texts are formed only
+where somebody asks for them; otherwise `fused` mixes the values, block by block, to the same numbers.
 """
 
 import equinox as eqx
@@ -129,7 +129,7 @@ class Attention(eqx.Module):
         if sinks is None:
             pattern = jax.nn.softmax(s, -1)
         else:
-            sunk = jnp.broadcast_to(sinks.astype(jnp.float32)[:, None, None], (*s.shape[:-1], 1))
+            sunk = jnp.broadcast_to(sinks.astype(s.dtype)[:, None, None], (*s.shape[:-1], 1))
             pattern = jax.nn.softmax(jnp.concatenate((s, sunk), -1), -1)[..., :-1]
         return mix(given(pattern.astype(q.dtype), "pattern"), v, config)
 

@@ -43,9 +43,13 @@ class Block(eqx.Module):
         layer: Int[Array, ""] | int,
         config: Config,
         cache: Cache | None = None,
+        mark: Mark | None = None,
     ) -> tuple[Float[Array, "*batch pos d_model"], Cache | None]:
-        """The residual after this block, and the cache; `self` holds one layer's weights, `layer` only says which."""
-        mark = marks_of(layer, config)
+        """The residual after this block, and the cache; `self` holds one layer's weights, `layer` only says which.
+
+        Another `mark` may look at what it names, and change it.
+        """
+        mark = mark or marks_of(layer, config)
         resid = mark(resid, "resid_pre")
         shares, serial = config.residual == "parallel_shared", config.residual == "serial"
         read = resid if shares and not wanted("attn_in") else mark(resid, "attn_in")

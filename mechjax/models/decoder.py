@@ -1,6 +1,8 @@
 """The decoder: one scanned block, every choice in its config, every activation a site."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from functools import partial
 from typing import Any, NoReturn, overload
 
 import equinox as eqx
@@ -17,7 +19,7 @@ from mechjax.models.block import Block
 from mechjax.models.cache import Cache
 from mechjax.models.config import Config
 from mechjax.models.contraction import contract
-from mechjax.models.marks import marks, under
+from mechjax.models.marks import Mark, marks, under
 from mechjax.models.norms import Norm
 from mechjax.models.positions import (
     Sequence,
@@ -145,26 +147,39 @@ class Decoder(eqx.Module):
         return arrange(self.config, n_pos, mask, positions)
 
     def block(
-        self, resid: Float[Array, "*batch pos d_model"], layer: Int[Array, ""] | int, sequence: Sequence
+        self,
+        resid: Float[Array, "*batch pos d_model"],
+        layer: Int[Array, ""] | int,
+        sequence: Sequence,
+        mark: Mark | None = None,
     ) -> Float[Array, "*batch pos d_model"]:
-        """The residual stream after block `layer`, which may be traced."""
-        if not self.config.mixed:
-            here = _at(varying(self.config), layer)
-            return _at(self.blocks, layer)(resid, sequence, here, layer, self.config)[0]
-        kinds = jnp.array(kinds_of(self.config), jnp.int32)
-        branches = [lambda x, kind=kind: self._run_kind(x, layer, sequence, kind)[0] for kind in range(2)]
-        return lax.switch(kinds[layer], branches, resid)
+        """The residual stream after block `layer`, which may be traced; another `mark` may change what it names."""
 
-    def _run_kind(
-        self, resid: Array, layer: Array | int, sequence: Sequence, kind: int, cache: Cache | None = None
-    ) -> tuple[Array, Cache | None]:
-        """Block `layer` of a model that mixes MLPs (kind 0) and experts (kind 1), whose stacks are indexed inside."""
-        which, name = kinds_of(self.config), ("mlp", "moe")[kind]
-        rank = jnp.array([which[:i].count(kind) for i in range(len(which))], jnp.int32)[layer]
+        def run(kind: int | None, resid: Array) -> Array:
+            block, here = self.of_kind(layer, kind)
+            return block(resid, sequence, here, layer, self.config, mark=mark)[0]
+
+        if not self.config.mixed:
+            return run(None, resid)
+        kinds = jnp.array(kinds_of(self.config), jnp.int32)
+        return lax.switch(kinds[layer], [partial(run, kind) for kind in range(2)], resid)
+
+    def of_kind(self, layer: Int[Array, ""] | int, kind: int | None) -> tuple[Block, Varying]:
+        """The weights of one layer, which may be traced, and what else is its own.
+
+        Args:
+            layer: The layer.
+            kind: In a model that mixes MLPs (0) and experts (1), whose stacks are apart, which the layer has.
+        """
+        here = _at(varying(self.config), layer)
+        if not self.config.mixed:
+            return _at(self.blocks, layer), here
+        which, name = kinds_of(self.config), ("mlp", "moe")[kind or 0]
+        rank = jnp.array([which[:i].count(kind or 0) for i in range(len(which))], jnp.int32)[layer]
         others = eqx.tree_at(lambda b: (b.mlp, b.moe), self.blocks, (None, None), is_leaf=lambda x: x is None)
         own = _at(getattr(self.blocks, name), rank)
         block = eqx.tree_at(lambda b: getattr(b, name), _at(others, layer), own, is_leaf=lambda x: x is None)
-        return block(resid, sequence, _at(varying(self.config), layer), layer, self.config, cache)
+        return block, here
 
     def proceed(
         self,
@@ -180,7 +195,7 @@ class Decoder(eqx.Module):
         resid = self.embed(tokens, mask=mask, positions=cache.next(cache.positions, n_pos))
         sequence = arrange(self.config, n_pos, mask, positions, cache)
 
-        resid, cache = _through(self, resid, sequence, cache)
+        resid, cache = through(self, resid, sequence, cache)
         fits = cache.length + n_pos <= cache.n_slots
         if other_angles(self.config):
             fits = fits & ~outgrows(self.config, before, cache.reach)[..., None, None]
@@ -227,7 +242,7 @@ def _forward(model: Decoder, tokens: Array, mask: Array | None, positions: Array
     resid = model.embed(tokens, mask=mask, positions=positions)
     sequence = model.arrange(tokens.shape[-1], mask=mask, positions=positions)
 
-    return model.unembed(_through(model, resid, sequence)[0])
+    return model.unembed(through(model, resid, sequence)[0])
 
 
 @eqx.filter_jit
@@ -238,35 +253,37 @@ def _continue(
     return model.unembed(resid), cache
 
 
-def _through(model: Decoder, resid: Array, sequence: Sequence, cache: Any = None) -> tuple[Array, Any]:
+def through(model: Decoder, resid: Array, sequence: Sequence, cache: Any = None) -> tuple[Array, Any]:
     """The residual stream after all blocks, and the cache, if there is one."""
-    if model.config.mixed:
-        return _mixed(model, resid, sequence, cache)
 
-    def step(carry: tuple[Array, Any], xs: tuple[Block, Varying, Array]) -> tuple[Any, None]:
-        (resid, cache), (block, here, layer) = carry, xs
-        return block(resid, sequence, here, layer, model.config, cache), None
+    def step(carry: tuple[Array, Any], block: Block, here: Varying, layer: Array) -> tuple[Array, Any]:
+        return block(carry[0], sequence, here, layer, model.config, carry[1])
 
-    xs = (model.blocks, varying(model.config), jnp.arange(model.config.n_layers))
-    return lax.scan(step, (resid, cache), xs)[0]
+    return over_blocks(model, step, (resid, cache))
 
 
-def _mixed(model: Decoder, resid: Array, sequence: Sequence, cache: Any) -> tuple[Array, Any]:
-    """All blocks of a model whose layers differ in kind: each segment scans the layer counter alone."""
-    for segment in segments(kinds_of(model.config)):
+def over_blocks(model: Decoder, step: Callable[[Any, Block, Varying, Array], Any], carry: Any) -> Any:
+    """`carry = step(carry, block, here, layer)` for every block in turn: what differs in kind is compiled once each.
+
+    Weights are scanned, which gradients need; where layers differ in kind, each segment scans the layer counter alone.
+    """
+    config = model.config
+    if not config.mixed:
+        xs = (model.blocks, varying(config), jnp.arange(config.n_layers, dtype=jnp.int32))
+        return lax.scan(lambda carry, x: (step(carry, *x), None), carry, xs)[0]
+    for segment in segments(kinds_of(config)):
         pattern, first = segment.kinds, segment.start
 
-        def step(
-            carry: tuple[Array, Any], at: Array, pattern: tuple[int, ...] = pattern, first: int = first
+        def repeat(
+            carry: Any, at: Array, pattern: tuple[int, ...] = pattern, first: int = first
         ) -> tuple[Any, None]:
-            resid, cache = carry
             for i, kind in enumerate(pattern):
                 layer = first + len(pattern) * at + i
-                resid, cache = model._run_kind(resid, layer, sequence, kind, cache)
-            return (resid, cache), None
+                carry = step(carry, *model.of_kind(layer, kind), layer)
+            return carry, None
 
-        (resid, cache), _ = lax.scan(step, (resid, cache), jnp.arange(segment.repeats))
-    return resid, cache
+        carry, _ = lax.scan(repeat, carry, jnp.arange(segment.repeats, dtype=jnp.int32))
+    return carry
 
 
 def _at(stacked: Any, layer: Array | int) -> Any:

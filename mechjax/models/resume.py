@@ -72,7 +72,7 @@ def _blocks(resumed: Resumed, resid: Array, mask: Array | None, positions: Array
     def step(resid: Array, layer: Array) -> tuple[Array, None]:
         return lax.cond(layer >= start, lambda x: model.block(x, layer, sequence), lambda x: x, resid), None
 
-    return lax.scan(step, resid, jnp.arange(model.config.n_layers))[0]
+    return lax.scan(step, resid, jnp.arange(model.config.n_layers, dtype=start.dtype))[0]
 
 
 @eqx.filter_jit

@@ -1,6 +1,6 @@
 """What each query gives each key, and the mixture of values that comes of it: of all of them, or of a block of each.
 
-Scores are float32 whatever the model's dtype.
+Scores are float32 at least, whatever the model's dtype.
 """
 
 import jax.numpy as jnp
@@ -26,10 +26,11 @@ def scores(
     """Scores, soft-capped and masked."""
     groups = (config.n_kv_heads, config.n_heads // config.n_kv_heads)
     grouped = q.reshape(*q.shape[:-2], *groups, config.d_head)
-    scores = contract("...qngd,...knd->...ngqk", grouped, k, config, jnp.float32) * config.attn_scale
+    wide = q.dtype if jnp.finfo(q.dtype).bits > 32 else jnp.float32
+    scores = contract("...qngd,...knd->...ngqk", grouped, k, config, wide) * config.attn_scale
     scores = scores.reshape(*scores.shape[:-4], config.n_heads, *scores.shape[-2:])
     if queries.height is not None and keys.height is not None:
-        scores = scores + (keys.height[..., None, :] - queries.height[..., :, None])
+        scores = scores + (keys.height[..., None, :] - queries.height[..., :, None]).astype(wide)
     if config.attn_softcap is not None:
         scores = config.attn_softcap * jnp.tanh(scores / config.attn_softcap)
     return jnp.where(visible(queries, keys, window)[..., None, :, :], scores, MASKED)

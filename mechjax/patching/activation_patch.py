@@ -30,8 +30,8 @@ from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
 from mechjax.models.readout import readout
 from mechjax.models.resume import resume
-from mechjax.patching.pairing import paired
 from mechjax.patching.scores import PatchScores
+from mechjax.tasks.pairing import paired
 from mechjax.transform.edits import replace
 from mechjax.transform.select import is_concrete
 from mechjax.transform.table import SiteInfo

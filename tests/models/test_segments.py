@@ -36,7 +36,8 @@ def by_hand(model, tokens):
     sequence, seen = model.arrange(tokens.shape[-1]), []
     for layer in range(config.n_layers):
         seen.append(resid)
-        resid = model._run_kind(resid, layer, sequence, int(layer in config.expert_layers))[0]
+        block, here = model.of_kind(layer, int(layer in config.expert_layers))
+        resid = block(resid, sequence, here, layer, config)[0]
     return model.unembed(resid), jnp.stack([*seen, resid])
 
 

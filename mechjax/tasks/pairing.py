@@ -21,7 +21,7 @@ def paired(clean: Any, corrupt: Any, config: Config) -> tuple[Batch, Batch]:
     Raises:
         PairingError: another number of prompts or tokens; the first pair that differs is shown aligned.
     """
-    sides = [as_tokens(_batched(side), None, config) for side in (clean, corrupt)]
+    sides = [as_tokens(batched(side), None, config) for side in (clean, corrupt)]
     (ids, mask), (other, other_mask) = sides
     if ids.shape[0] != other.shape[0]:
         raise PairingError(
@@ -47,7 +47,7 @@ def paired(clean: Any, corrupt: Any, config: Config) -> tuple[Batch, Batch]:
     return sides[0], sides[1]
 
 
-def _batched(prompts: Any) -> Any:
+def batched(prompts: Any) -> Any:
     """One prompt is a batch of one."""
     if isinstance(prompts, Prompts):
         if prompts.tokens.ndim == 1:

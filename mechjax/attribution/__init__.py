@@ -1,0 +1,6 @@
+"""Attribution: what each edge of a model, or each node, does for a metric; exactly, or from gradients."""
+
+from mechjax.attribution.eap import eap as eap
+from mechjax.attribution.eap_ig import eap_ig as eap_ig
+from mechjax.attribution.exact import exact as exact
+from mechjax.attribution.scores import Scores as Scores

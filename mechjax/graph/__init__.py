@@ -1,0 +1,12 @@
+"""Circuits as data: which nodes write and which read, and the forward in which every edge between them can be cut."""
+
+from mechjax.graph.agreement import Agreement as Agreement
+from mechjax.graph.agreement import agreement as agreement
+from mechjax.graph.build import Graph as Graph
+from mechjax.graph.build import build as build
+from mechjax.graph.forward import masked_forward as masked_forward
+from mechjax.graph.forward import masked_stream as masked_stream
+from mechjax.graph.mib import from_mib as from_mib
+from mechjax.graph.mib import to_mib as to_mib
+from mechjax.graph.writes import Writes as Writes
+from mechjax.graph.writes import writes as writes

@@ -1,0 +1,97 @@
+"""Circuits in the JSON of MIB's circuit track (Mueller et al. 2025, arXiv:2504.13151) and of EAP-IG, and back.
+
+A file holds `cfg` (layers, heads, whether parallel, d_model), `nodes` (name -> in_graph) and `edges` (name -> score and
+in_graph). Edges have the names of a graph made with `grouped=False`. Positive scores help the metric there too.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from mechjax.base.errors import ArgumentError, CheckpointError, ShapeError, WriteError
+from mechjax.graph.build import Graph
+
+
+def to_mib(
+    graph: Graph,
+    path: str | Path,
+    *,
+    scores: Float[Array, " edge"] | None = None,
+    kept: Bool[Array, " edge"] | None = None,
+    d_model: int,
+) -> Path:
+    """Write scores of edges, a circuit, or both.
+
+    Args:
+        graph: The graph, every head with keys and values of its own.
+        path: The file.
+        scores: One score per edge; zero where not given.
+        kept: The edges that are in the circuit; none where not given. Nodes that any of these leaves are in it too.
+        d_model: Width of the model, which the format names.
+
+    Raises:
+        ArgumentError: A graph whose heads share keys, or without MLPs: the format has no name for either.
+        ShapeError: Not one number per edge.
+        WriteError: The file cannot be written.
+    """
+    if not graph.mlp or graph.n_kv_heads != graph.n_heads:
+        raise ArgumentError(
+            "MIB's format gives every head keys and values of its own, and every layer an MLP; this graph has "
+            f"{graph.n_kv_heads} readers of keys for {graph.n_heads} heads and {'an' if graph.mlp else 'no'} MLP. "
+            "Make it with mj.graph.build(model, grouped=False)."
+        )
+    n = len(graph.edges)
+    score = np.zeros(n) if scores is None else np.asarray(scores, np.float64)
+    inside = np.zeros(n, bool) if kept is None else np.asarray(kept, bool)
+    for name, values in (("scores", score), ("kept", inside)):
+        if values.shape != (n,):
+            raise ShapeError(f"`{name}` has shape {values.shape} for {n} edges: give one number per edge.")
+    leaves = set(graph.table[inside, 0].tolist())
+    page = {
+        "cfg": {"n_layers": graph.n_layers, "n_heads": graph.n_heads, "parallel_attn_mlp": not graph.serial,
+                "d_model": d_model},
+        "nodes": {name: {"in_graph": i in leaves} for i, name in enumerate(graph.nodes)}
+        | {"logits": {"in_graph": True}},
+        "edges": {
+            name: {"score": float(s), "in_graph": bool(k)}
+            for name, s, k in zip(graph.edges, score, inside, strict=True)
+        },
+    }  # fmt: skip
+    path = Path(path)
+    try:
+        path.write_text(json.dumps(page))
+    except OSError as error:
+        raise WriteError(f"cannot write the circuit to `{path}`: {error.strerror}.") from error
+    return path
+
+
+def from_mib(graph: Graph, path: str | Path) -> tuple[Float[Array, " edge"], Bool[Array, " edge"]]:
+    """Scores and circuit from such a file, in the order of `graph.edges`.
+
+    Edges that the file does not name are not in the circuit, and their score is zero.
+
+    Raises:
+        CheckpointError: The file cannot be read, is no such file, or names edges that the graph does not have.
+    """
+    try:
+        page: Any = json.loads(Path(path).read_bytes())
+        rows = {name: (float(edge["score"]), bool(edge["in_graph"])) for name, edge in page["edges"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"`{path}` is no circuit of MIB: {type(error).__name__}: {error}. Its JSON has `edges`, each a name with "
+            "`score` and `in_graph`."
+        ) from error
+    unknown = [name for name in rows if name not in graph]
+    if unknown:
+        raise CheckpointError(
+            f"`{path}` names {len(unknown)} edges that the graph does not have, first `{unknown[0]}`: is it of another "
+            "model, or the graph not made with mj.graph.build(model, grouped=False)?"
+        )
+    found = [rows.get(name, (0.0, False)) for name in graph.edges]
+    scores = jnp.asarray([0.0 if math.isnan(score) else score for score, _ in found], jnp.float32)
+    return scores, jnp.asarray([inside for _, inside in found], bool)

@@ -1,0 +1,229 @@
+"""EAP against the gradient of the masked forward, exact scores of affine models, and each example by itself."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mechjax as mj
+from mechjax.base.errors import ArgumentError, PairingError, ShapeError
+from mechjax.graph import Writes, masked_forward
+from mechjax.metrics import Metric
+from mechjax.models.experts import Experts
+from tests.tolerances import TOL
+
+EXPERTS = {"mlp": "gated", "experts": Experts(n_experts=4, top_k=2, d_expert=6, layers=(1,))}
+SHARED = {"residual": "parallel_shared", "positions": "rotary", "qk_norm": "per_head"}
+POST = {"norms": "both", "out_bias": False, "norm": "rms", "residual_scale": 0.5, "mlp": "none"}
+DOUBLE = TOL["float64", "gradient"]
+
+
+def slope_of_the_mask(model, clean, ablated, metric, graph, mask=None):
+    @eqx.filter_jit
+    def slope(model, kept):
+        run = lambda kept: metric(
+            masked_forward(model, clean, kept, ablated, graph=graph, mask=mask), mask
+        ).mean()
+        return jax.grad(run)(kept)
+
+    return slope(model, jnp.ones(len(graph.edges), ablated.input.dtype))
+
+
+@pytest.mark.parametrize(
+    ("changes", "grouped"),
+    [
+        ({}, True),
+        ({}, False),
+        (SHARED, True),
+        (POST, True),
+        pytest.param(EXPERTS, True, marks=pytest.mark.slow),
+    ],
+    ids=["grouped", "keys apart", "one norm, rotary", "norms after", "experts"],
+)
+def test_eap__in_double_precision__is_the_slope_of_the_mask_where_all_edges_are_kept(
+    small, draw, pair, metric, changes, grouped
+):
+    with jax.enable_x64(True):
+        model = draw(small(**changes), np.float64)
+        graph = mj.graph.build(model, grouped=grouped)
+        found = mj.attribution.eap(model, *pair, metric, graph=graph)
+        ablated = mj.graph.writes(model, pair[1])
+        expected = slope_of_the_mask(model, pair[0], ablated, metric, graph)
+        assert found.scores.dtype == np.float64
+        np.testing.assert_allclose(found.scores, expected, **DOUBLE)
+        assert np.abs(expected).max() > 0.05
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean", "mean_per_pos"])
+def test_eap__other_ablations__are_the_slope_of_the_mask_with_them(model, graph, pair, metric, ablation):
+    prompts = jax.random.randint(jax.random.key(7), (4, 5), 0, 20)
+    mask = jnp.arange(5) < jnp.array([5, 5, 4, 2])[:, None]
+    reference = None if ablation == "zero" else mj.Prompts(prompts, mask)
+    found = mj.attribution.eap(
+        model, pair[0], None, metric, graph=graph, ablation=ablation, reference=reference
+    )
+    parts = [mj.graph.writes(model, row[None, : int(m.sum())]) for row, m in zip(prompts, mask, strict=True)]
+
+    def mean(*xs, pos):
+        if ablation == "zero":
+            return np.zeros_like(xs[0])
+        if ablation == "mean":
+            return np.concatenate(xs, pos).mean(pos, keepdims=True)
+        rows = [[x.take([i], pos) for x in xs if x.shape[pos] > i] for i in range(5)]
+        return np.concatenate([np.concatenate(r, pos - 1).mean(pos - 1, keepdims=True) for r in rows], pos)
+
+    like = mj.graph.writes(model, pair[0])
+    names = {"input": 1, "heads": 2, "mlps": 2}
+    by_hand = Writes(
+        *(
+            jnp.broadcast_to(
+                mean(*(np.asarray(getattr(p, n)) for p in parts), pos=pos), getattr(like, n).shape
+            )
+            for n, pos in names.items()
+        )
+    )
+    expected = slope_of_the_mask(model, pair[0], by_hand, metric, graph)
+    np.testing.assert_allclose(found.scores, expected, **TOL["float32", "gradient"])
+
+
+def affine(model):
+    """Attention that looks everywhere alike, MLPs that never bend, norms that divide by one and the same number."""
+    blocks = model.blocks
+    still = lambda norm: eqx.tree_at(lambda n: n.w, norm, norm.w * 1e9)
+    model = eqx.tree_at(lambda m: (m.blocks.ln1, m.blocks.ln2, m.ln_final), model,
+                        (still(blocks.ln1), still(blocks.ln2), still(model.ln_final)))  # fmt: skip
+    return eqx.tree_at(
+        lambda m: (m.blocks.attn.W_Q, m.blocks.attn.b_Q, m.blocks.mlp.b_in, m.blocks.mlp.W_out),
+        model,
+        (blocks.attn.W_Q * 0, blocks.attn.b_Q * 0, blocks.mlp.b_in + 1e3, blocks.mlp.W_out * 1e-2),
+    )
+
+
+def test_gradient_methods__of_an_affine_model__are_exact(small, draw, pair, metric):
+    with jax.enable_x64(True):
+        model = affine(draw(small(activation="relu", norm_eps=1e18), np.float64))
+        graph = mj.graph.build(model)
+        exact = mj.attribution.exact(model, *pair, metric, graph=graph)
+        eap = mj.attribution.eap(model, *pair, metric, graph=graph)
+        integrated = mj.attribution.eap_ig(model, *pair, metric, graph=graph, steps=2, quadrature="left")
+        for found in (eap, integrated):
+            np.testing.assert_allclose(found.scores, exact.scores, rtol=1e-8, atol=1e-8)
+            assert found.compare(exact).pearson > 0.9999
+    assert np.abs(exact.scores).max() > 0.05
+
+
+def test_eap__of_an_ordinary_model__agrees_with_exact_but_is_not_exact(model, graph, pair, metric):
+    exact = mj.attribution.exact(model, *pair, metric, graph=graph)
+    found = mj.attribution.eap(model, *pair, metric, graph=graph).compare(exact)
+    assert 0.3 < float(found.pearson) < 0.999
+    assert float(found.auroc) > 0.6
+
+
+def test_eap__clean_equals_corrupt__is_zero(model, graph, pair, metric):
+    assert not np.any(mj.attribution.eap(model, pair[0], pair[0], metric, graph=graph).scores)
+
+
+def test_eap__grouped__is_the_sum_over_the_heads_that_share(model, graph, pair, metric):
+    apart = mj.graph.build(model, grouped=False)
+    parts = mj.attribution.eap(model, *pair, metric, graph=apart).scores
+    sums = np.zeros(len(graph.edges))
+    for score, edge in zip(np.asarray(parts), apart.edges, strict=True):
+        node, _, reader = edge.partition("->")
+        if reader[-3:] in ("<k>", "<v>"):
+            layer, head = reader[:-3].split(".h")
+            reader = f"{layer}.kv{int(head) // 2}{reader[-3:]}"
+        sums[graph.number(f"{node}->{reader}")] += score
+    found = mj.attribution.eap(model, *pair, metric, graph=graph).scores
+    np.testing.assert_allclose(found, sums, **TOL["float32", "gradient"])
+
+
+def test_eap__sizes_before_and_after_the_mean__are_those_of_each_example(model, graph, pair, metric):
+    alone = []
+    for i in range(3):
+        own = mj.metrics.logit_diff(metric.correct[i], metric.wrong[i])
+        alone.append(mj.attribution.eap(model, pair[0][i], pair[1][i], own, graph=graph).scores)
+    alone = np.stack(alone)
+    expected = {
+        "mean": alone.mean(0), "abs_of_mean": np.abs(alone.mean(0)), "mean_of_abs": np.abs(alone).mean(0),
+    }  # fmt: skip
+    for reduce, scores in expected.items():
+        found = mj.attribution.eap(model, *pair, metric, graph=graph, reduce=reduce, chunk_size=2)
+        np.testing.assert_allclose(found.scores, scores, **TOL["float32", "gradient"])
+    assert not np.allclose(expected["abs_of_mean"], expected["mean_of_abs"], atol=1e-3)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_eap__padding__changes_nothing(model, graph, pair, metric, side):
+    pad = ((0, 0), (2, 0) if side == "left" else (0, 2))
+    mask = jnp.asarray(np.pad(np.ones((3, 5), bool), pad))
+    padded = [mj.Prompts(jnp.asarray(np.pad(ids, pad, constant_values=9)), mask) for ids in pair]
+    found = mj.attribution.eap(model, *padded, metric, graph=graph, chunk_size=4)
+    expected = mj.attribution.eap(model, *pair, metric, graph=graph)
+    np.testing.assert_allclose(found.scores, expected.scores, **TOL["float32", "gradient"])
+
+
+def test_nodes__of_eap__are_gradients_times_what_nodes_send(model, graph, pair, metric):
+    found = mj.attribution.eap(model, *pair, metric, graph=graph).nodes()
+    _, grads = mj.value_and_grad_at(model, metric, ["z", "mlp_out"])(pair[0])
+    sent = [mj.capture(model, ["z", "mlp_out"])(ids)[1] for ids in pair]
+    z, mlp = ((sent[0][s] - sent[1][s]) * grads[s] for s in ("z", "mlp_out"))
+    own = np.concatenate((z.sum((1, 2, 4)), mlp.sum((1, 2, 3))[:, None]), 1).ravel() / 3
+    np.testing.assert_allclose(found.scores[1:], own, **TOL["float32", "gradient"])
+    assert found.over == ("node",)
+
+
+def test_scores__print_and_are_saved__by_the_names_of_edges(model, graph, pair, metric, tmp_path):
+    found = mj.attribution.eap(model, *pair, metric, graph=graph)
+    (name, score), *_ = found.top(3)
+    assert float(found.scores[graph.number(name)]) == pytest.approx(score)
+    assert f"highest at {graph.edges[int(found.scores.argmax())]}" in str(found)
+    assert found.rows()[1]["edge"] == graph.edges[1]
+    back = mj.restore(mj.save(found, tmp_path / "scores"))
+    assert back.graph == graph
+    np.testing.assert_array_equal(back.scores, found.scores)
+
+
+class Total(Metric):
+    """One number for the whole batch."""
+
+    def of(self, logits):
+        return logits.sum()
+
+
+def test_eap__bad_input__is_explained(model, graph, pair, metric, as_a_user):
+    def refused(error, message, *, clean=pair[0], corrupt=pair[1], metric=metric, **more):
+        with pytest.raises(error, match=message):
+            mj.attribution.eap(model, clean, corrupt, metric, **{"graph": graph} | more)
+
+    refused(PairingError, "pair 0 has 5 clean and 4 corrupt tokens", corrupt=pair[1][:, :4])
+    masks = [jnp.arange(5) < 4, jnp.arange(5) > 0]
+    sides = [mj.Prompts(jnp.asarray(i), jnp.tile(m, (3, 1))) for i, m in zip(pair, masks, strict=True)]
+    refused(PairingError, "padded at different places", clean=sides[0], corrupt=sides[1])
+    refused(ArgumentError, r"Total gives shape \(\) for a batch of 3", metric=Total(jnp.int32(-1)))
+    refused(ArgumentError, "the metric is a function; give one of mj.metrics", metric=lambda x: x)
+    refused(ArgumentError, "reads token 99; the model has 20", metric=mj.metrics.logit_diff(99, 1))
+    refused(ArgumentError, "ablation='mean' needs `reference=`", ablation="mean")
+    refused(ArgumentError, "ablation='zero' takes no `reference=`", ablation="zero", reference=pair[0])
+    refused(ArgumentError, "ablation='noise': expected one of 'resample', 'zero'", ablation="noise")
+    refused(ArgumentError, "reduce='sum': expected one of 'mean', 'abs_of_mean'", reduce="sum")
+    refused(ArgumentError, "give `corrupt`", corrupt=None)
+    refused(ShapeError, "the reference prompts have 3 tokens and the pairs 5", ablation="mean_per_pos",
+            reference=pair[0][:, :3])  # fmt: skip
+    refused(
+        ArgumentError,
+        "graph is of another model: it has n_layers 3",
+        graph=mj.graph.Graph(3, 4, 2, True, True, True),
+    )
+    broken = eqx.tree_at(lambda m: m.blocks.attn.W_V, model, model.blocks.attn.W_V.at[1].set(jnp.inf))
+    with pytest.raises(ArgumentError, match="`z` of layer 1 is not finite in this run"):
+        mj.attribution.eap(broken, *pair, metric, graph=graph)
+
+
+def test_compare_and_nodes__of_what_does_not_fit__are_refused(model, graph, pair, metric):
+    exact = mj.attribution.exact(model, *pair, metric, graph=graph)
+    zero = mj.attribution.eap(model, *pair, metric, graph=graph, ablation="zero")
+    with pytest.raises(ArgumentError, match="these scores have ablation='zero' and those to compare with"):
+        zero.compare(exact)
+    with pytest.raises(ArgumentError, match=r"sums over edges where those are gradients.*method='exact'"):
+        exact.nodes()
