@@ -50,6 +50,7 @@ _PACKAGES = frozenset(
         "models",
         "parallel",
         "patching",
+        "rasp",
         "studies",
         "tasks",
         "text",
