@@ -52,6 +52,7 @@ _PACKAGES = frozenset(
         "models",
         "parallel",
         "patching",
+        "rasp",
         "studies",
         "tasks",
         "text",

@@ -13,6 +13,7 @@ _EVERY, _MLPS = "every model", "models with MLPs (not attention-only ones)"
 _POST_NORMS, _QK_NORM = "models with norms after attention and MLP", "models with norms on queries and keys"
 _EMBED_NORM = "models with a norm on token embeddings"
 _PRE_NORMS = "models with norms before attention and MLP"
+_NORMS = "models with norms"
 _SECOND_NORM = "models with MLPs that have a norm of their own before them"
 _EXPERTS, _SHARED = "models with experts", "models with shared experts"
 
@@ -272,12 +273,13 @@ _TABLE = (
     ),
     SiteEntry(
         "ln_final.scale", _SCALE, "What the last norm divides by: root of the mean square plus epsilon.",
-        ("ln_final.hook_scale",), layered=False,
+        ("ln_final.hook_scale",), layered=False, condition=_NORMS,
     ),
     SiteEntry(
         "ln_final.normalized", _RESID, "Output of the last norm, which the unembedding reads.",
         ("ln_final.hook_normalized", "unembed.hook_in"),
         layered=False,
+        condition=_NORMS,
     ),
     SiteEntry(
         "logits", ("pos", "d_vocab"), "Logits.",

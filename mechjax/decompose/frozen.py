@@ -28,14 +28,19 @@ def norm_of(model: Decoder, reader: Reader, asked: str) -> Norm:
     Raises:
         ArgumentError: It reads the stream as it is.
     """
-    if reader.norm == "ln_final":
-        return model.ln_final
-    norm: Norm | None = getattr(model.blocks, reader.norm)
+    last = reader.norm == "ln_final"
+    norm: Norm | None = model.ln_final if last else getattr(model.blocks, reader.norm)
     if norm is None:
+        where = f"layer {reader.layer}'s {'MLP' if reader.mlp_input else 'attention'}"
+        fix = "Leave `layer` out for the last norm."
+        if model.ln_final is None:
+            fix = "This model has no norms: use the stack as it is."
         raise ArgumentError(
-            f"`{asked}` asks for the norm before layer {reader.layer}'s {'MLP' if reader.mlp_input else 'attention'}, "
-            f"which reads the stream as it is (norms={model.config.norms!r}). Leave `layer` out for the last norm."
+            f"`{asked}` asks for the norm before {'the unembedding' if last else where}, "
+            f"which reads the stream as it is (norms={model.config.norms!r}). {fix}"
         )
+    if last:
+        return norm
     w, b = (None if x is None else x[reader.layer] for x in (norm.w, norm.b))
     return Norm(w, b)
 

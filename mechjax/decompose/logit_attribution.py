@@ -2,8 +2,9 @@
 
     logit(t) = sum_c y_c . W_U[:, t] + b . W_U[:, t] + b_U[t]
 
-where y_c is component c through the last norm with the scale of the run, and b that norm's bias: an exact sum, of what
-the components say to the unembedding directly. What they do through later components is counted as those components'.
+where y_c is component c through the last norm with the scale of the run, and b that norm's bias (without norms, y_c is
+the component): an exact sum, of what the components say to the unembedding directly. What they do through later
+components is counted as those components'.
 Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; Wang et al. 2022, arXiv:2211.00593.
 Logits are before a soft-cap, which is no sum. Misleads where a later component erases what an earlier one says
 (McGrath et al. 2023, arXiv:2307.15771): the ablation of either changes less than its share.
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from mechjax.base.errors import ArgumentError, ShapeError, TokenError
 from mechjax.decompose.frozen import centred, gain, scale_of
 from mechjax.decompose.parts import Kind, parts_of
-from mechjax.decompose.recorded import read, reader_of
+from mechjax.decompose.recorded import Reader, read, reader_of
 from mechjax.decompose.stack import Projection, Stack
 from mechjax.models.decoder import Decoder
 from mechjax.transform.captured import Activations
@@ -60,7 +61,7 @@ def logit_attribution(
             f"The stack takes apart what layer {of.layer}'s {'MLP' if of.mlp_input else 'attention'} reads; logits are "
             "read from the last stream: make the stack without `layer` and `mlp_input`."
         )
-    scale, (stream, row) = scale_of(acts, reader, name), reader.stream
+    scale, (stream, row) = _scale(model, acts, reader), reader.stream
     final = read(acts, {stream: (row,)}, name)[stream][0]
     named = acts.axis_names("arrays", stream) or ()
     batch = final.shape[: -2 if "pos" in named else -1]
@@ -71,16 +72,24 @@ def logit_attribution(
     config, norm = model.config, model.ln_final
     columns, bias_U = config.logit_scale * columns, config.logit_scale * bias_U
     # Centring a component and reading it is reading it along a centred direction.
-    direction = centred(gain(norm, config) * columns, config) / scale
+    direction = columns if norm is None else centred(gain(norm, config) * columns, config) / scale
     found = (
         of.project(direction)
         if isinstance(of, Stack)
         else parts_of(model, acts, reader, of, name).onto(direction, model)
     )
-    bias = bias_U if norm.b is None else bias_U + (norm.b.astype(jnp.float32) * columns).sum(-1)
-    logit = (norm(final, config).astype(jnp.float32) * columns).sum(-1) + bias_U
+    bias = (
+        bias_U if norm is None or norm.b is None else bias_U + (norm.b.astype(jnp.float32) * columns).sum(-1)
+    )
+    normalized = final if norm is None else norm(final, config)
+    logit = (normalized.astype(jnp.float32) * columns).sum(-1) + bias_U
     total = None if found.total is None else logit
     return Projection(found.values, jnp.broadcast_to(bias, logit.shape), total, found.labels, found.place)
+
+
+def _scale(model: Decoder, acts: Activations, reader: Reader) -> Array | float:
+    """What the last norm divided by, where there is one."""
+    return 1.0 if model.ln_final is None else scale_of(acts, reader, "logit_attribution")
 
 
 def _column(

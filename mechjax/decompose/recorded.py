@@ -35,7 +35,7 @@ def sites(model: Decoder, *, neurons: bool = True) -> tuple[str, ...]:
         "mlp_post": blocks.mlp is not None and neurons, "expert_indices": moe, "expert_weights": moe,
         "expert_post": moe, "expert_out": moe, "shared_post": shared, "shared_out": shared,
         "ln2_post.scale": blocks.ln2_post is not None, "mlp_out": mlps,
-        "resid_post": True, "ln_final.scale": True,
+        "resid_post": True, "ln_final.scale": model.ln_final is not None,
     }  # fmt: skip
     return tuple(name for name, has in there.items() if has)
 

@@ -37,7 +37,8 @@ class Config:
         d_head: Width of a head. Default: `d_model // n_heads`.
         d_mlp: Number of neurons of a block. Default: `4 * d_model`.
         norm: "layer" (LayerNorm) or "rms" (RMSNorm).
-        norms: Where norms stand: "pre" (on what attention and MLP read), "post" (on what they write) or "both".
+        norms: Where norms stand: "pre" (on what attention and MLP read), "post" (on what they write), "both", or "none"
+            (nowhere, nor before the unembedding).
         norm_eps: What the norms add to the variance.
         norm_weight: Whether the norms have scales.
         norm_offset: Added to the norms' scales; 1.0 where a checkpoint keeps them as differences from one.
@@ -63,6 +64,7 @@ class Config:
         qkv_clip: Queries, keys and values are clipped to at most this size; None for not at all.
         tied: Whether the unembedding is the embedding's transpose.
         attn_softcap, final_softcap: c of c * tanh(x / c) on attention scores and logits; None for neither.
+        causal: Whether a token sees only those up to it; otherwise it sees all.
         windows: For each layer how many positions a query sees, itself included; None sees all.
         attn_scale: Factor on the scores. Default: `d_head**-0.5`.
         attn_sinks: Whether each head has a learned score of a key that is not there, which takes part of its pattern.
@@ -87,7 +89,7 @@ class Config:
     d_head: int = _DERIVED
     d_mlp: int = _DERIVED
     norm: Literal["layer", "rms"] = "layer"
-    norms: Literal["pre", "post", "both"] = "pre"
+    norms: Literal["pre", "post", "both", "none"] = "pre"
     norm_eps: float = 1e-5
     norm_weight: bool = True
     norm_offset: float = 0.0
@@ -115,6 +117,7 @@ class Config:
     tied: bool = True
     attn_softcap: float | None = None
     final_softcap: float | None = None
+    causal: bool = True
     windows: tuple[int | None, ...] | None = None
     attn_scale: float = _DERIVED
     attn_sinks: bool = False
@@ -171,6 +174,7 @@ class Config:
             )
         if self.position_offset != 0:
             check_count("position_offset", self.position_offset)
+        self._check_causal()
         self._check_rotation()
         self._check_windows()
         self._check_experts()
@@ -181,6 +185,14 @@ class Config:
                 f"`d_vocab` = {self.d_vocab}, `n_ctx` = {self.n_ctx}, `d_model` = {self.d_model}, "
                 f"`n_layers` = {self.n_layers}, `n_heads` = {self.n_heads}, `d_head` = {self.d_head}, "
                 f"`d_mlp` = {self.d_mlp}: which of them is mistaken?"
+            )
+
+    def _check_causal(self) -> None:
+        looks_back = {"windows": self.windows is not None, "positions": self.positions == "alibi"}
+        if not self.causal and (found := [name for name, there in looks_back.items() if there]):
+            raise ArgumentError(
+                f"`{found[0]}` = {getattr(self, found[0])!r} counts positions back from each token, and with "
+                "`causal` = False tokens see those after them too: use one or the other."
             )
 
     def _check_rotation(self) -> None:

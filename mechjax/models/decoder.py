@@ -40,14 +40,14 @@ _FEW = 32  # rows, as in a step of generation, that XLA's CPU backend multiplies
 
 
 class Decoder(eqx.Module):
-    """A causal transformer. A pytree with a pure `__call__`: `model(tokens) -> logits`.
+    """A transformer, causal unless told otherwise. A pytree with a pure `__call__`: `model(tokens) -> logits`.
 
     Attributes:
         W_E: Embedding; where `tied`, also the unembedding.
         W_pos: Learned position embedding, or None.
         ln_embed: The norm on token embeddings, or None.
         blocks: All blocks, every parameter with a leading layer axis.
-        ln_final: The last norm.
+        ln_final: The last norm, or None.
         W_U: Unembedding; None where tied.
         b_U: Unembedding's bias, or None.
         config: The choices.
@@ -57,7 +57,7 @@ class Decoder(eqx.Module):
     W_pos: Float[Array, "row d_model"] | None
     ln_embed: Norm | None
     blocks: Block
-    ln_final: Norm
+    ln_final: Norm | None
     W_U: Float[Array, "d_model d_vocab"] | None
     b_U: Float[Array, " d_vocab"] | None
     config: Config = eqx.field(static=True)
@@ -202,9 +202,9 @@ class Decoder(eqx.Module):
         return jnp.where(fits, resid, jnp.nan).astype(resid.dtype), cache.advance(n_pos)
 
     def unembed(self, resid: Float[Array, "*batch pos d_model"]) -> Float[Array, "*batch pos d_vocab"]:
-        """Logits of a final residual stream: the last norm, then the unembedding."""
+        """Logits of a final residual stream: the last norm, where there is one, then the unembedding."""
         config, mark = self.config, marks(self.config)
-        normalized = self.ln_final(resid, config, under(mark, "ln_final"))
+        normalized = resid if self.ln_final is None else self.ln_final(resid, config, under(mark, "ln_final"))
         if self.W_U is not None:
             logits = contract("...m,mv->...v", normalized, self.W_U, config)
         elif normalized.size <= _FEW * config.d_model:

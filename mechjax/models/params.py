@@ -48,7 +48,7 @@ def assemble(config: Config, params: Mapping[str, Any]) -> Decoder:
     )
     return Decoder(
         W_E=params["W_E"], W_pos=params.get("W_pos"), ln_embed=norm("ln_embed"), blocks=block,
-        ln_final=build(Norm, "ln_final"), W_U=params.get("W_U"), b_U=params.get("b_U"), config=config,
+        ln_final=norm("ln_final"), W_U=params.get("W_U"), b_U=params.get("b_U"), config=config,
     )  # fmt: skip
 
 

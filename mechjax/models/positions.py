@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from mechjax.base.errors import ShapeError
+from mechjax.base.errors import ArgumentError, ShapeError
 from mechjax.models.cache import Cache
 from mechjax.models.config import Config
 from mechjax.models.rope import Rope
@@ -31,7 +31,7 @@ class Places(eqx.Module):
     """Where queries, or keys, stand. Without batch axes where all examples agree; the last axis is always theirs.
 
     Attributes:
-        slot: A query sees the keys whose slots are not after its own. Shape (*batch, pos).
+        slot: A query sees the keys whose slots are not after its own; all 0 where it sees all. Shape (*batch, pos).
         real: Which are real tokens: these see real ones, and padding sees padding. Shape (*batch, pos); None where all
             are.
         order: Index of each among the real tokens. Shape (*batch, pos); None where no layer has a window.
@@ -105,10 +105,16 @@ def arrange(
     cache: Cache | None = None,
 ) -> Sequence:
     """Positions, visibility, rotation and ALiBi of `n_pos` tokens; keys are the slots of a cache that admitted them."""
+    if cache is not None and not config.causal:
+        raise ArgumentError(
+            "This model is not causal (`causal` = False): each token sees those after it, so keys and values kept of "
+            "earlier tokens would change with every further one. Run the whole text without a cache."
+        )
     if cache is None:
         order = count_positions(n_pos, mask)
         positions = order if positions is None else positions
-        queries = keys = _places(config, jnp.arange(n_pos), mask, order, positions)
+        slot = jnp.arange(n_pos) if config.causal else jnp.zeros(n_pos, jnp.int32)
+        queries = keys = _places(config, slot, mask, order, positions)
     else:
         positions = cache.next(cache.positions, n_pos)
         order, real = (cache.next(slots, n_pos) for slots in (cache.order, cache.real))

@@ -26,7 +26,7 @@ def readout(
     config = model.config
     at = jnp.where(at < 0, resid.shape[-2], at)  # "fill" fills past the end, but wraps below zero
     read = jnp.take_along_axis(resid, at[..., None, None], -2, mode="fill", fill_value=jnp.nan)[..., 0, :]
-    normalized = model.ln_final(read, config)
+    normalized = read if model.ln_final is None else model.ln_final(read, config)
     if tokens is None:
         spec, table = ("...m,vm->...v", model.W_E) if model.W_U is None else ("...m,mv->...v", model.W_U)
         logits = contract(spec, normalized, table, config)

@@ -9,13 +9,13 @@ if TYPE_CHECKING:
 def norm_places(config: "Config") -> dict[str, bool]:
     """Path of every norm that a decoder has ("blocks.ln1"), and whether it has a bias."""
     mlp, bias = config.mlp != "none", config.norm_bias
-    before, after = config.norms != "post", config.norms != "pre"
+    before, after = config.norms in ("pre", "both"), config.norms in ("post", "both")
     has = {
         "ln_embed": config.embed_norm,
         "blocks.ln1": before, "blocks.attn.q_norm": config.qk_norm != "none",
         "blocks.attn.k_norm": config.qk_norm != "none", "blocks.ln1_post": after,
         "blocks.ln2": before and mlp and config.residual != "parallel_shared", "blocks.ln2_post": after and mlp,
-        "ln_final": True,
+        "ln_final": config.norms != "none",
     }  # fmt: skip
     return {
         path: config.qk_norm_bias if path.startswith("blocks.attn.") else bias for path in has if has[path]

@@ -22,6 +22,7 @@ CONFIGS = {
     "rms": _SMALL | _RMS | {"n_kv_heads": 1, "norm_offset": 1.0, "embed_scale": 2.5},
     "both_norms": _SMALL | _RMS | {"norms": "both"},
     "post_norms": _SMALL | {"norms": "post", "residual_scale": 0.7, "logit_scale": 0.6, "embed_norm": True},
+    "no_norms": _SMALL | {"norms": "none", "causal": False},
     "no_norm_weights": _SMALL | {"norm_weight": False, "norms": "both", "residual_scale": 1.3},
 }
 _EXPERTS = Experts(n_experts=4, top_k=2, d_expert=3)

@@ -88,6 +88,10 @@ def test_apply_norm__of_all_components__is_what_the_norm_gave_less_its_bias(run,
         with pytest.raises(ArgumentError, match="reads the stream as it is"):
             apply_norm(model, acts, decompose_resid(model, acts, **reader))
         return
+    if model.config.norms == "none":
+        with pytest.raises(ArgumentError, match=r"reads the stream as it is .* This model has no norms"):
+            apply_norm(model, acts, decompose_resid(model, acts, **reader))
+        return
     name = "ln_final" if not reader else "ln2" if reader.get("mlp_input") else "ln1"
     name = "ln1" if name == "ln2" and model.config.residual == "parallel_shared" else name
     gave = mj.capture(model, f"{name}.normalized")(prompts)[1][f"{name}.normalized"]

@@ -42,6 +42,12 @@ def test_config__left_out_sizes__follow_from_the_others():
         ({"windows": (3,)}, r"`windows` = \(3,\) must have one entry for each of the 2 layers"),
         ({"windows": (3, 0)}, r"`windows` = 0 must be a whole number"),
         (
+            {"causal": False, "windows": (3, None)},
+            r"`windows` = \(3, None\) counts positions back .* `causal` = False",
+        ),
+        ({"causal": False, "positions": "alibi"}, r"`positions` = 'alibi' counts positions back"),
+        ({"norms": "none", "residual": "parallel_shared"}, r"shares a norm .* `norms` = 'none' goes with"),
+        (
             {"d_vocab": 2**30, "d_model": 2**20},
             r"1,1\d\d,.* parameters is refused: at most 1,099,511,627,776",
         ),
@@ -65,6 +71,7 @@ def test_config__absurd_numbers__are_refused_by_name(change, message):
             "n_kv_heads": 2,
         },
         {"mlp": "none", "norm": "layer"},
+        {"norms": "none"},
         {"qkv_bias": False, "out_bias": False, "mlp_bias": False, "unembed_bias": True, "positions": "none"},
     ],
 )

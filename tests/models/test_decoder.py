@@ -8,8 +8,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 import mechjax as mj
-from mechjax.base.errors import JitError, ShapeError, SiteError, TokenError
-from mechjax.models import Config, assemble, init, parameters
+from mechjax.base.errors import ArgumentError, JitError, ShapeError, SiteError, TokenError
+from mechjax.models import Cache, Config, assemble, init, parameters
 from tests.tolerances import TOL
 
 
@@ -174,3 +174,51 @@ def test_eager_calls__of_one_shape__compile_once(tiny_model, tiny_tokens, caplog
         tiny_model(jnp.flip(tiny_tokens, 0))
         tiny_model(np.asarray(tiny_tokens)[::-1].tolist())
     assert not [line for line in caplog.messages if "_forward" in line]
+
+
+@pytest.fixture(scope="module")
+def seeing_all():
+    """Not causal, without norms and positions: nothing tells an order of tokens from another."""
+    config = Config(
+        d_vocab=50, n_ctx=700, d_model=8, n_layers=2, n_heads=2, d_mlp=4, norms="none", positions="none", causal=False
+    )  # fmt: skip
+    model = init(config, key=jax.random.key(4))
+    return jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(5), leaf.shape), model)
+
+
+@pytest.mark.parametrize("length", [7, 700])
+def test_not_causal__reordered_tokens__give_reordered_logits(seeing_all, length):
+    tokens = jax.random.randint(jax.random.key(6), (2, length), 0, 50)
+    logits = seeing_all(tokens)
+    assert_allclose(seeing_all(tokens[:, ::-1])[:, ::-1], logits, **TOL["float32", "layout"])
+    other = seeing_all(tokens.at[:, -1].set((tokens[:, -1] + 1) % 50))
+    assert np.abs(other[:, 0] - logits[:, 0]).max() > 1e-4, "the first token sees the last"
+
+
+def test_not_causal__padding_and_resume__change_no_real_position(seeing_all, tiny_tokens):
+    real = jnp.array([True, False, True, True, False, True])
+    mask = jnp.broadcast_to(real, tiny_tokens.shape)
+    short = seeing_all(tiny_tokens[:, real])
+    padded = seeing_all(tiny_tokens, mask=mask)[:, real]
+    assert_allclose(padded, short, **TOL["float32", "layout"])
+    acts = mj.capture(seeing_all, ["resid_pre", "pattern"])(tiny_tokens)[1]
+    resumed = mj.resume(seeing_all, 1)(acts["resid_pre"][1])
+    assert_allclose(resumed, seeing_all(tiny_tokens), **TOL["float32", "layout"])
+    assert float(acts["pattern"].min()) > 0
+
+
+def test_not_causal__cache_or_generation__is_refused(seeing_all, tiny_tokens):
+    cache = Cache.empty(seeing_all.config, 4, 8)
+    with pytest.raises(ArgumentError, match=r"not causal .* without a cache"):
+        seeing_all(tiny_tokens, cache=cache)
+    with pytest.raises(ArgumentError, match=r"not causal .* without a cache"):
+        mj.generate(seeing_all, tiny_tokens, 2)
+
+
+def test_no_norms__model__adds_up_to_its_logits(seeing_all, tiny_tokens):
+    logits, acts = mj.capture(seeing_all, ["embed", "attn_out", "mlp_out"])(tiny_tokens)
+    final = acts["embed"] + acts["attn_out"].sum(0) + acts["mlp_out"].sum(0)
+    with jax.default_matmul_precision("highest"):
+        assert_allclose(final @ seeing_all.W_E.T, logits, **TOL["float32", "layout"])
+    with pytest.raises(SiteError, match=r"no site `ln_final.scale`: models with norms"):
+        mj.capture(seeing_all, "ln_final.scale")(tiny_tokens)

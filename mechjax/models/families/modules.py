@@ -157,7 +157,7 @@ def read_and_given(path: str, config: Config) -> tuple[str | None, tuple[str, ..
 def _kept(sites: tuple[str, ...], path: str, config: Config) -> tuple[str, ...]:
     """Those to which nothing is done after the module gives them."""
     normed = path.endswith(".w")
-    written = config.residual_scale == 1.0 and (normed or config.norms == "pre")
+    written = config.residual_scale == 1.0 and (normed or config.norms in ("pre", "none"))
     exact = {
         "embed": config.embed_scale == 1.0 and (normed or not config.embed_norm),
         "attn_out": written,

@@ -29,9 +29,10 @@ def center_writing(model: Decoder) -> Decoder:
     """
     presume(model, "center_writing")
     config = model.config
-    if config.norm != "layer":
+    if config.norm != "layer" or config.norms == "none":
+        found = f"`norms` = {config.norms!r}" if config.norms == "none" else f"`norm` = {config.norm!r}"
         raise refusal(
-            "center_writing", f"`norm` = {config.norm!r}",
+            "center_writing", found,
             "only LayerNorm is blind to the mean of what it reads.", _LEAVE,
         )  # fmt: skip
     if config.norms != "pre" or config.embed_norm:

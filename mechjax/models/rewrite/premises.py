@@ -14,7 +14,7 @@ from mechjax.models.params import assemble, parameters
 _ANY = None
 _CHOICES: Mapping[str, tuple[Any, ...] | None] = {
     "norm": ("layer", "rms"),
-    "norms": ("pre", "post", "both"),
+    "norms": ("pre", "post", "both", "none"),
     "qk_norm": ("none", "shared", "per_head", "joint"),
     "positions": ("learned", "rotary", "alibi", "none"),
     "residual": ("serial", "parallel", "parallel_shared"),
@@ -25,8 +25,8 @@ _CHOICES: Mapping[str, tuple[Any, ...] | None] = {
         "norm_weight", "norm_offset", "norm_bias", "qk_norm_bias", "embed_scale", "embed_norm",
         "position_offset", "rotary_dim", "rotary_layout", "rope", "alibi_scale", "alibi_dtype", "residual_scale",
         "activation", "qkv_bias", "out_bias", "mlp_bias", "unembed_bias", "qkv_clip", "tied", "attn_softcap",
-        "final_softcap", "windows", "attn_scale", "attn_sinks", "logit_scale", "experts", "latent", "precision",
-        "source",
+        "final_softcap", "causal", "windows", "attn_scale", "attn_sinks", "logit_scale", "experts", "latent",
+        "precision", "source",
     ),
     _ANY,
 )  # fmt: skip

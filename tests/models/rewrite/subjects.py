@@ -45,6 +45,7 @@ CONFIGS: dict[str, Config] = {
     "shared_norm": _tiny(residual="parallel_shared", logit_scale=0.2, qkv_bias=False),
     "alibi": _tiny(positions="alibi", embed_norm=True, residual_scale=0.7),
     "bare_norms": _tiny(norm_weight=False, qkv_bias=True, qkv_clip=0.9, positions="rotary"),
+    "no_norms": _tiny(norms="none", causal=False),
     "post_norms": _tiny(norm="rms", norms="post", qk_norm="joint", n_kv_heads=2, positions="rotary"),
     "both_norms": _tiny(norm="rms", norms="both", norm_offset=1.0, qk_norm="shared", embed_scale=3.0),
     "layer_post_norms": _tiny(norms="both", qk_norm="per_head", n_kv_heads=2),

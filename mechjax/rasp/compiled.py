@@ -1,0 +1,118 @@
+"""A RASP program as a transformer, and what is true of it."""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mechjax.base.errors import ArgumentError, SiteError, TokenError, did_you_mean
+from mechjax.base.prompts import Prompts
+from mechjax.base.records import Record
+from mechjax.models.decoder import Decoder
+from mechjax.rasp.circuit import Touched
+from mechjax.rasp.variables import Variable
+
+
+class Compiled(Record):
+    """A compiled program. `compiled(inputs)` runs it; `compiled.model` is an ordinary decoder for every tool.
+
+    Attributes:
+        basis: Directions of the residual stream, orthonormal; a variable has those from `start` to `stop`.
+            Shape (direction, d_model).
+        model: The decoder. Logit i at each position is the coordinate of the program's value i, 1 for the one it
+            gives and 0 for the others; of a numerical program, logit 0 is the number.
+        vocabulary: The tokens; token i has the id i.
+        variables: Every sequence of the program, with its values and directions. The last is what it gives.
+        writes: For each node (`input`, `a0.h1`, `m0`) the variables that it writes.
+        reads: For each MLP, each side of a head (`a0.h1<q>`) and `logits` the variables that they read.
+        edges: The true circuit: `writer->reader` for everything that carries something.
+    """
+
+    basis: Float[Array, "direction d_model"]
+    model: Decoder
+    vocabulary: tuple[Any, ...] = eqx.field(static=True)
+    variables: tuple[Variable, ...] = eqx.field(static=True)
+    writes: Touched = eqx.field(static=True)
+    reads: Touched = eqx.field(static=True)
+    edges: tuple[str, ...] = eqx.field(static=True)
+
+    def __call__(self, inputs: Sequence[Sequence[Hashable]]) -> list[list[Any]]:
+        """The program's values for each input."""
+        prompts = self.encode(inputs)
+        return self.decode(self.model(prompts), prompts)
+
+    def encode(self, inputs: Sequence[Sequence[Hashable]]) -> Prompts:
+        """Inputs as prompts, the shorter ones padded at their end.
+
+        Raises:
+            TokenError: A token that is not in the vocabulary, or an input of a length that the model was not made for.
+        """
+        ids = {token: i for i, token in enumerate(self.vocabulary)}
+        longest, found = self.model.config.n_ctx, []
+        for text in inputs:
+            if not 1 <= len(text) <= longest:
+                raise TokenError(
+                    f"An input has {len(text)} tokens; the program was compiled for 1 to {longest} (`max_length`)."
+                )
+            if unknown := [token for token in text if token not in ids]:
+                raise TokenError(
+                    f"{unknown[0]!r} is not in the vocabulary that the program was compiled for: {self.vocabulary}."
+                )
+            found.append([ids[token] for token in text])
+        if not found:
+            raise TokenError("There is no input: give a list of sequences of tokens.")
+        width = max(map(len, found))
+        return Prompts(
+            jnp.array([row + [0] * (width - len(row)) for row in found], jnp.int32),
+            jnp.array([[i < len(row) for i in range(width)] for row in found]),
+        )
+
+    def decode(self, logits: Float[Array, "batch pos d_vocab"], prompts: Prompts) -> list[list[Any]]:
+        """The values that logits stand for, at the real positions of prompts."""
+        return self._decoded(self.variables[-1], np.asarray(logits), prompts)
+
+    def read(self, resid: Float[Array, "batch pos d_model"], name: str, prompts: Prompts) -> list[list[Any]]:
+        """The values of a variable in a residual stream: what the program holds there, where the stream has it yet.
+
+        Args:
+            resid: A residual stream that leaves the node that writes the variable, or a later one.
+            name: The variable's name.
+            prompts: The prompts that were run.
+
+        Raises:
+            SiteError: No such variable.
+        """
+        known = {variable.name: variable for variable in self.variables}
+        if name not in known:
+            raise SiteError(
+                f"There is no variable `{name}`: there are {', '.join(known)}.{did_you_mean(name, known)}"
+            )
+        own = self.basis[known[name].start : known[name].stop]
+        along = jnp.einsum("bpm,vm->bpv", resid, own, precision="highest")
+        return self._decoded(known[name], np.asarray(along), prompts)
+
+    def _decoded(self, variable: Variable, x: np.ndarray, prompts: Prompts) -> list[list[Any]]:
+        real = np.asarray(prompts.mask)
+        return [
+            [variable.decode(at[: variable.size]) for at in row[there]]
+            for row, there in zip(x, real, strict=True)
+        ]
+
+
+def check_inputs(vocabulary: Any, max_length: Any) -> tuple[Hashable, ...]:
+    """The vocabulary as a tuple.
+
+    Raises:
+        ArgumentError: None of a token, the same one twice, or no whole number of positions.
+    """
+    found = tuple(vocabulary)
+    if not found or len(set(found)) != len(found):
+        raise ArgumentError(
+            f"`vocabulary` = {vocabulary!r} must have at least one token, and each of them once."
+        )
+    if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 1:
+        raise ArgumentError(f"`max_length` = {max_length!r} must be a whole number from 1.")
+    return found
