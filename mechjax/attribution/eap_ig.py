@@ -16,7 +16,7 @@ to m(clean) - m(the run that begins with the ablated input).    Misleads when: e
 the two inputs leaves what the model was trained on.
 """
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -24,14 +24,12 @@ import jax.numpy as jnp
 
 from mechjax.attribution.contraction import edge_scores
 from mechjax.attribution.measured import FromStart
+from mechjax.attribution.quadrature import Quadrature, nodes_of
 from mechjax.attribution.scores import Reduce, Scores, reduced
 from mechjax.attribution.subject import Ablation, subject
-from mechjax.base.errors import ArgumentError
 from mechjax.graph.build import Graph
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
-
-Quadrature = Literal["midpoint", "left", "right", "trapezoid"]
 
 
 def eap_ig(
@@ -83,20 +81,3 @@ def eap_ig(
     value = eqx.filter_jit(FromStart(given.model, given.measured))(given.start, given.mask)
     method = f"eap_ig(steps={steps}, quadrature={quadrature!r})"
     return Scores(reduced(jnp.asarray(total), reduce), value, graph, ("edge",), method, ablation, reduce)
-
-
-def nodes_of(quadrature: str, steps: int) -> list[tuple[float, float]]:
-    """Where between 0 and 1 a rule reads, and the weights of what it reads.
-
-    Raises:
-        ArgumentError: Less than one step, or an unknown rule.
-    """
-    if steps < 1:
-        raise ArgumentError(f"steps={steps}: the way from corrupt to clean needs at least one step.")
-    if quadrature not in get_args(Quadrature):
-        known = ", ".join(map(repr, get_args(Quadrature)))
-        raise ArgumentError(f"quadrature={quadrature!r}: expected one of {known}.")
-    if quadrature == "trapezoid":
-        return [(k / steps, (0.5 if k in (0, steps) else 1.0) / steps) for k in range(steps + 1)]
-    shift = {"left": 0.0, "midpoint": 0.5, "right": 1.0}[quadrature]
-    return [((k + shift) / steps, 1 / steps) for k in range(steps)]

@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mechjax.base.catalogue import SITES, canonical
-from mechjax.base.errors import ArgumentError, ShapeError, SiteError, did_you_mean
+from mechjax.base.catalogue import SITES
+from mechjax.base.errors import ArgumentError
 from mechjax.base.prompts import Prompts
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
@@ -34,8 +34,8 @@ from mechjax.patching.scores import PatchScores
 from mechjax.tasks.pairing import paired
 from mechjax.transform.edits import replace
 from mechjax.transform.select import is_concrete
-from mechjax.transform.table import SiteInfo
-from mechjax.transform.transforms import capture, intervene, list_sites
+from mechjax.transform.swept import named_positions, swept_axes, swept_site
+from mechjax.transform.transforms import capture, intervene
 
 CHUNK_BYTES = (
     256e6  # activations of the cells that run at once; larger chunks are no faster on CPU (measured)
@@ -105,16 +105,15 @@ def activation_patch(
     if chunk_size is not None and chunk_size < 1:
         raise ArgumentError(f"chunk_size={chunk_size}: at least one cell must run at once.")
     (ids, mask), (other, _) = paired(clean, corrupt, model.config)
-    name, info = _site(model, site, ids)
-    axes = _axes(name, info, over, positions)
+    info = swept_site(model, site, ids)
+    name, axes = info.name, swept_axes(info, over, positions)
     at = metric.where((ids.shape[0],), ids.shape[1], mask)
     columns = metric.tokens()
     columns = None if columns is None else jnp.broadcast_to(columns, (ids.shape[0], columns.shape[-1]))
     rest = _Rest(model, at, columns, name in EMBEDS, name in TAIL)
     _check_tokens(metric, columns, model)
     sizes = tuple(len(positions) if a == "pos" and positions else info.size(a) for a in axes)
-    named = None if positions is None else jnp.stack([jnp.asarray(p, jnp.int32) for p in positions.values()])
-    _check_positions(positions, ids)
+    named = named_positions(positions, ids)
     chunk = min(chunk_size or _plan(model, ids.shape), max(1, math.prod(sizes)))
     donor, base = (ids, other) if mode == "denoise" else (other, ids)
     scores, *runs = _sweep(
@@ -125,33 +124,6 @@ def activation_patch(
     return PatchScores(scores.mean(-1), scores, of_clean, of_corrupt, name, tuple(over), mode, labels)
 
 
-def _site(model: Decoder, site: str, ids: Array) -> tuple[str, SiteInfo]:
-    name, layer = canonical(site)
-    if layer is not None:
-        raise SiteError(
-            f"`{site}` names one layer; patching sweeps layers: say site='{name}' and read row {layer}."
-        )
-    info = list_sites(model, jax.ShapeDtypeStruct(ids.shape, ids.dtype))[name]
-    return info.name, info
-
-
-def _axes(name: str, info: SiteInfo, over: Sequence[str], positions: Any) -> tuple[str, ...]:
-    """The swept axes without the layer."""
-    have = (("layer",) if info.stacked else ()) + info.axes
-    for axis in over:
-        if axis not in have:
-            raise SiteError(
-                f"cannot sweep `{axis}`: site `{name}` has {', '.join(have)}.{did_you_mean(axis, have)}"
-            )
-    if len(set(over)) < len(over) or not over:
-        raise ArgumentError(f"over={tuple(over)}: name each axis to sweep once, at least one.")
-    if positions is not None and "pos" not in over:
-        raise ArgumentError(f"positions= names positions to sweep, but over={tuple(over)} has no 'pos'.")
-    if positions is not None and not positions:
-        raise ArgumentError("positions= is empty: name at least one position.")
-    return tuple(a for a in over if a != "layer")
-
-
 def _check_tokens(metric: Metric, columns: Array | None, model: Decoder) -> None:
     if columns is None or not is_concrete(columns):
         return
@@ -160,14 +132,6 @@ def _check_tokens(metric: Metric, columns: Array | None, model: Decoder) -> None
             f"the metric reads token {int(columns.max())}; the model has {model.config.d_vocab} tokens. Were the "
             "answers encoded with another tokenizer?"
         )
-
-
-def _check_positions(positions: Mapping[str, Any] | None, ids: Array) -> None:
-    for name, at in (positions or {}).items():
-        if jnp.shape(at) != ids.shape[:1]:
-            raise ShapeError(
-                f"position `{name}` has shape {jnp.shape(at)}; one per example is ({ids.shape[0]},)."
-            )
 
 
 def _plan(model: Decoder, shape: tuple[int, ...]) -> int:

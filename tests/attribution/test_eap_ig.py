@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import mechjax as mj
-from mechjax.attribution.eap_ig import nodes_of
+from mechjax.attribution.quadrature import nodes_of
 from mechjax.base.errors import ArgumentError
 from tests.tolerances import TOL
 
