@@ -22,6 +22,9 @@ AXES: Mapping[str, str] = {
     "expert": "experts of a mixture",
     "edge": "edges of a computational graph",
     "node": "nodes of a computational graph",
+    "sender": "what writes along a path",
+    "receiver": "what reads at its end",
+    "effect": "total, direct and indirect effects",
     "one": "a single number, kept as an axis",
 }
 """Axis name -> what it counts."""
@@ -45,6 +48,8 @@ def label(axes: Sequence[str], index: Sequence[int], names: Mapping[str, Sequenc
         name = names[axis][i] if axis in names else None
         if axis in ("pos", "role"):
             place = f"@ {name or i}"
+        elif axis == "receiver":
+            place = f"-> {name or i}"
         elif name is not None:
             parts.append(name)
         elif axis in _PREFIX:

@@ -1,0 +1,84 @@
+"""From any stream to the metric: what methods run, again and again."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mechjax.base.errors import ArgumentError
+from mechjax.metrics.metric import Metric
+from mechjax.models.decoder import Decoder, through
+from mechjax.models.readout import readout
+from mechjax.models.resume import resume
+
+
+class Measured(eqx.Module):
+    """A metric, with where in a batch it reads."""
+
+    metric: Metric
+    at: Int[Array, " batch"]
+    tokens: Int[Array, "batch k"] | None
+
+    def of(self, model: Decoder, resid: Float[Array, "batch pos d_model"]) -> Float[Array, " batch"]:
+        """The metric, from what the unembedding reads.
+
+        Raises:
+            ArgumentError: The metric gives anything but one number per example.
+        """
+        value = self.metric.of(readout(model, resid, self.at, self.tokens))
+        if value.shape != self.at.shape:
+            raise ArgumentError(
+                f"{type(self.metric).__name__} gives shape {value.shape} for a batch of {self.at.shape[0]}: a metric "
+                "gives one number per example, and this function takes the mean itself."
+            )
+        return value
+
+
+def measured(
+    metric: Metric, ids: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None, d_vocab: int
+) -> Measured:
+    """The metric on prompts.
+
+    Raises:
+        ArgumentError: Something that is no metric, or that reads a token which the model does not have.
+    """
+    if not isinstance(metric, Metric):
+        raise ArgumentError(
+            f"the metric is a {type(metric).__name__}; give one of mj.metrics, such as logit_diff(correct, wrong), or "
+            "a subclass of mj.metrics.Metric."
+        )
+    columns = metric.tokens()
+    if columns is not None:
+        columns = jnp.broadcast_to(columns, (ids.shape[0], columns.shape[-1]))
+        if int(columns.max(initial=0)) >= d_vocab:
+            raise ArgumentError(
+                f"the metric reads token {int(columns.max())}; the model has {d_vocab} tokens. Were the answers "
+                "encoded with another tokenizer?"
+            )
+    return Measured(metric, metric.where((ids.shape[0],), ids.shape[1], mask), columns)
+
+
+class FromStart(eqx.Module):
+    """The metric of the run from what enters the first block."""
+
+    model: Decoder
+    measured: Measured
+
+    def __call__(self, start: Float[Array, "batch pos d_model"], mask: Any) -> Float[Array, " batch"]:
+        """One number per example."""
+        sequence = self.model.arrange(start.shape[-2], mask=mask)
+        return self.measured.of(self.model, through(self.model, start, sequence)[0])
+
+
+class FromLayer(eqx.Module):
+    """The metric of the run from what enters a layer, which may be traced; past the last it only reads the metric."""
+
+    model: Decoder
+    measured: Measured
+
+    def __call__(
+        self, resid: Float[Array, "batch pos d_model"], layer: Int[Array, ""], mask: Any
+    ) -> Float[Array, " batch"]:
+        """One number per example."""
+        return self.measured.of(self.model, resume(self.model, layer).blocks(resid, mask=mask))
