@@ -15,6 +15,7 @@ from mechjax.base.errors import ArgumentError
 
 _MOST_LINES = 17
 _WIDEST = 40  # rows or columns of a heat map
+_LEADING = 12  # of many numbers with names, how many are shown
 _STYLE = "border-collapse:collapse;font:13px system-ui,sans-serif"
 _CELL = "padding:.15em .8em .15em 0;text-align:left;vertical-align:top;border:0"
 _HEAT = "padding:.25em .5em;text-align:center;font-weight:400;border:0"
@@ -115,7 +116,8 @@ def _range(value: Any, axes: tuple[str, ...] | None, names: Mapping[str, Sequenc
 def _short(value: object, width: int = 72) -> str:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         leaves = [x for x in jax.tree.leaves(value) if hasattr(x, "shape")]
-        return f"{type(value).__name__} of {len(leaves)} arrays"
+        if leaves:
+            return f"{type(value).__name__} of {len(leaves)} arrays"
     text = " ".join(repr(value).split())
     return text if len(text) <= width else text[: width - 1] + "…"
 
@@ -163,22 +165,30 @@ def _picture(record: Any, names: Mapping[str, Sequence[str]]) -> str:
     except ArgumentError:
         return ""
     axes, values = record.axis_names(main) or (), np.asarray(getattr(record, main), np.float64)
-    if values.ndim != 2 or max(values.shape) > _WIDEST or not values.size:
-        return ""
-    full = float(np.abs(np.nan_to_num(values)).max()) or 1.0
-    heads = [
-        [label((axis,), (i,), names) for i in range(n)] for axis, n in zip(axes, values.shape, strict=True)
-    ]
+    full = float(np.abs(np.nan_to_num(values)).max(initial=0.0)) or 1.0
 
-    def cell(value: float) -> str:
+    def cell(value: float, text: str) -> str:
         hue, share = ("#2f7bd6" if value >= 0 else "#d9602e"), 0.0 if np.isnan(value) else abs(value) / full
         # Mixed with nothing, so that it suits light and dark notebooks alike.
         style = f"{_HEAT};background:color-mix(in srgb,{hue} {80 * share:.0f}%,transparent)"
-        return f"<td style={style!r}>{value:.2f}</td>"
+        return f"<td style={style!r}>{text}</td>"
 
+    if (
+        values.ndim == 1 and values.size > 1 and set(axes) <= set(names)
+    ):  # names are what is read: the leading ones
+        leading = largest(values, axes, _LEADING, names)
+        lines = (
+            _row([f"<td style={_CELL!r}>{html.escape(n)}</td>", cell(v, f"{v:.4g}")]) for n, v in leading
+        )
+        return f"<table style={_STYLE!r}>{''.join(lines)}</table>"
+    if values.ndim != 2 or max(values.shape) > _WIDEST or not values.size:
+        return ""
+    heads = [
+        [label((axis,), (i,), names) for i in range(n)] for axis, n in zip(axes, values.shape, strict=True)
+    ]
     top_row = _row(f"<th style={_HEAT!r}>{html.escape(head)}</th>" for head in ("", *heads[1]))
     rows = (
-        _row([f"<th style={_HEAT!r}>{html.escape(h)}</th>", *map(cell, v)])
+        _row([f"<th style={_HEAT!r}>{html.escape(h)}</th>", *(cell(x, f"{x:.2f}") for x in v)])
         for h, v in zip(heads[0], values, strict=True)
     )
     return f"<div style='overflow-x:auto'><table style={_STYLE!r}>{top_row}{''.join(rows)}</table></div>"

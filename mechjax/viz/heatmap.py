@@ -16,12 +16,11 @@ from mechjax.viz.html import Html, tag
 _DENSE = 10  # more columns than this are drawn small
 
 
-def number(value: float) -> str:
-    """Two decimals with a real minus sign; a dash where there is no number."""
+def number(value: float, digits: int = 2) -> str:
+    """Two decimals, or `digits`, with a real minus sign; a dash where there is no number."""
     if math.isnan(value):
         return "–"
-    text = f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
-    return "0.00" if text == "\N{MINUS SIGN}0.00" else text
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def shade(share: float) -> str:
@@ -30,7 +29,13 @@ def shade(share: float) -> str:
 
 
 def cell(
-    value: float, limit: float, tip: str | None = None, *, quiet: bool = False, **attributes: str | None
+    value: float,
+    limit: float,
+    tip: str | None = None,
+    *,
+    quiet: bool = False,
+    digits: int = 2,
+    **attributes: str | None,
 ) -> Html:
     """One coloured cell. `limit` is the size that takes the full colour; a quiet cell is there only to be read."""
     if math.isnan(value):
@@ -38,7 +43,7 @@ def cell(
     share = min(abs(value) / limit, 1.0) if limit else 0.0
     return tag(
         "td",
-        number(value),
+        number(value, digits),
         class_=("n" if value < 0 else "p") + shade(share) + " quiet" * quiet,
         style=f"--v:{share:.3f}",
         data_tip=tip,
@@ -57,6 +62,7 @@ def heatmap(
     limit: float | None = None,
     tip: Callable[[int, int], str] | None = None,
     marked: Sequence[tuple[int, int]] = (),
+    digits: int = 2,
 ) -> Html:
     """A table of coloured numbers.
 
@@ -70,6 +76,7 @@ def heatmap(
         limit: The size that takes the full colour; the largest size by default.
         tip: What to say of a cell when it is pointed at, given its row and column.
         marked: Cells with a frame around them.
+        digits: Decimals of the numbers.
 
     Raises:
         ShapeError: The names do not fit the shape of `values`.
@@ -90,7 +97,13 @@ def heatmap(
     lines = []
     for i, row in enumerate(rows):
         cells = [
-            cell(float(v), full, tip and tip(i, j), data_mark="1" if (i, j) in marked else None)
+            cell(
+                float(v),
+                full,
+                tip and tip(i, j),
+                digits=digits,
+                data_mark="1" if (i, j) in marked else None,
+            )
             for j, v in enumerate(numbers[i])
         ]
         lines.append(tag("tr", tag("th", row, scope="row"), cells))

@@ -1,6 +1,7 @@
 "use strict";
-// Three small comforts; the page says everything without them. (1) light or dark, (2) what a cell means, when pointed at,
-// (3) a chosen token shows its row of the attention table, which is where the numbers are read from.
+// Four small comforts; the page says everything without them. (1) light or dark, (2) what a cell means, when pointed at,
+// (3) a chosen token shows its row of the attention table, which is where the numbers are read from, (4) an edge lights up
+// with its row, and a node with its edges, when pointed at.
 (() => {
   const root = document.documentElement, tip = document.getElementById("tip");
 
@@ -40,5 +41,21 @@
         other.dataset.tip = token.textContent + " → " + other.textContent + ": " + cells[key].textContent;
       });
     }));
+  }
+
+  for (const view of document.querySelectorAll(".circuit")) {
+    const edges = [...view.querySelectorAll("[data-edge]")], drawn = view.querySelectorAll("g[data-edge]");
+    const ends = new Map([...drawn].map((edge) => [edge.dataset.edge, [edge.dataset.from, edge.dataset.to]]));
+    view.addEventListener("pointerover", (event) => {
+      const edge = event.target.closest("[data-edge]"), node = event.target.closest("[data-node]");
+      const on = (one) => edge ? one.dataset.edge === edge.dataset.edge
+        : Boolean(node) && ends.get(one.dataset.edge).includes(node.dataset.node);
+      view.classList.toggle("lit", Boolean(edge || node));
+      for (const one of edges) one.classList.toggle("on", on(one));
+    });
+    view.addEventListener("pointerleave", () => {
+      view.classList.remove("lit");
+      for (const one of edges) one.classList.remove("on");
+    });
   }
 })();
