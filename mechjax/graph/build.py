@@ -166,7 +166,7 @@ def build(model: Decoder, *, grouped: bool = True) -> Graph:
         UnsupportedModelError: A model whose heads' writes do not add up to what attention writes.
     """
     config = model.config
-    if config.norms != "pre" and config.out_bias:
+    if config.norms in ("post", "both") and config.out_bias:
         raise UnsupportedModelError(
             "a norm stands after attention, and a bias before that norm: part of what attention writes is then no "
             "head's and differs from run to run. The graph of such a model has no node for it."
