@@ -1,10 +1,15 @@
 """The true circuit of a schedule: which node reads and writes which variable, and the edges that follow.
 
-Nodes are `input` (token and position embeddings), heads `a0.h1`, MLPs `m0` and `logits`; an edge to a head says by
-which side it reads: `input->a0.h1<k>`. Since variables share no direction, there is an edge exactly where the product
-of what one writes and the other reads is not zero. What a layer's biases add belongs to no node.
+Nodes, readers and edges are those of the model's graph. Since variables share no direction, there is an edge exactly
+where the product of what one writes and the other reads is not zero. What a layer's biases add belongs to no node.
 """
 
+from collections.abc import Collection
+
+import numpy as np
+from jaxtyping import Bool
+
+from mechjax.graph.build import Graph
 from mechjax.rasp.schedule import Schedule
 
 Touched = tuple[tuple[str, tuple[str, ...]], ...]
@@ -39,14 +44,14 @@ def reads(plan: Schedule) -> Touched:
     return _frozen(found | {"logits": [plan.output.name]})
 
 
-def edges(written: Touched, read: Touched) -> tuple[str, ...]:
-    """Every edge that carries something, `writer->reader`."""
-    return tuple(
-        f"{writer}->{reader}"
-        for reader, wanted in read
-        for writer, given in written
-        if not set(wanted).isdisjoint(given)
-    )
+def carrying(
+    graph: Graph, written: Touched, read: Touched, only: Collection[str] | None = None
+) -> Bool[np.ndarray, " edge"]:
+    """Whether each edge carries a variable, or one of `only` these."""
+    gives, takes = dict(written), dict(read)
+    pairs = ((graph.nodes[u], graph.readers[v]) for u, v in graph.table)
+    carried = (set(gives.get(u, ())) & set(takes.get(v, ())) for u, v in pairs)
+    return np.array([bool(names if only is None else names.intersection(only)) for names in carried])
 
 
 def heads(plan: Schedule):

@@ -17,7 +17,7 @@ selected could change a value. Misleads as a benchmark where a method needs norm
 result: compiled models have none of these.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -27,12 +27,13 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from mechjax.base.errors import ArgumentError
+from mechjax.graph.build import build
 from mechjax.models.checked import check_positive
 from mechjax.models.params import assemble
-from mechjax.rasp.circuit import edges, reads, writes
+from mechjax.rasp.circuit import carrying, reads, writes
 from mechjax.rasp.compiled import Compiled, check_inputs
 from mechjax.rasp.expressions import SOp
-from mechjax.rasp.interpret import check_sequence, interpret
+from mechjax.rasp.interpret import check_sequence, evaluate
 from mechjax.rasp.schedule import Schedule, schedule
 from mechjax.rasp.values import Values
 from mechjax.rasp.weights import config_of, rotated, weights
@@ -73,8 +74,7 @@ def compile_program(
     vocabulary = check_inputs(vocabulary, max_length)
     check_positive("coldness", coldness)
     plan = schedule(program, Values(vocabulary, max_length), causal=causal)
-    for inputs in _rehearsal(vocabulary, max_length):
-        interpret(program, inputs, causal=causal)
+    varying = _rehearse(program, vocabulary, max_length, causal=causal)
     _check_coldness(plan, coldness)
     config = config_of(plan, coldness=coldness)
     basis, params = np.eye(config.d_model), weights(plan, config)
@@ -82,11 +82,27 @@ def compile_program(
         basis = _orthogonal(rotation, config.d_model)
         params = rotated(params, basis)
     as_jax = lambda x: jnp.asarray(x, jnp.float32)
-    written, read = writes(plan), reads(plan)
+    model = assemble(config, {path: as_jax(W) for path, W in params.items()})
+    graph, written, read = build(model), writes(plan), reads(plan)
+    circuit = carrying(graph, written, read)
+    moving = carrying(graph, written, read, [name for name, node in plan.made_for.items() if node in varying])
     return Compiled(
-        as_jax(basis), assemble(config, {path: as_jax(W) for path, W in params.items()}), vocabulary,
-        tuple(plan.variables), written, read, edges(written, read),
+        as_jax(basis), model, jnp.asarray(circuit), jnp.asarray(circuit & ~moving), graph, vocabulary,
+        tuple(plan.variables), written, read,
     )  # fmt: skip
+
+
+def _rehearse(
+    program: SOp, vocabulary: tuple[Hashable, ...], max_length: int, *, causal: bool
+) -> Collection[int]:
+    """Tries the program; gives the expressions, by identity, that differed between two inputs of one length."""
+    first: dict[int, dict[int, Any]] = {}
+    varying: set[int] = set()
+    for inputs in _rehearsal(vocabulary, max_length):
+        found = evaluate(program, inputs, causal=causal)
+        like = first.setdefault(len(inputs), found)
+        varying.update(node for node, value in found.items() if value != like[node])
+    return varying
 
 
 def _rehearsal(vocabulary: tuple[Hashable, ...], max_length: int) -> Iterator[Sequence[Any]]:

@@ -1,16 +1,18 @@
 """A RASP program as a transformer, and what is true of it."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from mechjax.base.errors import ArgumentError, SiteError, TokenError, did_you_mean
 from mechjax.base.prompts import Prompts
 from mechjax.base.records import Record
+from mechjax.graph.build import Graph
 from mechjax.models.decoder import Decoder
 from mechjax.rasp.circuit import Touched
 from mechjax.rasp.variables import Variable
@@ -24,20 +26,34 @@ class Compiled(Record):
             Shape (direction, d_model).
         model: The decoder. Logit i at each position is the coordinate of the program's value i, 1 for the one it
             gives and 0 for the others; of a numerical program, logit 0 is the number.
+        circuit: Whether each edge of `graph` carries something.
+        constant: Whether what it carries is the same for all inputs of one length, such as positions: resampling such
+            an edge changes nothing, though the circuit needs it. (Found by trying inputs, all short ones among them.)
+        graph: The graph of the model, whose edges `circuit` and `constant` are about.
         vocabulary: The tokens; token i has the id i.
         variables: Every sequence of the program, with its values and directions. The last is what it gives.
         writes: For each node (`input`, `a0.h1`, `m0`) the variables that it writes.
         reads: For each MLP, each side of a head (`a0.h1<q>`) and `logits` the variables that they read.
-        edges: The true circuit: `writer->reader` for everything that carries something.
     """
 
     basis: Float[Array, "direction d_model"]
     model: Decoder
+    circuit: Bool[Array, " edge"]
+    constant: Bool[Array, " edge"]
+    graph: Graph = eqx.field(static=True)
     vocabulary: tuple[Any, ...] = eqx.field(static=True)
     variables: tuple[Variable, ...] = eqx.field(static=True)
     writes: Touched = eqx.field(static=True)
     reads: Touched = eqx.field(static=True)
-    edges: tuple[str, ...] = eqx.field(static=True)
+
+    def axis_labels(self) -> Mapping[str, Sequence[str]]:
+        """Names of edges."""
+        return {"edge": self.graph.edges}
+
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """The circuit by name, `writer->reader`, constant edges among it."""
+        return tuple(compress(self.graph.edges, np.asarray(self.circuit)))
 
     def __call__(self, inputs: Sequence[Sequence[Hashable]]) -> list[list[Any]]:
         """The program's values for each input."""

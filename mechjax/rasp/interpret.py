@@ -41,11 +41,16 @@ def interpret(program: SOp, inputs: Sequence[Hashable], *, causal: bool = False)
             default. The message names the expression.
     """
     check_sequence(program)
+    return evaluate(program, inputs, causal=causal)[id(program)]
+
+
+def evaluate(program: SOp, inputs: Sequence[Hashable], *, causal: bool) -> dict[int, Any]:
+    """What every expression that `program` is made of gives, by identity; errors as in `interpret`."""
     found: dict[int, Any] = {}
     for node in ordered(program):
         read = [found[id(operand)] for operand in node.operands]
         found[id(node)] = _RULES[type(node)](node, read, inputs, causal)
-    return found[id(program)]
+    return found
 
 
 def check_sequence(program: Any) -> None:
@@ -64,8 +69,9 @@ def mean(values: Iterable[Any]) -> float:
         TypeError: Something that is no finite number.
     """
     try:
-        exact = [Fraction(value + 0) for value in values]  # text would be read as a number
-        return float(sum(exact, Fraction(0)) / len(exact))
+        held = [value + 0 for value in values]  # text would be read as a number
+        exact = held if all(isinstance(value, int) for value in held) else map(Fraction, held)
+        return float(sum(exact) / len(held))
     except (ValueError, OverflowError) as error:
         raise TypeError(str(error)) from error
 

@@ -41,6 +41,7 @@ class Schedule:
     Attributes:
         values: The values that sequences can take.
         variables: All variables, in the order of their directions; the program's own is the last.
+        made_for: For each variable's name, the identity of the expression whose values it holds or is read off.
         embedded: Which of them are the tokens, and which the indices.
         heads, neurons: What computes them, each with its layer.
         causal: Whether positions see only those up to themselves.
@@ -51,6 +52,7 @@ class Schedule:
     causal: bool
     rooms: dict[int, float]
     variables: list[Variable] = field(default_factory=list)
+    made_for: dict[str, int] = field(default_factory=dict)
     embedded: list[tuple[type, Variable]] = field(default_factory=list)
     heads: list[tuple[int, Head]] = field(default_factory=list)
     neurons: list[tuple[int, Neurons]] = field(default_factory=list)
@@ -85,7 +87,7 @@ class Schedule:
     def _count(self, node: SelectorWidth, before: int) -> tuple[Variable, int]:
         counts = range(self.values.max_length + 1)
         shares = [d / (1 + d) for d in counts]
-        share, target = self._variable(f"{node.label}.share", (), numerical=True), self._target(node)
+        share, target = self._variable(node, f"{node.label}.share", (), numerical=True), self._target(node)
         head = counting(
             node.selector, self._sides(node.selector), share, room(shares, counts), causal=self.causal
         )
@@ -94,15 +96,16 @@ class Schedule:
 
     def _target(self, node: SOp) -> Variable:
         values = () if node.numerical else self.values.of(node)
-        return self._variable(node.label, values, numerical=node.numerical)
+        return self._variable(node, node.label, values, numerical=node.numerical)
 
-    def _variable(self, name: str, values: tuple[Any, ...], *, numerical: bool) -> Variable:
+    def _variable(self, node: SOp, name: str, values: tuple[Any, ...], *, numerical: bool) -> Variable:
         """One after all others, under a name of its own."""
         taken, unique, i = {variable.name for variable in self.variables}, name, 1
         while unique in taken:
             unique, i = f"{name} {i + 1}", i + 1
         start = self.variables[-1].stop if self.variables else 0
         self.variables.append(Variable(unique, start, values, numerical))
+        self.made_for[unique] = id(node)
         return self.variables[-1]
 
     def _ready(self, node: Expression) -> int:

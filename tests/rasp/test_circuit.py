@@ -1,6 +1,6 @@
 """The true edges: what the weights carry, and what removing an edge does."""
 
-from itertools import product
+from itertools import compress, product
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +11,21 @@ from numpy.testing import assert_allclose
 import mechjax as mj
 from mechjax.base.errors import SiteError
 from mechjax.rasp import STANDARD, compile_program, interpret
+from tests.cut_edges import cut_one_by_one
 from tests.tolerances import TOL
 
 LONGEST = 4
-SMALL = ["reverse", "double_hist", "shift", "after_first", "dyck", "frac_prevs"]
+SMALL = ["double_hist"]
+MORE = ["reverse", "shift", "after_first", "dyck", "frac_prevs"]
 CLOSE = TOL["float32", "parity"]
 
 
-@pytest.fixture(scope="module", params=SMALL)
+@pytest.fixture(
+    scope="module", params=[*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
+)
 def case(request):
     standard = STANDARD[request.param]
-    rotation = jax.random.key(3) if request.param == "shift" else None
+    rotation = jax.random.key(3) if request.param in ("shift", "reverse") else None
     compiled = compile_program(
         standard.make(), standard.vocabulary, LONGEST, causal=standard.causal, rotation=rotation
     )
@@ -29,25 +33,8 @@ def case(request):
     return compiled, compiled.encode(words)
 
 
-def nodes(config):
-    """Writers in order, and readers each with how many writers stand before it."""
-    writers, readers = ["input"], {}
-    for layer in range(config.n_layers):
-        heads = [f"a{layer}.h{h}" for h in range(config.n_heads)]
-        readers |= {f"{head}<{side}>": len(writers) for head in heads for side in "qkv"}
-        writers += heads
-        readers[f"m{layer}"] = len(writers)
-        writers.append(f"m{layer}")
-    return writers, readers | {"logits": len(writers)}
-
-
-def every_edge(config):
-    writers, readers = nodes(config)
-    return [f"{w}->{r}" for r, before in readers.items() for w in writers[:before]]
-
-
-def forward(compiled, prompts, without=None):
-    """The model by hand, in float64: each reader gets the sum of what was written before it, but for one edge."""
+def streams(compiled, prompts, without=None):
+    """By hand, in float64: what nodes write, and logits, where each reader gets all before it but for one edge."""
     model = jax.tree.map(lambda x: np.asarray(x, np.float64), compiled.model)
     config, attn, mlp = model.config, model.blocks.attn, model.blocks.mlp
     tokens, real = np.asarray(prompts.tokens), np.asarray(prompts.mask)
@@ -73,21 +60,22 @@ def forward(compiled, prompts, without=None):
         biases = biases + attn.b_O[i]
         hidden = np.maximum(read(f"m{i}") @ mlp.W_in[i] + mlp.b_in[i], 0.0)
         wrote[f"m{i}"] = hidden @ mlp.W_out[i] + mlp.b_out[i]
-    return (read("logits") @ model.W_U)[real]
+    return {name: x[real] for name, x in (wrote | {"logits": read("logits") @ model.W_U}).items()}
 
 
 def test_masked_forward__with_all_edges__is_the_model(case):
     compiled, prompts = case
-    assert_allclose(forward(compiled, prompts), compiled.model(prompts)[prompts.mask], **CLOSE)
+    assert_allclose(streams(compiled, prompts)["logits"], compiled.model(prompts)[prompts.mask], **CLOSE)
 
 
-def test_edges__removed_one_by_one__matter_exactly_where_they_are_true(case):
+def test_edges__removed_one_by_one__matter_to_their_reader_exactly_where_they_are_true(case):
     compiled, prompts = case
-    whole, possible = forward(compiled, prompts), every_edge(compiled.model.config)
-    assert set(compiled.edges) <= set(possible)
-    assert len(set(compiled.edges)) == len(compiled.edges)
-    for edge in possible:
-        change = np.abs(forward(compiled, prompts, edge) - whole).max()
+    graph = compiled.graph
+    whole = streams(compiled, prompts)
+    assert not np.any(np.asarray(compiled.constant) & ~np.asarray(compiled.circuit))
+    for (_, v), edge in zip(graph.table, graph.edges, strict=True):
+        reader = graph.readers[v].partition("<")[0]
+        change = np.abs(streams(compiled, prompts, edge)[reader] - whole[reader]).max()
         if edge in compiled.edges:
             assert change > 0.01, f"{edge} carries nothing"
         else:
@@ -96,24 +84,47 @@ def test_edges__removed_one_by_one__matter_exactly_where_they_are_true(case):
 
 def test_edges__of_the_weights__are_those_whose_product_is_not_zero(case):
     compiled, _ = case
-    model, config = compiled.model, compiled.model.config
+    model, graph = compiled.model, compiled.graph
     attn, mlp = model.blocks.attn, model.blocks.mlp
     out = {"input": jnp.concatenate((model.W_E, model.W_pos))}
     into = {"logits": model.W_U}
-    for i in range(config.n_layers):
-        for h in range(config.n_heads):
+    for i in range(graph.n_layers):
+        for h in range(graph.n_heads):
             out[f"a{i}.h{h}"] = attn.W_O[i, h]
             into |= {
                 f"a{i}.h{h}<{s}>": W[i, :, h] for s, W in (("q", attn.W_Q), ("k", attn.W_K), ("v", attn.W_V))
             }
         out[f"m{i}"] = jnp.concatenate((mlp.W_out[i], mlp.b_out[i][None]))
         into[f"m{i}"] = mlp.W_in[i]
-    found = {
-        edge
-        for edge in every_edge(config)
-        if np.abs(out[edge.split("->")[0]] @ into[edge.split("->")[1]]).max() > 1e-4
-    }
-    assert found == set(compiled.edges)
+    sizes = [np.abs(out[graph.nodes[u]] @ into[graph.readers[v]]).max() for u, v in graph.table]
+    np.testing.assert_array_equal(np.array(sizes) > 1e-4, compiled.circuit)
+
+
+def pairs(compiled, prompts):
+    """Inputs of the full length in pairs that end in different answers, and the metric between these."""
+    full = np.asarray(prompts.tokens)[np.asarray(prompts.mask).all(-1)]
+    other = np.random.default_rng(0).permutation(full)
+    answers = [np.asarray(compiled.model(ids))[:, -1].argmax(-1) for ids in (full, other)]
+    differ = answers[0] != answers[1] if compiled.variables[-1].size > 1 else np.ones(len(full), bool)
+    right, wrong = (a[differ] if compiled.variables[-1].size > 1 else i for i, a in enumerate(answers))
+    return full[differ], other[differ], mj.metrics.logit_diff(right, wrong)
+
+
+@pytest.mark.parametrize("by_masks", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_effects__of_resampled_edges__are_zero_outside_the_circuit_and_where_it_is_constant(case, by_masks):
+    compiled, graph = case[0], case[0].graph
+    clean, corrupt, metric = pairs(*case)
+    if by_masks:
+        effects = np.abs(cut_one_by_one(compiled.model, clean, corrupt, metric, graph)).mean(-1)
+    else:
+        found = mj.attribution.exact(
+            compiled.model, clean, corrupt, metric, graph=graph, reduce="mean_of_abs"
+        )
+        effects = np.asarray(found.scores)
+    matters = np.asarray(compiled.circuit & ~compiled.constant)
+    assert matters.any()
+    assert effects[~matters].max() < CLOSE["atol"]
+    assert effects[matters].min() > 1e-3
 
 
 def test_reverse__circuit__is_the_one_the_program_says():
@@ -122,6 +133,8 @@ def test_reverse__circuit__is_the_one_the_program_says():
     assert set(compiled.edges) == {
         "a0.h0->m0", "m0->m1", "input->m1", "m1->a2.h0<q>", "input->a2.h0<k>", "input->a2.h0<v>", "a2.h0->logits",
     }  # fmt: skip
+    moving = np.asarray(compiled.circuit & ~compiled.constant)
+    assert [*compress(compiled.graph.edges, moving)] == ["input->a2.h0<v>", "a2.h0->logits"]
     assert dict(compiled.writes) == {
         "input": ("indices", "tokens"), "a0.h0": ("length.share",), "a2.h0": ("reverse",), "m0": ("length",),
         "m1": ("opposite",),
@@ -140,7 +153,9 @@ def test_read__of_a_stream__gives_what_the_program_holds_there():
     assert compiled.read(acts["resid_post"][1], "opposite", prompts) == [
         interpret(opposite, w) for w in words
     ]
-    with pytest.raises(SiteError, match=r"no variable `oposite`: there are tokens.*Did you mean `opposite`"):
+    with pytest.raises(
+        SiteError, match=r"no variable `oposite`: there are indices, tokens.*Did you mean `opposite`"
+    ):
         compiled.read(acts["resid_post"][1], "oposite", prompts)
 
 
