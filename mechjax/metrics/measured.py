@@ -11,6 +11,7 @@ from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder, through
 from mechjax.models.readout import readout
 from mechjax.models.resume import resume
+from mechjax.transform.select import is_concrete
 
 
 class Measured(eqx.Module):
@@ -51,7 +52,7 @@ def measured(
     columns = metric.tokens()
     if columns is not None:
         columns = jnp.broadcast_to(columns, (ids.shape[0], columns.shape[-1]))
-        if int(columns.max(initial=0)) >= d_vocab:
+        if is_concrete(columns) and int(columns.max(initial=0)) >= d_vocab:
             raise ArgumentError(
                 f"the metric reads token {int(columns.max())}; the model has {d_vocab} tokens. Were the answers "
                 "encoded with another tokenizer?"

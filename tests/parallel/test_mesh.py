@@ -93,12 +93,14 @@ FOR_TPU = textwrap.dedent("""
     arrays, static = eqx.partition(model, eqx.is_array)
     arrays = jax.tree.map(lambda x: there(x, P()), arrays)
     tokens = there(jnp.zeros((8, 16), jnp.int32), P("data"))
-    metric = mj.metrics.logit_diff(1, 2)
+    metric, graph = mj.metrics.logit_diff(1, 2), mj.graph.build(model)
     programs = {
         "forward": lambda model, t: model(t),
         "capture": lambda model, t: mj.capture(model, ["z", "resid_post"], layers=[1])(t),
         "edit": lambda model, t: mj.intervene(model, [mj.zero("z", layer=1, head=2)])(t),
         "sweep": lambda model, t: mj.patching.activation_patch(model, t, t, metric, site="resid_pre").per_example,
+        "eap": lambda model, t: mj.attribution.eap(model, t, t, metric, graph=graph).scores,
+        "exact": lambda model, t: mj.attribution.exact(model, t, t, metric, graph=graph, over="node").scores,
     }
     for name, fn in programs.items():
         run = jax.jit(lambda arrays, t, fn=fn: jax.tree.leaves(fn(eqx.combine(arrays, static), t)))
@@ -112,7 +114,7 @@ FOR_TPU = textwrap.dedent("""
 """)
 
 
-def test_described_tpu__forward_capture_edit_and_sweep__compile_at_highest_precision():
+def test_described_tpu__forward_capture_edit_sweep_and_attribution__compile_at_highest_precision():
     pytest.importorskip(
         "libtpu", reason="libtpu, which compiles for described chips, has no wheel for this Python"
     )
@@ -124,4 +126,4 @@ def test_described_tpu__forward_capture_edit_and_sweep__compile_at_highest_preci
         [sys.executable, "-c", FOR_TPU], env=env, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split("\n")[:-1] and done.stdout.count("compiled") == 4, done.stdout
+    assert done.stdout.split("\n")[:-1] and done.stdout.count("compiled") == 6, done.stdout
