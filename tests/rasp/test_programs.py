@@ -109,7 +109,9 @@ def test_causal__flag__is_the_interpreters():
     assert model(word) == [[1, 1, 2, 2]]
 
 
-@some("hist")
+@pytest.mark.parametrize(
+    "name", ["hist", *(pytest.param(n, marks=pytest.mark.slow) for n in ("reverse", "shift"))]
+)
 def test_coldness__just_cold_enough__keeps_every_value(name):
     with pytest.raises(mj.base.errors.ArgumentError, match=r"too warm .* Give at least (\d+\.\d)") as error:
         compiled(name, coldness=1.0)
