@@ -5,21 +5,21 @@
 
 RASP: Weiss et al. 2021, "Thinking like transformers", arXiv:2106.06981. Compilation: Lindner et al. 2023, "Tracr:
 Compiled transformers as a laboratory for interpretability", arXiv:2301.05062, section 3. What is different from theirs:
-the model is an ordinary `Decoder` (learned positions, ReLU, no norms); sinks take the place of a token before the text,
-so that no layer has to clean up after it and no head reads anything but what the program says; numbers may be negative;
-counting is causal where the model is; ramps are as steep as their values need; shorter inputs are padded, not compiled
-anew.
+the model is an ordinary `Decoder` (learned positions, ReLU, norms or none); sinks take the place of a token before the
+text, so that no layer has to clean up after it and no head reads anything but what the program says; numbers may be
+negative; counting is causal where the model is; ramps are as steep as their values need; shorter inputs are padded, not
+compiled anew.
 
 Cost: directions, heads and neurons as many as the program's values, pairs of values for maps of two sequences.
 Exact to rounding, in float32 (bfloat16 is too coarse), at the default coldness. A warm model (10 to 20) has gradients
 through its attention, which a cold one has not, and is less exact: it is refused where attention to what is not
-selected could change a value. Misleads as a benchmark where a method needs norms, superposition or several ways to one
-result: compiled models have none of these.
+selected could change a value. Misleads as a benchmark where a method needs superposition or several ways to one result:
+compiled models have neither.
 """
 
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ from mechjax.rasp.expressions import SOp
 from mechjax.rasp.interpret import check_sequence, evaluate
 from mechjax.rasp.schedule import Schedule, schedule
 from mechjax.rasp.values import Values
-from mechjax.rasp.weights import config_of, rotated, weights
+from mechjax.rasp.weights import NormKind, basis_of, config_of, turned, weights
 
 _REHEARSED = 100
 """Inputs of each length on which the interpreter tries the program before it is compiled."""
@@ -50,6 +50,7 @@ def compile_program(
     causal: bool = False,
     coldness: float = 100.0,
     rotation: Key[Array, ""] | Array | None = None,
+    norm: NormKind = "none",
 ) -> Compiled:
     """A transformer that gives what `interpret` gives, on every input over `vocabulary` of up to `max_length` tokens.
 
@@ -61,6 +62,9 @@ def compile_program(
         coldness: Score of a selected key, of which others have 0; softmax picks the selected ones the more sharply.
         rotation: A random key, by which the residual stream is turned, so that no variable lies along an axis; None
             leaves each direction on an axis of its own. The circuit is the same.
+        norm: Norms of the model: "none", or "rms" or "layer" before attention, MLP and unembedding, whose scale a long
+            constant part of the stream holds still. The embedding writes it, every norm needs it, and `circuit` leaves
+            it out: ablate such models by other prompts or means, not by zero.
 
     Returns:
         The model with its vocabulary, variables and true circuit.
@@ -73,14 +77,15 @@ def compile_program(
     check_sequence(program)
     vocabulary = check_inputs(vocabulary, max_length)
     check_positive("coldness", coldness)
+    if norm not in get_args(NormKind):
+        raise ArgumentError(f"`norm` = {norm!r} is not one of {', '.join(map(repr, get_args(NormKind)))}.")
     plan = schedule(program, Values(vocabulary, max_length), causal=causal)
     varying = _rehearse(program, vocabulary, max_length, causal=causal)
     _check_coldness(plan, coldness)
-    config = config_of(plan, coldness=coldness)
-    basis, params = np.eye(config.d_model), weights(plan, config)
-    if rotation is not None:
-        basis = _orthogonal(rotation, config.d_model)
-        params = rotated(params, basis)
+    config = config_of(plan, coldness=coldness, norm=norm)
+    n = plan.output.stop
+    basis = basis_of(n, norm, None if rotation is None else _orthogonal(rotation, n))
+    params = turned(weights(plan, config), basis, config)
     as_jax = lambda x: jnp.asarray(x, jnp.float32)
     model = assemble(config, {path: as_jax(W) for path, W in params.items()})
     graph, written, read = build(model), writes(plan), reads(plan)

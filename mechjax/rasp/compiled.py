@@ -13,6 +13,8 @@ from mechjax.base.errors import ArgumentError, SiteError, TokenError, did_you_me
 from mechjax.base.prompts import Prompts
 from mechjax.base.records import Record
 from mechjax.graph.build import Graph
+from mechjax.graph.truth import Truth
+from mechjax.metrics.answers import logit_diff
 from mechjax.models.decoder import Decoder
 from mechjax.rasp.circuit import Touched
 from mechjax.rasp.variables import Variable
@@ -85,6 +87,41 @@ class Compiled(Record):
             jnp.array([row + [0] * (width - len(row)) for row in found], jnp.int32),
             jnp.array([[i < len(row) for i in range(width)] for row in found]),
         )
+
+    def truth(
+        self, clean: Sequence[Sequence[Hashable]], corrupt: Sequence[Sequence[Hashable]], pos: int = -1
+    ) -> Truth:
+        """The circuit with pairs of inputs and a metric, as other models of known circuits have them.
+
+        Args:
+            clean: Inputs, all of one length.
+            corrupt: As many others, of the same length.
+            pos: The position whose value the metric reads: the logit of the clean value less that of the corrupt one;
+                of a numerical program, the number.
+
+        Raises:
+            ArgumentError: Inputs of different lengths or numbers, or a pair with one value there.
+            TokenError: An input that the program was not compiled for.
+        """
+        if len({len(text) for text in (*clean, *corrupt)}) > 1 or len(clean) != len(corrupt):
+            raise ArgumentError(
+                f"{len(clean)} clean and {len(corrupt)} corrupt inputs, of lengths "
+                f"{sorted({len(text) for text in (*clean, *corrupt)})}: give as many of each, all of one length."
+            )
+        one, other = (self.encode(inputs).tokens for inputs in (clean, corrupt))
+        right, wrong = (np.asarray(self.model(ids))[:, pos] for ids in (one, other))
+        if self.variables[-1].numerical:
+            metric, same = logit_diff(0, 1, pos), np.isclose(right[:, 0], wrong[:, 0])
+        else:
+            ids = right.argmax(-1), wrong.argmax(-1)
+            metric, same = logit_diff(*ids, pos), ids[0] == ids[1]
+        if same.any():
+            i = int(np.flatnonzero(same)[0])
+            raise ArgumentError(
+                f"pair {i}, {list(clean[i])} and {list(corrupt[i])}: the program gives the same at position {pos} for "
+                "both, so the metric would see nothing. Choose inputs that differ there, or another `pos`."
+            )
+        return Truth(self.circuit, self.constant, one, other, metric, self.model, self.graph)
 
     def decode(self, logits: Float[Array, "batch pos d_vocab"], prompts: Prompts) -> list[list[Any]]:
         """The values that logits stand for, at the real positions of prompts."""

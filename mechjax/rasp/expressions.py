@@ -123,6 +123,18 @@ class Select(Expression):
 
     _OPERANDS = {"keys": SOp, "queries": SOp}  # noqa: RUF012
 
+    def __and__(self, other: "Select") -> "Select":
+        """What both select. Of different sequences it compares their pairs: as many values as both have, multiplied."""
+        return _joined(self, other, all)
+
+    def __or__(self, other: "Select") -> "Select":
+        """What either selects; cost as for `&`."""
+        return _joined(self, other, any)
+
+    def __invert__(self) -> "Select":
+        """What it does not select."""
+        return Select(self.keys, self.queries, lambda key, query: not self.predicate(key, query))
+
 
 @dataclass(frozen=True, eq=False)
 class Aggregate(SOp):
@@ -186,6 +198,27 @@ def ordered(program: Expression) -> list[Expression]:
         elif id(node) not in found:
             stack += [(node, True), *((operand, False) for operand in reversed(node.operands))]
     return list(found.values())
+
+
+def _joined(first: Select, second: Select, fold: Callable[[Any], bool]) -> Select:
+    if not isinstance(second, Select):
+        raise ArgumentError(
+            f"`{first.label}` (Select) combines with another selector by & and |, got {_told(second)}."
+        )
+    pairs = [(first.keys, second.keys), (first.queries, second.queries)]
+    keys = _together(*pairs[0])
+    queries = keys if pairs[0] == pairs[1] else _together(*pairs[1])
+    both = lambda pair, value: (value, value) if pair[0] is pair[1] else value
+
+    def predicate(key: Any, query: Any) -> bool:
+        sides = zip((first, second), both(pairs[0], key), both(pairs[1], query), strict=True)
+        return fold(one.predicate(k, q) for one, k, q in sides)
+
+    return Select(keys, queries, predicate)
+
+
+def _together(first: SOp, second: SOp) -> SOp:
+    return first if first is second else SequenceMap(lambda x, y: (x, y), first, second)
 
 
 def _told(value: Any) -> str:

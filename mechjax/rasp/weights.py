@@ -1,16 +1,29 @@
-"""Heads and neurons as the parameters of a decoder without norms, in the basis of the variables or a rotated one."""
+"""Heads and neurons as the parameters of a decoder, in the basis of the variables or a rotated one.
 
-from typing import Any
+Norms divide by a scale that hangs on the stream, which would blur every value. So where there are any, the embedding
+adds a filler, in a direction that nobody reads, so long (`FILLER`) that next to it the rest of the stream does not
+count: the scale is the same everywhere, to the square of their ratio, and the norms' weights undo it. LayerNorm also
+takes the mean away: then the variables' directions sum to zero, and the filler is as long one way as the other.
+"""
+
+import dataclasses
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from mechjax.models.config import Config
+from mechjax.models.shapes import norm_places
 from mechjax.rasp.expressions import Indices, Tokens
 from mechjax.rasp.heads import Head, Side
 from mechjax.rasp.schedule import Schedule
 from mechjax.rasp.variables import Variable
 
+NormKind = Literal["none", "rms", "layer"]
+FILLER = 4096.0
+"""Length of the filler. Relative error of what is read: the square of the rest's length over it, halved."""
+_FILLERS: dict[NormKind, tuple[float, ...]] = {"none": (), "rms": (1.0,), "layer": (0.5**0.5, -(0.5**0.5))}
+"""The filler's direction, along axes of its own, which come last."""
 _SILENT = -1.0
 """The sink of heads that need none, in units of the coldness: e^-2c of a selected key's share."""
 _EMBEDDINGS: dict[type, str] = {Tokens: "W_E", Indices: "W_pos"}
@@ -21,22 +34,24 @@ _D_MODEL = {
 """Path of a parameter -> its axis along the residual stream."""
 
 
-def config_of(plan: Schedule, *, coldness: float) -> Config:
+def config_of(plan: Schedule, *, coldness: float, norm: NormKind = "none") -> Config:
     """The config of the decoder that a schedule needs: as wide as its widest layer, the rest zero."""
     heads = [[head for at, head in plan.heads if at == layer] for layer in range(plan.n_layers)]
     neurons = [sum(len(n.b_in) for at, n in plan.neurons if at == layer) for layer in range(plan.n_layers)]
     widths = [len(side.b) for _, head in plan.heads for side in (head.q, head.v)]
     return Config(
         d_vocab=max(len(plan.values.vocabulary), plan.output.size), n_ctx=plan.values.max_length,
-        d_model=plan.output.stop, n_layers=plan.n_layers, n_heads=max(1, *map(len, heads)), d_head=max([1, *widths]),
-        d_mlp=max(1, *neurons), norms="none", positions="learned", activation="relu", tied=False, causal=plan.causal,
+        d_model=basis_of(plan.output.stop, norm).shape[1], n_layers=plan.n_layers, n_heads=max(1, *map(len, heads)),
+        d_head=max([1, *widths]), d_mlp=max(1, *neurons), norms="none" if norm == "none" else "pre",
+        norm="rms" if norm == "none" else norm, positions="learned", activation="relu", tied=False, causal=plan.causal,
         attn_scale=float(coldness), attn_sinks=any(head.sink is not None for _, head in plan.heads),
     )  # fmt: skip
 
 
 def weights(plan: Schedule, config: Config) -> dict[str, Float[np.ndarray, "..."]]:
-    """Every parameter by path, in float64."""
-    params = {path: np.zeros(shape) for path, shape in config.shapes.items()}
+    """Every parameter by path, in float64, in the basis of the variables' directions."""
+    narrow = dataclasses.replace(config, d_model=plan.output.stop)
+    params = {path: np.zeros(shape) for path, shape in narrow.shapes.items()}
     _embed(plan, params)
     if config.attn_sinks:
         params["blocks.attn.sinks"][:] = _SILENT * config.attn_scale
@@ -55,14 +70,35 @@ def weights(plan: Schedule, config: Config) -> dict[str, Float[np.ndarray, "..."
     return params
 
 
-def rotated(params: dict[str, Any], basis: Float[np.ndarray, "direction d_model"]) -> dict[str, Any]:
-    """The same model with direction i of the residual stream turned to `basis[i]`."""
-    return {
+def turned(
+    params: dict[str, Any], basis: Float[np.ndarray, "direction d_model"], config: Config
+) -> dict[str, Any]:
+    """The same model with direction i of the residual stream turned to `basis[i]`; the filler, and norms it stills."""
+    found = {
         path: np.moveaxis(np.tensordot(W, basis, (_D_MODEL[path], 0)), -1, _D_MODEL[path])
         if path in _D_MODEL
         else W
         for path, W in params.items()
     }
+    if config.norms != "none":
+        filler = FILLER * np.array(_FILLERS[config.norm])
+        found["W_pos"][:, -len(filler) :] = filler
+        parts = {"w": FILLER * config.d_model**-0.5, "b": 0.0}
+        names = {f"{place}.{part}": x for place in norm_places(config) for part, x in parts.items()}
+        found |= {path: np.full(config.shapes[path], x) for path, x in names.items() if path in config.shapes}
+    return found
+
+
+def basis_of(
+    n: int, norm: NormKind, rotation: Float[np.ndarray, "direction direction"] | None = None
+) -> Float[np.ndarray, "direction d_model"]:
+    """Where `n` directions of variables lie: on axes, or turned; none of them where the filler is."""
+    own = np.eye(n) if rotation is None else rotation
+    if norm == "layer":  # Helmert's rows: orthonormal, each of them sums to zero
+        size = np.arange(1, n + 1)[:, None]
+        helmert = (np.tri(n, n + 1) - size * np.eye(n, n + 1, 1)) / np.sqrt(size * (size + 1))
+        own = own @ helmert
+    return np.pad(own, ((0, 0), (0, len(_FILLERS[norm]))))
 
 
 def _embed(plan: Schedule, params: dict[str, Any]) -> None:

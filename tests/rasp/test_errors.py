@@ -112,6 +112,12 @@ def test_compile_program__bad_arguments__are_refused(as_a_user):
         compile_program(tokens, AB, 0)
     with pytest.raises(ArgumentError, match=r"`coldness` = 0.0 must be a positive"):
         compile_program(tokens, AB, 3, coldness=0.0)
+    with pytest.raises(ArgumentError, match="`norm` = 'batch' is not one of 'none', 'rms', 'layer'"):
+        compile_program(tokens, AB, 3, norm="batch")
+    with pytest.raises(
+        ArgumentError, match=r"combines with another selector by & and \|, got `tokens` \(Tokens"
+    ):
+        everywhere & tokens
     with pytest.raises(ArgumentError, match=r"`encoding` = 'numeric' of `Map\(tokens\)` is not one of"):
         Map(len, tokens, encoding="numeric")
     with pytest.raises(

@@ -9,8 +9,17 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-import mechjax as mj
-from mechjax.rasp import STANDARD, compile_program, interpret
+from mechjax.base.errors import ArgumentError
+from mechjax.rasp import (
+    STANDARD,
+    Select,
+    SelectorWidth,
+    compile_program,
+    equal,
+    indices,
+    interpret,
+    tokens,
+)
 from mechjax.rasp.schedule import schedule
 from mechjax.rasp.values import Values
 from tests.rasp.by_hand import BY_HAND
@@ -61,7 +70,7 @@ def test_interpreter__every_input__is_what_python_says_by_hand(name, longest):
     assert_same(interpreted(name, longest), [list(BY_HAND[name](w)) for w in words(name, longest)])
 
 
-@some("reverse", "pair_balance")
+@some("reverse")
 def test_compiled__every_input__is_the_interpreter(name):
     found = compiled(name)
     prompts = found.encode(words(name))
@@ -82,7 +91,8 @@ def test_standard__programs__are_many_and_some_are_deep():
     assert {"reverse", "sort", "double_hist", "most_frequent", "dyck"} <= set(deep)
 
 
-@pytest.mark.parametrize("name", ["pair_balance", pytest.param("reverse", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pair_balance", "reverse"])
 def test_rotation__of_the_stream__changes_the_basis_alone(name):
     plain, turned = compiled(name), compiled(name, rotation=jax.random.key(0))
     assert (turned.edges, turned.variables, turned.model.config) == (
@@ -100,6 +110,61 @@ def test_rotation__of_the_stream__changes_the_basis_alone(name):
     assert off_axis.max() < 0.99, "no direction is left on an axis"
 
 
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [
+        ("pair_balance", "layer"),
+        pytest.param("pair_balance", "rms", marks=pytest.mark.slow),
+        pytest.param("double_hist", "layer", marks=pytest.mark.slow),
+        pytest.param("dyck", "rms", marks=pytest.mark.slow),
+    ],
+)
+def test_norms__held_still__change_no_value_and_no_circuit(name, norm):
+    plain, normed = compiled(name), compiled(name, norm=norm, rotation=jax.random.key(0))
+    assert (normed.model.config.norms, normed.model.config.norm) == ("pre", norm)
+    assert_same(normed(words(name)), interpreted(name))
+    assert_allclose(normed.basis @ normed.basis.T, jnp.eye(len(normed.basis)), **CLOSE)
+    np.testing.assert_array_equal(normed.circuit, plain.circuit)
+
+
+def test_selectors__joined_and_inverted__select_what_logic_says():
+    same, before = Select(tokens, tokens, equal), Select(indices, indices, lambda key, query: key < query)
+    joined = {
+        "and": (same & before, lambda w, k, q: w[k] == w[q] and k < q),
+        "or": (same | before, lambda w, k, q: w[k] == w[q] or k < q),
+        "not": (~same, lambda w, k, q: w[k] != w[q]),
+        "one sequence": (same & ~same, lambda w, k, q: False),
+        "other queries": (
+            Select(tokens, indices, lambda key, query: query > 0) & same,
+            lambda w, k, q: q > 0 and w[k] == w[q],
+        ),
+    }
+    every = [w for n in range(1, 4) for w in product("ab", repeat=n)]
+    for selector, holds in joined.values():
+        for w in every:
+            right = [sum(holds(w, k, q) for k in range(len(w))) for q in range(len(w))]
+            assert interpret(SelectorWidth(selector), w) == right
+    assert joined["one sequence"][0].keys is tokens
+    assert joined["and"][0].keys is joined["and"][0].queries
+    program = SelectorWidth(same & before)
+    assert compile_program(program, "ab", 3)(every) == [interpret(program, w) for w in every]
+
+
+def test_truth__of_pairs__reads_what_differs_between_them():
+    shift = compiled("shift")
+    clean, corrupt = [tuple("abca"), tuple("aabb")], [tuple("acba"), tuple("bcac")]
+    truth = shift.truth(clean, corrupt)
+    assert_allclose(truth.metric(truth.model(truth.clean)), [1, 1], **CLOSE)
+    assert_allclose(truth.metric(truth.model(truth.corrupt)), [-1, -1], **CLOSE)
+    assert truth.graph == shift.graph
+    with pytest.raises(ArgumentError, match=r"pair 0, .* gives the same at position 1 for both"):
+        shift.truth(clean, corrupt, 1)
+    with pytest.raises(
+        ArgumentError, match=r"2 clean and 1 corrupt inputs, of lengths \[3, 4\]: give as many"
+    ):
+        shift.truth(clean, [tuple("abc")])
+
+
 def test_causal__flag__is_the_interpreters():
     hist, word = program("hist"), [tuple("abab")]
     assert interpret(hist, word[0]) == [2, 2, 2, 2]
@@ -109,9 +174,11 @@ def test_causal__flag__is_the_interpreters():
     assert model(word) == [[1, 1, 2, 2]]
 
 
-@some("hist")
+@pytest.mark.parametrize(
+    "name", ["hist", *(pytest.param(n, marks=pytest.mark.slow) for n in ("reverse", "shift"))]
+)
 def test_coldness__just_cold_enough__keeps_every_value(name):
-    with pytest.raises(mj.base.errors.ArgumentError, match=r"too warm .* Give at least (\d+\.\d)") as error:
+    with pytest.raises(ArgumentError, match=r"too warm .* Give at least (\d+\.\d)") as error:
         compiled(name, coldness=1.0)
     least = float(str(error.value).rpartition("at least ")[2].rstrip("."))
     assert 4 < least < 15
