@@ -10,22 +10,27 @@ Reference: Syed et al. (2023), "Attribution patching outperforms automated circu
 Nanda (2023), "Attribution patching". Summed over readers it is attribution patching of nodes (`Scores.nodes`).
 Differs from the papers and the code of Hanna et al. (arXiv:2403.17806): the sign is m(intact) - m(ablated); sizes are
 taken only where `reduce` asks for it, and it says whether before or after the mean over examples; means are each node's
-own, over real tokens; where a norm stands after attention, heads' writes pass it at the scale of their run.
-Cost: a forward for each side, one forward and backward, and a product of nodes by readers: no more than four forwards.
+own, over real tokens; where a norm stands after attention, heads' writes pass it at the scale of their run. `rules` may
+give other derivatives (RelP, AttnLRP, GIM: `mechjax.models.backward_rules`): it is then the slope of that model's mask.
+Cost: a forward of the other side, a forward and backward, and a product of nodes by readers: three forwards and a bit.
+Memory: one part of the examples at a time, and what the other side's nodes write.
 Exact when: the metric is affine in what readers read.    Misleads when: softmax saturates or norms rescale, so that the
 gradient at the clean run says little of the way to the ablated one: see `eap_ig`, and compare with `exact`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from mechjax.attribution.contraction import edge_scores
-from mechjax.attribution.scores import Reduce, Scores, reduced
-from mechjax.attribution.subject import Ablation, subject
+from mechjax.attribution.contraction import edge_scores, slopes
+from mechjax.attribution.scores import Reduce, Scores, named, reduced
+from mechjax.attribution.subject import Ablation, Subject, subject
 from mechjax.graph.build import Graph
 from mechjax.metrics.metric import Metric
+from mechjax.models.backward_rules import GRADIENT, Rules
 from mechjax.models.decoder import Decoder
 
 
@@ -36,6 +41,7 @@ def eap(
     metric: Metric,
     *,
     graph: Graph,
+    rules: Rules = GRADIENT,
     ablation: Ablation = "resample",
     reference: Any = None,
     reduce: Reduce = "mean",
@@ -49,6 +55,7 @@ def eap(
         corrupt: Prompts that do not, with the same tokens at the same places; None where the ablation needs none.
         metric: A metric of `mechjax.metrics`: one number per example.
         graph: The model's graph, `mj.graph.build(model)`.
+        rules: Backward rules: GRADIENT, RELP, ATTNLRP, GIM, or rows of your own.
         ablation: What stands in for what a node writes: "resample" (what it writes on `corrupt`), "zero", "mean" over
             `reference` and its positions, or "mean_per_pos".
         reference: The prompts of a mean.
@@ -61,10 +68,27 @@ def eap(
     Raises:
         ArgumentError: An argument outside its range, or a run whose activations are not finite.
         PairingError: Clean and corrupt prompts that do not line up.
+        UnsupportedModelError: Latent attention, or a model in which a backward rule would be missed.
     """
-    given = subject(model, clean, corrupt, metric, graph, ablation, reference, reduce)
-    sent = jax.tree.map(jnp.subtract, given.intact, given.ablated)
-    found, value = edge_scores(
-        given, given.start, sent, graph, per_example=reduce == "mean_of_abs", chunk_size=chunk_size
+    given = subject(model, clean, corrupt, metric, graph, ablation, reference, reduce, rules)
+    per_example = reduce == "mean_of_abs"
+
+    def part(part: Subject) -> tuple[Array, Array]:
+        value, found, intact = slopes(part, part.start)
+        sent = jax.tree.map(jnp.subtract, intact, part.ablated)
+        return edge_scores(part, found, sent, graph, per_example=per_example, chunk_size=chunk_size), value
+
+    found, value = over_parts(given, part, per_example=per_example)
+    return Scores(
+        reduced(found, reduce), value, graph, ("edge",), named("eap", rules=rules), ablation, reduce
     )
-    return Scores(reduced(found, reduce), value, graph, ("edge",), "eap", ablation, reduce)
+
+
+def over_parts(
+    given: Subject, part: Callable[[Subject], tuple[Array, Array]], *, per_example: bool
+) -> tuple[Float[Array, "example edge"], Float[Array, " batch"]]:
+    """Scores of each example, or as one example their mean, and values, from what `part` gives of some examples."""
+    found, values = zip(*(part(some) for some in given.parts()), strict=True)
+    whole = jnp.concatenate(found)
+    scores = whole if per_example else whole.sum(0, keepdims=True) / given.start.shape[0]
+    return scores, jnp.concatenate(values)

@@ -30,10 +30,12 @@ from mechjax.base.errors import ArgumentError
 from mechjax.graph.build import Graph
 from mechjax.graph.forward import masked_stream
 from mechjax.graph.tap import READS, tapped
+from mechjax.graph.writes import Blocks, Writes, recorded, sites
 from mechjax.metrics.metric import Metric
-from mechjax.models.decoder import Decoder, through
+from mechjax.models.decoder import Decoder
 from mechjax.models.marks import marks_of
 from mechjax.models.resume import resume
+from mechjax.transform.captured import Activations
 from mechjax.transform.context import wanting
 from mechjax.transform.transforms import capture
 
@@ -81,12 +83,13 @@ def exact(
         raise ArgumentError(f"chunk_size={chunk_size}: at least one edge must run at once.")
     given = subject(model, clean, corrupt, metric, graph, ablation, reference, reduce)
     chunk = chunk_size or _plan(given)
-    base, resid = _clean_run(given)
+    base, resid, acts = _clean_run(given)
+    intact = recorded(given.start, acts)
     if over == "node":
         found = _of_nodes(given, graph, chunk)
     else:
         found = jnp.zeros((len(graph.table), *base.shape), base.dtype)
-        sent = _sent(given)
+        sent = _sent(given, intact)
         for site, layers, cells in _cells(graph, chunk):
             nodes, heads = jnp.asarray(cells[..., 0]), jnp.asarray(cells[..., 1])
             ran = _of_edges(given, resid, sent, site, jnp.asarray(layers), nodes, heads)
@@ -134,25 +137,17 @@ def _plan(given: Subject) -> int:
     return max(1, int(CHUNK_BYTES / (per_token * batch * n_pos * given.start.dtype.itemsize)))
 
 
-class _Stream(eqx.Module):
-    model: Decoder
-
-    def __call__(self, start: Array, mask: Any) -> Array:
-        sequence = self.model.arrange(start.shape[-2], mask=mask)
-        return through(self.model, start, sequence)[0]
+@eqx.filter_jit
+def _clean_run(given: Subject) -> tuple[Array, Array, Activations]:
+    """The clean metric; the stream that enters each layer and, last, the unembedding; and what writes are made of."""
+    last, acts = capture(Blocks(given.model), ("resid_pre", *sites(given.model)))(given.start, given.mask)
+    return given.value(last), jnp.concatenate((acts["resid_pre"], last[None])), acts
 
 
 @eqx.filter_jit
-def _clean_run(given: Subject) -> tuple[Array, Array]:
-    """The clean metric, and the stream that enters each layer and, last, the unembedding."""
-    last, acts = capture(_Stream(given.model), "resid_pre")(given.start, given.mask)
-    return given.measured.of(given.model, last), jnp.concatenate((acts["resid_pre"], last[None]))
-
-
-@eqx.filter_jit
-def _sent(given: Subject) -> Array:
+def _sent(given: Subject, intact: Writes) -> Array:
     """What the ablation of each node adds to what its readers read."""
-    return jax.tree.map(jnp.subtract, given.ablated, given.intact).vectors(given.model)
+    return jax.tree.map(jnp.subtract, given.ablated, intact).vectors(given.model)
 
 
 @eqx.filter_jit
@@ -166,7 +161,7 @@ def _of_edges(
     def cell(layer: Array, node: Array, head: Array) -> Array:
         before = resid[layer]
         if site == "logits":
-            return given.measured.of(model, before + sent[node])
+            return given.value(before + sent[node])
 
         def moved(x: Array) -> Array:
             if site == "mlp_in":
@@ -176,7 +171,7 @@ def _of_edges(
 
         with wanting(READS & {site}):  # this layer's heads read apart, later ones need not
             after = model.block(before, layer, sequence, tapped(marks_of(layer, config), {site: moved}, {}))
-        return given.measured.of(model, resume(model, layer + 1).blocks(after, mask=given.mask))
+        return given.value(resume(model, layer + 1).blocks(after, mask=given.mask))
 
     def chunk(xs: tuple[Array, Array, Array]) -> Array:
         layer, nodes, heads = xs
@@ -194,6 +189,6 @@ def _of_nodes(given: Subject, graph: Graph, chunk: int) -> Array:
     def ablate(node: Array) -> Array:
         kept = (of != node).astype(given.start.dtype)
         resid = masked_stream(given.model, given.start, kept, given.ablated, graph=own, mask=given.mask)
-        return given.measured.of(given.model, resid)
+        return given.value(resid)
 
     return jax.lax.map(ablate, jnp.arange(len(graph.nodes)), batch_size=min(chunk, len(graph.nodes)))

@@ -12,6 +12,7 @@ from mechjax.base.errors import ArgumentError
 from mechjax.base.records import Record
 from mechjax.graph.agreement import Agreement, agreement
 from mechjax.graph.build import Graph
+from mechjax.models.backward_rules import GRADIENT
 
 Reduce = Literal["mean", "abs_of_mean", "mean_of_abs"]
 """How the examples' scores become one number."""
@@ -80,3 +81,9 @@ def reduced(found: Float[Array, "example item"], reduce: str) -> Float[Array, " 
     if reduce == "mean_of_abs":
         return jnp.abs(found).mean(0)
     return found.mean(0) if reduce == "mean" else jnp.abs(found.mean(0))
+
+
+def named(method: str, **settings: object) -> str:
+    """A method with those settings that are not the default, as its call reads."""
+    told = [f"{name}={value!r}" for name, value in settings.items() if value != GRADIENT]
+    return f"{method}({', '.join(told)})" if told else method

@@ -1,18 +1,20 @@
 """What every method of this package is given, checked and run: both sides, the ablation, the metric."""
 
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from mechjax.attribution.measured import Measured, measured
 from mechjax.attribution.scores import Reduce
 from mechjax.base.errors import ArgumentError, ShapeError
 from mechjax.graph.build import Graph
-from mechjax.graph.writes import Writes, writes
+from mechjax.graph.writes import Blocks, Writes, writes, writes_from
+from mechjax.metrics.measured import Measured, measured
 from mechjax.metrics.metric import Metric
+from mechjax.models.backward_rules import GRADIENT, Rules, backward_rules
 from mechjax.models.decoder import Decoder, as_tokens
 from mechjax.tasks.pairing import batched, paired
 
@@ -20,41 +22,71 @@ Ablation = Literal["resample", "zero", "mean", "mean_per_pos"]
 """What stands in for what a node writes: what it writes on the corrupt prompt, nothing, or its mean over a reference
 set (and its positions, or position by position)."""
 
+PART_BYTES = 1e9  # what the backward pass of some examples may keep
+
 
 class Subject(eqx.Module):
-    """The model as its graph sees it, and both runs.
+    """The model as its graph sees it, the clean run's start, and what stands in for what nodes write.
 
     Attributes:
-        model: The decoder, keys and values repeated where the graph has them apart.
+        model: The decoder, keys and values repeated where the graph has them apart, under its backward rules.
         measured: The metric.
         mask: True for real tokens; None where all are.
-        intact: What nodes write in the clean run.
-        ablated: What they write when ablated.
+        start: What enters the first block in the clean run.
+        ablated: What nodes write when ablated.
+        rules: The backward rules of `model` (static).
+        first: Where in the metric's batch these examples begin; None where they are all of it.
     """
 
     model: Decoder
     measured: Measured
     mask: Bool[Array, "batch pos"] | None
-    intact: Writes
+    start: Float[Array, "batch pos d_model"]
     ablated: Writes
+    rules: Rules = eqx.field(static=True)
+    first: Int[Array, ""] | None = None
 
-    @property
-    def start(self) -> Float[Array, "batch pos d_model"]:
-        """What enters the first block."""
-        return self.intact.input
+    def value(self, last: Float[Array, "batch pos d_model"]) -> Float[Array, " batch"]:
+        """The metric, from what the unembedding reads."""
+        return self.measured.of(self.model, last, self.first)
+
+    def __call__(self, start: Float[Array, "batch pos d_model"]) -> Float[Array, " batch"]:
+        """The metric of the run that begins with `start`."""
+        return self.value(Blocks(self.model)(start, self.mask))
+
+    def parts(self) -> Iterator["Subject"]:
+        """The examples in groups of which a forward and backward fit in PART_BYTES."""
+        config, (batch, n_pos) = self.model.config, self.start.shape[:2]
+        widths = 8 * config.d_model + 3 * config.d_mlp + 3 * config.n_heads * n_pos
+        size = config.n_layers * widths * n_pos * self.start.dtype.itemsize
+        n = max(1, int(PART_BYTES / size))
+        for first in range(0, batch, n) if n < batch else ():
+            rows = slice(first, first + n)
+            yield Subject(
+                self.model,
+                self.measured,
+                None if self.mask is None else self.mask[rows],
+                self.start[rows],
+                self.ablated.examples(rows),
+                self.rules,
+                jnp.int32(first),
+            )
+        if n >= batch:
+            yield self
 
 
 def subject(
     model: Decoder, clean: Any, corrupt: Any, metric: Metric, graph: Graph, ablation: str, reference: Any,
-    reduce: str = "mean",
+    reduce: str = "mean", rules: Rules = GRADIENT,
 ) -> Subject:  # fmt: skip
-    """Both runs, checked.
+    """Both sides, checked.
 
     Raises:
         ArgumentError: The graph of another model, an unknown ablation or reduction, a mean without a reference set, a
             run whose activations are not finite.
         PairingError: Clean and corrupt prompts that do not line up.
         ShapeError: Reference prompts of another length where the mean is per position.
+        UnsupportedModelError: A model in which a backward rule would be missed.
     """
     for name, given, known in (
         ("ablation", ablation, get_args(Ablation)),
@@ -73,34 +105,38 @@ def subject(
         )
     seen = graph.view(model)
     (ids, mask), (other, _) = paired(clean, clean if corrupt is None else corrupt, model.config)
-    intact = writes(seen, ids, mask=mask)
+    start = seen.embed(ids, mask=mask)
     match ablation:
         case "resample":
             ablated = writes(seen, other, mask=mask)
         case "zero":
-            ablated = jax.tree.map(jnp.zeros_like, intact)
+            like = eqx.filter_eval_shape(writes_from, seen, start, mask)
+            ablated = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
         case _:
-            ablated = _mean(seen, reference, intact, per_pos=ablation == "mean_per_pos")
-    return Subject(seen, measured(metric, ids, mask, model.config.d_vocab), mask, intact, ablated)
+            ablated = _mean(seen, reference, start, per_pos=ablation == "mean_per_pos")
+    ruled = backward_rules(seen, rules)
+    return Subject(ruled, measured(metric, ids, mask, model.config.d_vocab), mask, start, ablated, rules)
 
 
-def _mean(model: Decoder, reference: Any, like: Writes, *, per_pos: bool) -> Writes:
-    """The mean over the real tokens of a reference set, at every place of `like`."""
+def _mean(model: Decoder, reference: Any, start: Array, *, per_pos: bool) -> Writes:
+    """The mean over the real tokens of a reference set, at every place of `start`."""
     ids, mask = as_tokens(batched(reference), None, model.config)
-    if per_pos and ids.shape[-1] != like.input.shape[-2]:
+    batch, n_pos = start.shape[:2]
+    if per_pos and ids.shape[-1] != n_pos:
         raise ShapeError(
             f"ablation='mean_per_pos': the reference prompts have {ids.shape[-1]} tokens and the pairs "
-            f"{like.input.shape[-2]}. Use prompts of one length, or ablation='mean'."
+            f"{n_pos}. Use prompts of one length, or ablation='mean'."
         )
     real = jnp.ones(ids.shape, bool) if mask is None else mask
     over = (0,) if per_pos else (0, 1)
     found = writes(model, ids, mask=mask)
 
-    def mean(x: Array, like: Array, lead: int) -> Array:
+    def mean(x: Array, lead: int) -> Array:
         axes = tuple(lead + i for i in over)
         weight = real.reshape((1,) * lead + real.shape + (1,) * (x.ndim - lead - 2)).astype(x.dtype)
         total = jnp.maximum(weight.sum(axes, keepdims=True), 1)
-        return jnp.broadcast_to((x * weight).sum(axes, keepdims=True) / total, like.shape)
+        like = (*x.shape[:lead], batch, n_pos, *x.shape[lead + 2 :])
+        return jnp.broadcast_to((x * weight).sum(axes, keepdims=True) / total, like)
 
-    mlps = None if found.mlps is None or like.mlps is None else mean(found.mlps, like.mlps, 1)
-    return Writes(mean(found.input, like.input, 0), mean(found.heads, like.heads, 1), mlps)
+    mlps = None if found.mlps is None else mean(found.mlps, 1)
+    return Writes(mean(found.input, 0), mean(found.heads, 1), mlps)

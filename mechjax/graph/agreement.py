@@ -28,7 +28,11 @@ class Agreement(Record):
     n: int = eqx.field(static=True)
 
 
-def agreement(scores: Float[Array, " item"], truth: Float[Array, " item"], n: int | None = None) -> Agreement:
+def agreement(
+    scores: Float[Array | np.ndarray, " item"],
+    truth: Float[Array | np.ndarray, " item"],
+    n: int | None = None,
+) -> Agreement:
     """How well `scores` agree with `truth`.
 
     Args:

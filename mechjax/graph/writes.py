@@ -1,5 +1,7 @@
 """What the nodes of a graph write to the residual stream, kept small: heads before their output weights."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,11 @@ class Writes(eqx.Module):
     heads: Float[Array, "layer *batch pos head d_head"]
     mlps: Float[Array, "layer *batch pos d_model"] | None
 
+    def examples(self, rows: slice) -> "Writes":
+        """Those of some examples of a batch."""
+        mlps = None if self.mlps is None else self.mlps[:, rows]
+        return Writes(self.input[rows], self.heads[:, rows], mlps)
+
     def vectors(self, model: Decoder) -> Float[Array, "node *batch pos d_model"]:
         """What every node writes, as vectors of the stream, in the order of `graph.nodes`."""
         blocks, config = model.blocks, model.config
@@ -59,21 +66,22 @@ def head_vectors(
     return out if config.residual_scale == 1.0 else out * jnp.asarray(config.residual_scale, out.dtype)
 
 
-class _Stream(eqx.Module):
-    """The model without its unembedding."""
+class Blocks(eqx.Module):
+    """The blocks of a model alone: from what enters the first to what the unembedding reads."""
 
     model: Decoder
 
-    def __call__(self, tokens: Array, mask: Array | None) -> Array:
-        resid = self.model.embed(tokens, mask=mask)
-        sequence = self.model.arrange(tokens.shape[-1], mask=mask)
-        return through(self.model, resid, sequence)[0]
+    def __call__(
+        self, start: Float[Array, "*batch pos d_model"], mask: Any
+    ) -> Float[Array, "*batch pos d_model"]:
+        """The final residual stream."""
+        return through(self.model, start, self.model.arrange(start.shape[-2], mask=mask))[0]
 
 
 def sites(model: Decoder) -> tuple[str, ...]:
-    """The sites that writes are made of."""
+    """The sites that writes are made of, beside what enters the first block."""
     post, mlp = model.blocks.ln1_post is not None, model.config.mlp != "none"
-    return ("blocks.0.hook_resid_pre", "z", *("ln1_post.scale",) * post, *("mlp_out",) * mlp)
+    return ("z", *("ln1_post.scale",) * post, *("mlp_out",) * mlp)
 
 
 def writes(model: Decoder, tokens: Tokens, *, mask: Bool[Array, "*batch pos"] | None = None) -> Writes:
@@ -83,16 +91,27 @@ def writes(model: Decoder, tokens: Tokens, *, mask: Bool[Array, "*batch pos"] | 
         ArgumentError: Activations that are not finite, where that can be seen; the first site is named.
     """
     ids, mask = as_tokens(tokens, mask, model.config)
-    return recorded(_captured(model, ids, mask))
+    return writes_from(model, model.embed(ids, mask=mask), mask)
+
+
+def writes_from(
+    model: Decoder, start: Float[Array, "*batch pos d_model"], mask: Bool[Array, "*batch pos"] | None = None
+) -> Writes:
+    """What every node writes in the run that begins with `start`.
+
+    Raises:
+        ArgumentError: Activations that are not finite, where that can be seen; the first site is named.
+    """
+    return recorded(start, _captured(model, start, mask))
 
 
 @eqx.filter_jit
-def _captured(model: Decoder, ids: Array, mask: Array | None) -> Activations:
-    return capture(_Stream(model), sites(model))(ids, mask)[1]
+def _captured(model: Decoder, start: Array, mask: Array | None) -> Activations:
+    return capture(Blocks(model), sites(model))(start, mask)[1]
 
 
-def recorded(acts: Activations) -> Writes:
-    """The writes in a capture of `sites`.
+def recorded(start: Float[Array, "*batch pos d_model"], acts: Activations) -> Writes:
+    """The writes in a capture of `sites` of the run that begins with `start`.
 
     Raises:
         ArgumentError: Activations that are not finite, where that can be seen; the first site is named.
@@ -100,7 +119,7 @@ def recorded(acts: Activations) -> Writes:
     z = acts["z"]
     if "ln1_post.scale" in acts:
         z = z / acts["ln1_post.scale"][..., None].astype(z.dtype)
-    found = Writes(acts["resid_pre"][0], z, acts.arrays.get("mlp_out"))
+    found = Writes(start, z, acts.arrays.get("mlp_out"))
     _check_finite(found)
     return found
 

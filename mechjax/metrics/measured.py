@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.errors import ArgumentError
@@ -21,13 +22,32 @@ class Measured(eqx.Module):
     at: Int[Array, " batch"]
     tokens: Int[Array, "batch k"] | None
 
-    def of(self, model: Decoder, resid: Float[Array, "batch pos d_model"]) -> Float[Array, " batch"]:
+    def of(
+        self, model: Decoder, resid: Float[Array, "part pos d_model"], first: Int[Array, ""] | None = None
+    ) -> Float[Array, " part"]:
         """The metric, from what the unembedding reads.
+
+        Args:
+            model: The decoder.
+            resid: The final stream of all examples, or of those from `first` on.
+            first: None for all.
 
         Raises:
             ArgumentError: The metric gives anything but one number per example.
         """
-        value = self.metric.of(readout(model, resid, self.at, self.tokens))
+        n, batch = resid.shape[0], self.at.shape[0]
+        if first is None:
+            return self._value(readout(model, resid, self.at, self.tokens))
+        own = lambda x: lax.dynamic_slice_in_dim(x, first, n)
+        logits = readout(model, resid, own(self.at), None if self.tokens is None else own(self.tokens))
+        # A metric may hold something for each example, so it is given all of them.
+        whole = lax.dynamic_update_slice_in_dim(
+            jnp.zeros((batch, *logits.shape[1:]), logits.dtype), logits, first, 0
+        )
+        return own(self._value(whole))
+
+    def _value(self, logits: Array) -> Array:
+        value = self.metric.of(logits)
         if value.shape != self.at.shape:
             raise ArgumentError(
                 f"{type(self.metric).__name__} gives shape {value.shape} for a batch of {self.at.shape[0]}: a metric "

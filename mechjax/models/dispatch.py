@@ -71,10 +71,13 @@ def dispatch(indices: Int[Array, "token choice"], n_experts: int) -> Dispatch:
     count = jnp.zeros(n_experts, jnp.int32).at[ids].add(1)
     padded = -(-count // rows) * rows
     order = jnp.argsort(ids, stable=True)
-    place = (jnp.cumsum(padded) - padded) - (jnp.cumsum(count) - count)  # rows of padding before each expert
+    total = lambda x: jnp.cumsum(x, dtype=jnp.int32)
+    place = (total(padded) - padded) - (total(count) - count)  # rows of padding before each expert
     slot = jnp.zeros(n, jnp.int32).at[order].set(jnp.arange(n, dtype=jnp.int32) + place[ids[order]])
     token = jnp.full(n_blocks * rows, n_tokens, jnp.int32)
     token = token.at[slot].set(jnp.arange(n, dtype=jnp.int32) // top_k)
-    last = jnp.cumsum(padded) // rows
-    expert = jnp.searchsorted(last, jnp.arange(n_blocks), side="right").clip(max=n_experts - 1)
+    last = total(padded) // rows
+    expert = jnp.searchsorted(last, jnp.arange(n_blocks, dtype=jnp.int32), side="right").clip(
+        max=n_experts - 1
+    )
     return Dispatch(slot.reshape(n_tokens, top_k), token.reshape(n_blocks, rows), expert.astype(jnp.int32))

@@ -103,7 +103,7 @@ class MoE(eqx.Module):
         linear = mark(multiply("...m,emf->...ef", x, self.W_in, self.b_in), "expert_pre_linear")
         post = mark(_gated(gate, linear, config, experts), "expert_post")
         out = multiply("...ef,efm->...em", post, self.W_out, self.b_out)
-        chosen = indices[..., None] == jnp.arange(experts.n_experts)
+        chosen = indices[..., None] == jnp.arange(experts.n_experts, dtype=indices.dtype)
         each = jnp.where(chosen, weights[..., None], 0).sum(-2)
         return mark(out * each[..., None], "expert_out").sum(-2)
 

@@ -1,5 +1,7 @@
 """EAP against the gradient of the masked forward, exact scores of affine models, and each example by itself."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,15 +9,18 @@ import numpy as np
 import pytest
 
 import mechjax as mj
+from mechjax.attribution import GIM, RELP, subject
 from mechjax.base.errors import ArgumentError, PairingError, ShapeError
 from mechjax.graph import Writes, masked_forward
 from mechjax.metrics import Metric
+from mechjax.models.backward_rules import backward_rules
 from mechjax.models.experts import Experts
 from tests.tolerances import TOL
 
 EXPERTS = {"mlp": "gated", "experts": Experts(n_experts=4, top_k=2, d_expert=6, layers=(1,))}
 SHARED = {"residual": "parallel_shared", "positions": "rotary", "qk_norm": "per_head"}
 POST = {"norms": "both", "out_bias": False, "norm": "rms", "residual_scale": 0.5, "mlp": "none"}
+BARE = {"norms": "none", "qkv_clip": 1.0, "mlp": "none"}
 DOUBLE = TOL["float64", "gradient"]
 
 
@@ -34,12 +39,13 @@ def slope_of_the_mask(model, clean, ablated, metric, graph, mask=None):
     ("changes", "grouped"),
     [
         ({}, True),
-        ({}, False),
-        (SHARED, True),
         (POST, True),
+        pytest.param({}, False, marks=pytest.mark.slow),
+        pytest.param(SHARED, True, marks=pytest.mark.slow),
+        pytest.param(BARE, True, marks=pytest.mark.slow),
         pytest.param(EXPERTS, True, marks=pytest.mark.slow),
     ],
-    ids=["grouped", "keys apart", "one norm, rotary", "norms after", "experts"],
+    ids=["grouped", "norms after", "keys apart", "one norm, rotary", "no norms, clipped", "experts"],
 )
 def test_eap__in_double_precision__is_the_slope_of_the_mask_where_all_edges_are_kept(
     small, draw, pair, metric, changes, grouped
@@ -55,7 +61,35 @@ def test_eap__in_double_precision__is_the_slope_of_the_mask_where_all_edges_are_
         assert np.abs(expected).max() > 0.05
 
 
-@pytest.mark.parametrize("ablation", ["zero", "mean", "mean_per_pos"])
+@pytest.mark.parametrize("rules", [RELP, pytest.param(GIM, marks=pytest.mark.slow)], ids=repr)
+def test_eap__under_backward_rules__is_the_slope_of_the_mask_of_the_model_that_obeys_them(
+    small, draw, pair, metric, rules
+):
+    with jax.enable_x64(True):
+        model = draw(small(mlp="gated"), np.float64)
+        graph = mj.graph.build(model)
+        found = mj.attribution.eap(model, *pair, metric, graph=graph, rules=rules)
+        ablated = mj.graph.writes(model, pair[1])
+        ruled = backward_rules(model, rules)
+        expected = slope_of_the_mask(ruled, pair[0], ablated, metric, graph)
+        np.testing.assert_allclose(found.scores, expected, **DOUBLE)
+        plain = mj.attribution.eap(model, *pair, metric, graph=graph)
+        assert np.abs(plain.scores - found.scores).max() > 0.05
+    assert found.method == f"eap(rules={rules!r})"
+
+
+def test_eap__examples_in_parts__changes_nothing(model, graph, pair, metric, monkeypatch):
+    whole = mj.attribution.eap(model, *pair, metric, graph=graph)
+    monkeypatch.setattr(subject, "PART_BYTES", 2 * 4 * 2 * 5 * (8 * 8 + 3 * 12 + 3 * 4 * 5))  # two of three
+    parts = mj.attribution.eap(model, *pair, metric, graph=graph)
+    np.testing.assert_allclose(parts.scores, whole.scores, **TOL["float32", "gradient"])
+    np.testing.assert_allclose(parts.clean, whole.clean, **TOL["float32", "law"])
+
+
+@pytest.mark.parametrize(
+    "ablation",
+    ["mean_per_pos", *(pytest.param(ablation, marks=pytest.mark.slow) for ablation in ("zero", "mean"))],
+)
 def test_eap__other_ablations__are_the_slope_of_the_mask_with_them(model, graph, pair, metric, ablation):
     prompts = jax.random.randint(jax.random.key(7), (4, 5), 0, 20)
     mask = jnp.arange(5) < jnp.array([5, 5, 4, 2])[:, None]
@@ -106,8 +140,8 @@ def test_gradient_methods__of_an_affine_model__are_exact(small, draw, pair, metr
         graph = mj.graph.build(model)
         exact = mj.attribution.exact(model, *pair, metric, graph=graph)
         eap = mj.attribution.eap(model, *pair, metric, graph=graph)
-        integrated = mj.attribution.eap_ig(model, *pair, metric, graph=graph, steps=2, quadrature="left")
-        for found in (eap, integrated):
+        integrate = partial(mj.attribution.eap_ig, model, *pair, metric, graph=graph, quadrature="left")
+        for found in (eap, *(integrate(path=path, steps=1) for path in ("inputs", "activations", "mask"))):
             np.testing.assert_allclose(found.scores, exact.scores, rtol=1e-8, atol=1e-8)
             assert found.compare(exact).pearson > 0.9999
     assert np.abs(exact.scores).max() > 0.05

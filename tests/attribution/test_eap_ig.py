@@ -22,7 +22,35 @@ def test_eap_ig__edges_out_of_the_input__sum_to_the_difference_of_the_runs(model
     errors = [abs(out_of_input(scores) - gap) for scores in (plain, few, many)]
     assert errors[2] < 2e-3 * max(1, abs(gap))
     assert errors[2] < errors[1] < errors[0]
-    assert few.method == "eap_ig(steps=5, quadrature='midpoint')"
+    assert few.method == "eap_ig(path='inputs', steps=5, quadrature='midpoint')"
+
+
+def test_eap_ig__on_the_mask__sums_to_the_difference_of_the_runs(model, graph, pair, metric):
+    gap = float((metric(model(pair[0])) - metric(model(pair[1]))).mean())
+    found = mj.attribution.eap_ig(model, *pair, metric, graph=graph, path="mask", steps=80)
+    assert float(found.scores.sum()) == pytest.approx(gap, abs=2e-3 * max(1, abs(gap)))
+    assert found.method == "eap_ig(path='mask', steps=80, quadrature='midpoint')"
+
+
+def test_eap_ig__on_activations__sums_for_each_sublayer_to_what_its_ablation_takes(
+    model, graph, pair, metric
+):
+    found = mj.attribution.eap_ig(model, *pair, metric, graph=graph, path="activations", steps=40)
+    acts = mj.capture(model, ["resid_pre", "z", "mlp_out"])(pair[1])[1]
+    edits = {"input->": mj.replace("resid_pre", acts["resid_pre"][0], layer=0)}
+    for layer in range(2):
+        edits[f"a{layer}."] = mj.replace("z", acts["z"][layer], layer=layer)
+        edits[f"m{layer}->"] = mj.replace("mlp_out", acts["mlp_out"][layer], layer=layer)
+    for name, edit in edits.items():
+        effect = float((metric(model(pair[0])) - metric(mj.intervene(model, [edit])(pair[0]))).mean())
+        own = sum(s for s, e in zip(found.scores, graph.edges, strict=True) if e.startswith(name))
+        assert float(own) == pytest.approx(effect, abs=4e-3 * max(1, abs(effect))), name
+
+
+def test_eap_ig__one_trapezoid__is_the_mean_of_the_slopes_of_both_runs(model, graph, pair, metric):
+    found = mj.attribution.eap_ig(model, *pair, metric, graph=graph, steps=1, quadrature="trapezoid")
+    clean, turned = (mj.attribution.eap(model, *p, metric, graph=graph).scores for p in (pair, pair[::-1]))
+    np.testing.assert_allclose(found.scores, (clean - turned) / 2, **TOL["float32", "gradient"])
 
 
 def test_eap_ig__one_step_at_its_right_end__is_eap(model, graph, pair, metric):
@@ -51,7 +79,13 @@ def test_nodes_of__every_rule__integrates_a_line_and_a_square(rule, of_line, of_
 
 
 def test_eap_ig__bad_input__is_explained(model, graph, pair, metric, as_a_user):
-    with pytest.raises(ArgumentError, match="steps=0: the way from corrupt to clean needs at least one step"):
+    with pytest.raises(ArgumentError, match="steps=0: the way from ablated to clean needs at least one step"):
         mj.attribution.eap_ig(model, *pair, metric, graph=graph, steps=0)
+    with pytest.raises(
+        ArgumentError, match="path='outputs': expected one of 'inputs', 'activations', 'mask'"
+    ):
+        mj.attribution.eap_ig(model, *pair, metric, graph=graph, path="outputs")
+    with pytest.raises(ArgumentError, match="reduce='mean_of_abs' needs path='inputs'"):
+        mj.attribution.eap_ig(model, *pair, metric, graph=graph, path="mask", reduce="mean_of_abs")
     with pytest.raises(ArgumentError, match="quadrature='simpson': expected one of 'midpoint', 'left'"):
         mj.attribution.eap_ig(model, *pair, metric, graph=graph, quadrature="simpson")

@@ -65,7 +65,7 @@ def test_exact__clean_equals_corrupt__is_zero(model, graph, pair, metric):
     np.testing.assert_allclose(found.scores, np.zeros(len(graph.edges)), **TOL["float32", "law"])
 
 
-def test_exact__bad_input__is_explained(model, graph, pair, metric):
+def test_exact__bad_input__is_explained(model, graph, pair, metric, as_a_user):
     with pytest.raises(ArgumentError, match="over='neuron': expected 'edge' or 'node'"):
         mj.attribution.exact(model, *pair, metric, graph=graph, over="neuron")
     with pytest.raises(ArgumentError, match="chunk_size=0: at least one edge must run at once"):

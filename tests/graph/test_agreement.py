@@ -27,7 +27,7 @@ def test_agreement__the_truth_itself_and_its_reverse__are_the_ends_of_every_scal
     assert np.isnan(float(agreement(np.ones(6), truth, 2).pearson))
 
 
-def test_agreement__bad_input__is_explained():
+def test_agreement__bad_input__is_explained(as_a_user):
     with pytest.raises(ShapeError, match=r"scores of shape \(2,\) against a truth of shape \(3,\)"):
         agreement(np.ones(2), np.ones(3))
     with pytest.raises(ArgumentError, match="n=3: between 1 and 2 of 3 items"):
