@@ -25,7 +25,24 @@ class Measured(eqx.Module):
         Raises:
             ArgumentError: The metric gives anything but one number per example.
         """
-        value = self.metric.of(readout(model, resid, self.at, self.tokens))
+        return self.read(readout(model, resid, self.at, self.tokens))
+
+    def of_logits(self, logits: Float[Array, "batch pos d_vocab"]) -> Float[Array, " batch"]:
+        """The metric, from all logits.
+
+        Raises:
+            ArgumentError: As `of`.
+        """
+        read = jnp.take_along_axis(logits, self.at[:, None, None], -2, mode="fill", fill_value=jnp.nan)[:, 0]
+        return self.read(read if self.tokens is None else jnp.take_along_axis(read, self.tokens, -1))
+
+    def read(self, logits: Float[Array, "batch token"]) -> Float[Array, " batch"]:
+        """The metric of the logits that it reads.
+
+        Raises:
+            ArgumentError: As `of`.
+        """
+        value = self.metric.of(logits)
         if value.shape != self.at.shape:
             raise ArgumentError(
                 f"{type(self.metric).__name__} gives shape {value.shape} for a batch of {self.at.shape[0]}: a metric "

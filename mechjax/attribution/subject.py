@@ -56,6 +56,26 @@ def subject(
         PairingError: Clean and corrupt prompts that do not line up.
         ShapeError: Reference prompts of another length where the mean is per position.
     """
+    check_ablation(ablation, reference, corrupt, reduce)
+    seen = graph.view(model)
+    (ids, mask), (other, _) = paired(clean, clean if corrupt is None else corrupt, model.config)
+    intact = writes(seen, ids, mask=mask)
+    match ablation:
+        case "resample":
+            ablated = writes(seen, other, mask=mask)
+        case "zero":
+            ablated = jax.tree.map(jnp.zeros_like, intact)
+        case _:
+            ablated = _mean(seen, reference, intact, per_pos=ablation == "mean_per_pos")
+    return Subject(seen, measured(metric, ids, mask, model.config.d_vocab), mask, intact, ablated)
+
+
+def check_ablation(ablation: str, reference: Any, corrupt: Any, reduce: str) -> None:
+    """Whether an ablation has what it needs, and no more.
+
+    Raises:
+        ArgumentError: An unknown ablation or reduction, a mean without a reference set, or nothing to resample from.
+    """
     for name, given, known in (
         ("ablation", ablation, get_args(Ablation)),
         ("reduce", reduce, get_args(Reduce)),
@@ -71,17 +91,6 @@ def subject(
         raise ArgumentError(
             "ablation='resample' puts in what nodes write on corrupt prompts: give `corrupt`."
         )
-    seen = graph.view(model)
-    (ids, mask), (other, _) = paired(clean, clean if corrupt is None else corrupt, model.config)
-    intact = writes(seen, ids, mask=mask)
-    match ablation:
-        case "resample":
-            ablated = writes(seen, other, mask=mask)
-        case "zero":
-            ablated = jax.tree.map(jnp.zeros_like, intact)
-        case _:
-            ablated = _mean(seen, reference, intact, per_pos=ablation == "mean_per_pos")
-    return Subject(seen, measured(metric, ids, mask, model.config.d_vocab), mask, intact, ablated)
 
 
 def _mean(model: Decoder, reference: Any, like: Writes, *, per_pos: bool) -> Writes:
