@@ -45,7 +45,7 @@ NODES: dict[str, tuple[str, ...]] = {
     "mlp_pre": ("d_mlp",), "mlp_post": ("d_mlp",), "mlp_out": (),
 }  # fmt: skip
 """The sites that have nodes, with the axes of these beside layer and position."""
-FIXED, ROWS = ("q", "k"), ("attn_scores", "pattern")
+FIXED = ("q", "k")
 CHUNK_BYTES = 256e6  # gradients of all layers that are there at once
 
 
@@ -171,7 +171,7 @@ def _estimates(
     """Per node and example: scores, or with GradDrop the mean of their sizes; and the clean metric."""
     model, n_layers = given.run.model, given.run.model.config.n_layers
     read = (*(name for name in given.names if name not in fixed), *(("pattern",) if fixed else ()))
-    rows = _rows(given, fixed) if fixed else {}
+    rows = _rows(given, fixed, per_position=per_position) if fixed else {}
 
     def estimate(edits: list[Edit]) -> tuple[dict[str, Array], Array]:
         value, slopes = value_and_grad_at(intervene(given.run, edits), itself, read)(given.ids, given.mask)
@@ -202,11 +202,13 @@ def _estimates(
     return jax.tree.map(lambda x: x.sum(0) / (n_layers - 1), sizes), values[0]
 
 
-def _rows(given: Sides, fixed: tuple[str, ...]) -> dict[str, Array]:
-    """Scores and patterns of every layer: as they are, then with all queries, or all keys, ablated.
+def _rows(given: Sides, fixed: tuple[str, ...], *, per_position: bool) -> dict[str, Array]:
+    """Scores or patterns of every layer, what is needed: as they are, then with all queries, or all keys, ablated.
 
     One program makes them all, so that equal ones are equal to the bit.
     """
+    single = "k" in fixed and per_position
+    wanted = (*("attn_scores",) * single, *("pattern",) * ("q" in fixed or not per_position))
     stacks = [
         jnp.stack([given.intact[s], *(given.ablated[s] if s == name else given.intact[s] for name in fixed)])
         for s in FIXED
@@ -214,7 +216,7 @@ def _rows(given: Sides, fixed: tuple[str, ...]) -> dict[str, Array]:
 
     def rows(stack: list[Array]) -> dict[str, Array]:
         edits = [replace(site, x, per_layer=True) for site, x in zip(FIXED, stack, strict=True)]
-        return capture(intervene(given.run, edits), ROWS)(given.ids, given.mask)[1].arrays
+        return capture(intervene(given.run, edits), wanted)(given.ids, given.mask)[1].arrays
 
     return jax.lax.map(rows, stacks)
 

@@ -32,6 +32,7 @@ from mechjax.attribution.sides import Sides, check_finite, per_place, place_labe
 from mechjax.attribution.site_scores import SiteScores, site_scores
 from mechjax.attribution.subject import Ablation
 from mechjax.metrics.metric import Metric
+from mechjax.models.contraction import widened
 from mechjax.models.decoder import Decoder
 from mechjax.transform.edits import replace
 from mechjax.transform.swept import swept_axes
@@ -79,7 +80,7 @@ def integrated_gradients(
         SiteError: A site or axis that this model does not have.
         ShapeError: Positions or reference prompts of another length.
     """
-    nodes = jnp.array(nodes_of(quadrature, steps), model.W_E.dtype)
+    nodes = jnp.array(nodes_of(quadrature, steps))
     given = sides(
         model, clean, corrupt, metric, [site],
         ablation=ablation, reference=reference, reduce=reduce, positions=positions,
@@ -110,10 +111,11 @@ def _integral(
             return intervene(given.run, [edit])(given.ids, given.mask).sum()
 
         def step(total: Array, node: Array) -> tuple[Array, None]:
-            at, weight = node.astype(intact.dtype)
-            return total + weight * jax.grad(metric)(ablated + at * (intact - ablated)), None
+            at, weight = node.astype(total.dtype)
+            x = widened(ablated) + at * (widened(intact) - widened(ablated))
+            return total + weight * widened(jax.grad(metric)(x.astype(intact.dtype))), None
 
-        return jax.lax.scan(step, jnp.zeros_like(intact), nodes)[0]
+        return jax.lax.scan(step, jnp.zeros_like(widened(intact)), nodes)[0]
 
     if info.stacked and "layer" in over:
         rows = jnp.asarray(info.rows, jnp.int32)

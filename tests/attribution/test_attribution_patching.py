@@ -170,25 +170,6 @@ def test_per_place__named_positions__are_those_columns(model, pair):
     np.testing.assert_allclose(found, expected, **TOL["float64", "gradient"])
 
 
-@pytest.mark.slow
-def test_attribution_patch__named_positions_and_padding__are_those_columns(model, pair, metric, found):
-    named = {"first": jnp.array([0, 1, 2]), "end": jnp.array([4, 4, 4])}
-    pad = ((0, 0), (2, 0))
-    mask = jnp.asarray(np.pad(np.ones((3, 5), bool), pad))
-    padded = [mj.Prompts(jnp.asarray(np.pad(ids, pad, constant_values=9)), mask) for ids in pair]
-    other = mj.attribution.attribution_patch(
-        model, *padded, metric, site="z", over=("head", "pos", "layer"),
-        positions={name: at + 2 for name, at in named.items()},
-    )  # fmt: skip
-    assert other.scores.shape == (4, 2, 2)
-    for j, at in enumerate(named.values()):
-        columns = np.stack([found.per_example[:, at[i], :, i] for i in range(3)], -1)
-        np.testing.assert_allclose(
-            other.per_example[:, j], columns.transpose(1, 0, 2), **TOL["float32", "gradient"]
-        )
-    assert "@ first" in str(other.top(16))
-
-
 def test_gradients_of_activations__clean_equals_corrupt__are_zero(model, pair, metric):
     how = {"site": "z", "over": HEADS}
     assert not np.any(mj.attribution.attribution_patch(model, pair[0], pair[0], metric, **how).scores)
