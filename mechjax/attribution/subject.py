@@ -88,6 +88,28 @@ def subject(
         ShapeError: Reference prompts of another length where the mean is per position.
         UnsupportedModelError: A model in which a backward rule would be missed.
     """
+    check_ablation(ablation, reference, corrupt, reduce)
+    seen = graph.view(model)
+    (ids, mask), (other, _) = paired(clean, clean if corrupt is None else corrupt, model.config)
+    start = seen.embed(ids, mask=mask)
+    match ablation:
+        case "resample":
+            ablated = writes(seen, other, mask=mask)
+        case "zero":
+            like = eqx.filter_eval_shape(writes_from, seen, start, mask)
+            ablated = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        case _:
+            ablated = _mean(seen, reference, start, per_pos=ablation == "mean_per_pos")
+    ruled = backward_rules(seen, rules)
+    return Subject(ruled, measured(metric, ids, mask, model.config.d_vocab), mask, start, ablated, rules)
+
+
+def check_ablation(ablation: str, reference: Any, corrupt: Any, reduce: str) -> None:
+    """Whether an ablation has what it needs, and no more.
+
+    Raises:
+        ArgumentError: An unknown ablation or reduction, a mean without a reference set, or nothing to resample from.
+    """
     for name, given, known in (
         ("ablation", ablation, get_args(Ablation)),
         ("reduce", reduce, get_args(Reduce)),
@@ -103,19 +125,6 @@ def subject(
         raise ArgumentError(
             "ablation='resample' puts in what nodes write on corrupt prompts: give `corrupt`."
         )
-    seen = graph.view(model)
-    (ids, mask), (other, _) = paired(clean, clean if corrupt is None else corrupt, model.config)
-    start = seen.embed(ids, mask=mask)
-    match ablation:
-        case "resample":
-            ablated = writes(seen, other, mask=mask)
-        case "zero":
-            like = eqx.filter_eval_shape(writes_from, seen, start, mask)
-            ablated = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-        case _:
-            ablated = _mean(seen, reference, start, per_pos=ablation == "mean_per_pos")
-    ruled = backward_rules(seen, rules)
-    return Subject(ruled, measured(metric, ids, mask, model.config.d_vocab), mask, start, ablated, rules)
 
 
 def _mean(model: Decoder, reference: Any, start: Array, *, per_pos: bool) -> Writes:

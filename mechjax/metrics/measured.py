@@ -37,16 +37,30 @@ class Measured(eqx.Module):
         """
         n, batch = resid.shape[0], self.at.shape[0]
         if first is None:
-            return self._value(readout(model, resid, self.at, self.tokens))
+            return self.read(readout(model, resid, self.at, self.tokens))
         own = lambda x: lax.dynamic_slice_in_dim(x, first, n)
         logits = readout(model, resid, own(self.at), None if self.tokens is None else own(self.tokens))
         # A metric may hold something for each example, so it is given all of them.
         whole = lax.dynamic_update_slice_in_dim(
             jnp.zeros((batch, *logits.shape[1:]), logits.dtype), logits, first, 0
         )
-        return own(self._value(whole))
+        return own(self.read(whole))
 
-    def _value(self, logits: Array) -> Array:
+    def of_logits(self, logits: Float[Array, "batch pos d_vocab"]) -> Float[Array, " batch"]:
+        """The metric, from all logits.
+
+        Raises:
+            ArgumentError: As `of`.
+        """
+        read = jnp.take_along_axis(logits, self.at[:, None, None], -2, mode="fill", fill_value=jnp.nan)[:, 0]
+        return self.read(read if self.tokens is None else jnp.take_along_axis(read, self.tokens, -1))
+
+    def read(self, logits: Float[Array, "batch token"]) -> Float[Array, " batch"]:
+        """The metric of the logits that it reads.
+
+        Raises:
+            ArgumentError: As `of`.
+        """
         value = self.metric.of(logits)
         if value.shape != self.at.shape:
             raise ArgumentError(

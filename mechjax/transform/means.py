@@ -56,8 +56,8 @@ def means(
                     f"means(per='pos') of `{site.name}`: batches differ in shape, {total[site.name].shape} and "
                     f"{summed.shape}. Pad them to one length, or use per='all'."
                 )
-            total[site.name] = total.get(site.name, jnp.zeros(())) + summed
-            count[site.name] = count.get(site.name, jnp.zeros(())) + n
+            total[site.name] = total.get(site.name, jnp.zeros((), jnp.float32)) + summed
+            count[site.name] = count.get(site.name, jnp.zeros((), jnp.float32)) + n
         sites_known = acts.sites
     arrays = {name: total[name] / count[name] for name in total}
     kept = tuple(replace(s, axes=_kept(s.axes, per)) for s in sites_known)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -20,6 +21,19 @@ def redrawn(config, dtype=np.float32):
     return tree.unflatten([draw(k, x) for k, x in zip(keys, leaves, strict=True)])
 
 
+def straightened(model):
+    """Attention that looks everywhere alike, MLPs that never bend, norms that divide by one and the same number."""
+    blocks = model.blocks
+    still = lambda norm: eqx.tree_at(lambda n: n.w, norm, norm.w * 1e9)
+    model = eqx.tree_at(lambda m: (m.blocks.ln1, m.blocks.ln2, m.ln_final), model,
+                        (still(blocks.ln1), still(blocks.ln2), still(model.ln_final)))  # fmt: skip
+    return eqx.tree_at(
+        lambda m: (m.blocks.attn.W_Q, m.blocks.attn.b_Q, m.blocks.mlp.b_in, m.blocks.mlp.W_out),
+        model,
+        (blocks.attn.W_Q * 0, blocks.attn.b_Q * 0, blocks.mlp.b_in + 1e3, blocks.mlp.W_out * 1e-2),
+    )
+
+
 @pytest.fixture(scope="session")
 def small():
     """A config with shared keys, changed as asked."""
@@ -29,6 +43,11 @@ def small():
 @pytest.fixture(scope="session")
 def draw():
     return redrawn
+
+
+@pytest.fixture(scope="session")
+def affine():
+    return straightened
 
 
 @pytest.fixture(scope="module")

@@ -121,20 +121,7 @@ def test_eap__other_ablations__are_the_slope_of_the_mask_with_them(model, graph,
     np.testing.assert_allclose(found.scores, expected, **TOL["float32", "gradient"])
 
 
-def affine(model):
-    """Attention that looks everywhere alike, MLPs that never bend, norms that divide by one and the same number."""
-    blocks = model.blocks
-    still = lambda norm: eqx.tree_at(lambda n: n.w, norm, norm.w * 1e9)
-    model = eqx.tree_at(lambda m: (m.blocks.ln1, m.blocks.ln2, m.ln_final), model,
-                        (still(blocks.ln1), still(blocks.ln2), still(model.ln_final)))  # fmt: skip
-    return eqx.tree_at(
-        lambda m: (m.blocks.attn.W_Q, m.blocks.attn.b_Q, m.blocks.mlp.b_in, m.blocks.mlp.W_out),
-        model,
-        (blocks.attn.W_Q * 0, blocks.attn.b_Q * 0, blocks.mlp.b_in + 1e3, blocks.mlp.W_out * 1e-2),
-    )
-
-
-def test_gradient_methods__of_an_affine_model__are_exact(small, draw, pair, metric):
+def test_gradient_methods__of_an_affine_model__are_exact(small, draw, affine, pair, metric):
     with jax.enable_x64(True):
         model = affine(draw(small(activation="relu", norm_eps=1e18), np.float64))
         graph = mj.graph.build(model)
