@@ -1,5 +1,6 @@
 """Attribution: what each edge of a model, or each node, does for a metric; exactly, or from gradients."""
 
+from mechjax.attribution.contextual_decomposition import contextual_decomposition as contextual_decomposition
 from mechjax.attribution.eap import eap as eap
 from mechjax.attribution.eap_ig import eap_ig as eap_ig
 from mechjax.attribution.exact import exact as exact
