@@ -9,7 +9,7 @@ all goes to the larger.
     score[u] = m(beta + gamma at the logits) - m(gamma at the logits)
 
 Reference: Hsu et al. (2024), "Efficient automated circuit discovery in transformers using contextual decomposition",
-arXiv:2407.00886, section 3; Murdoch et al. (2018), arXiv:1801.05453, for the rules' origin.
+arXiv:2407.00886; Murdoch et al. (2018), arXiv:1801.05453, for the rules' origin.
 Differs from the paper: any ablation at the source, where it takes means; signs are settled (`settle`) at what heads
 mix, at what attention and MLPs write and at the stream, as in the authors' code for BERT; products of a gated MLP
 follow the rule of activation functions; the unembedding's bias is gamma's.
@@ -23,9 +23,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
-from mechjax.attribution.measured import FromStart
 from mechjax.attribution.scores import Reduce, Scores, reduced
 from mechjax.attribution.shares import Shares, affine, normalised
 from mechjax.attribution.subject import Ablation, Subject, subject
@@ -37,6 +36,7 @@ from mechjax.models.config import Config
 from mechjax.models.decoder import Decoder, over_blocks
 from mechjax.models.mlp import ACTIVATIONS, MLP
 from mechjax.models.positions import Varying
+from mechjax.models.resume import resume
 from mechjax.models.scores import mix
 from mechjax.transform.transforms import capture
 
@@ -90,7 +90,7 @@ def contextual_decomposition(
     per_token = 8 * (config.d_mlp + 3 * config.d_model + 3 * config.n_heads * config.d_head)
     size = per_token * given.start[..., 0].size * given.start.dtype.itemsize
     chunk = min(chunk_size or max(1, int(CHUNK_BYTES / size)), len(graph.nodes))
-    base, found = _of_nodes(given, settle, chunk)
+    base, found = _of_nodes(given, len(graph.nodes), settle, chunk)
     return Scores(
         reduced((base - found).T, reduce),
         base,
@@ -103,28 +103,26 @@ def contextual_decomposition(
 
 
 @eqx.filter_jit
-def _of_nodes(given: Subject, settle: bool, chunk: int) -> tuple[Array, Array]:
+def _of_nodes(given: Subject, n_nodes: int, settle: bool, chunk: int) -> tuple[Array, Array]:
     """The metric, and that of what is not each node's."""
     model = given.model
-    base, frozen = capture_frozen(given)
+    last, frozen = capture_frozen(given)
     without = eqx.tree_at(lambda m: m.ln_final, model, None)
 
     def node(held: Array) -> Array:
-        last = normalised(decomposed(given, frozen, held, settle), model.ln_final, model.config)
-        return given.measured.of(without, last.rest)
+        shares = normalised(decomposed(given, frozen, held, settle), model.ln_final, model.config)
+        return given.measured.of(without, shares.rest)
 
-    n_nodes = 1 + given.intact.heads.shape[0] * (
-        given.intact.heads.shape[-2] + (given.intact.mlps is not None)
-    )
-    return base, jax.lax.map(node, jnp.eye(n_nodes, dtype=bool), batch_size=chunk)
+    found = jax.lax.map(node, jnp.eye(n_nodes, dtype=bool), batch_size=chunk)
+    return given.measured.of(model, last), found
 
 
-def capture_frozen(given: Subject) -> tuple[Float[Array, " batch"], tuple[Array, Array | None]]:
-    """The metric, the attention patterns of the run, and the scale of the norm after attention, if there is one."""
+def capture_frozen(given: Subject) -> tuple[Array, tuple[Array, Array | None]]:
+    """The clean run's last stream, its attention patterns, and what its norm after attention divides by, if any."""
     post = given.model.blocks.ln1_post is not None
-    run = capture(FromStart(given.model, given.measured), ["pattern", *["ln1_post.scale"] * post])
-    base, acts = run(given.start, given.mask)
-    return base, (acts["pattern"], acts.arrays.get("ln1_post.scale"))
+    run = capture(resume(given.model, 0).blocks, ["pattern", *["ln1_post.scale"] * post])
+    last, acts = run(given.start, mask=given.mask)
+    return last, (acts["pattern"], acts.arrays.get("ln1_post.scale"))
 
 
 def decomposed(

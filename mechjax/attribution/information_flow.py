@@ -7,7 +7,7 @@ where x_v is what reader v reads and w_u what node u writes. Means over real tok
 the edges into one reader sum to one; queries, keys and values of a layer read the same stream, so theirs are equal. No
 metric, no gradient, no corrupt run.
 
-Reference: Ferrando and Voita (2024), "Information flow routes", arXiv:2403.00824, Eqs. 4 to 6 and section 2.2.
+Reference: Ferrando and Voita (2024), "Information flow routes", arXiv:2403.00824, section 2.
 Differs from the paper: edges of the graph of heads and MLPs, as Hanna et al. (arXiv:2403.17806) have them, positions
 averaged; the paper takes heads apart by the token that they look at, and follows one prediction. Where a norm stands
 after attention, a head's write is its share of the norm's output.

@@ -1,7 +1,7 @@
 """Activations in two shares, and the rules by which each operation of a block passes them on.
 
 `own` is what came from a source, `rest` is everything else; together they are the activation, to rounding. The rules
-are those of contextual decomposition for transformers (Hsu et al. 2024, arXiv:2407.00886, section 3).
+are those of contextual decomposition for transformers (Hsu et al. 2024, arXiv:2407.00886).
 """
 
 from collections.abc import Callable

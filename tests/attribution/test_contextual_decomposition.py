@@ -50,7 +50,7 @@ def test_decomposed__every_node__sums_to_the_stream(small, draw, pair, metric, c
 def test_contextual_decomposition__without_biases__is_a_run_with_patterns_and_scales_frozen(
     small, draw, pair, metric, changes
 ):
-    model = draw(small(**changes, **BARE))
+    model = draw(small(**(changes | BARE)))
     graph = mj.graph.build(model)
     found = mj.attribution.contextual_decomposition(
         model, *pair, metric, graph=graph, settle=False, chunk_size=4
