@@ -8,7 +8,7 @@ For every layer l, in a window of layers around it, no head lets a position of `
 Positive where the metric needs what flows there.
 
 Reference: Geva et al. (2023), "Dissecting recall of factual associations in auto-regressive language models",
-arXiv:2304.14767, section 4 and Eq. 6; there m is the answer's probability, and the change is shown relative to it.
+arXiv:2304.14767; there m is the answer's probability, and the change is shown relative to it.
 Differs from the paper: nothing; the window holds layers from `l - window // 2` on, cut off at both ends.
 Cost: for each layer the layers from its window's first one on, one layer after the other.
 Exact: always.    Misleads when: information takes a detour over tokens that are not blocked, or over earlier layers.

@@ -11,7 +11,7 @@ and with `scale="ratio"` each as y / y(corrupt, corrupt) - 1, example by example
 where the mediator and the rest add up, as in a linear model. Values are means over examples; intervals are percentiles
 of means over examples drawn again with replacement.
 
-Reference: Pearl (2001), "Direct and indirect effects"; Vig et al. (2020), arXiv:2004.12265, section 3 (there ratios);
+Reference: Pearl (2001), "Direct and indirect effects"; Vig et al. (2020), arXiv:2004.12265 (there ratios);
 Efron and Tibshirani (1993), chapter 13, for the intervals.
 Differs from the paper: differences by default, since ratios of metrics that change sign mean nothing.
 Cost: none beside the two sweeps.

@@ -112,8 +112,8 @@ def test_attention_knockout__windows_of_padded_prompts__equal_patterns_without_t
     assert np.abs(found.scores).min() > 1e-3
 
 
-def test_attention_knockout__of_a_later_key__changes_nothing(model):
-    found = mj.patching.attention_knockout(model, PAIR[0], METRIC, queries=1, keys=3)
+def test_attention_knockout__of_a_later_key__changes_nothing(model, padded):
+    found = mj.patching.attention_knockout(model, padded, METRIC, queries=2, keys=3)
     np.testing.assert_allclose(found.scores, 0, atol=1e-6)
     assert found.window == 3
 
