@@ -65,6 +65,7 @@ def with_site(eqn: Any, name: str) -> tuple[list[Any], dict[Any, Any]]:
         "spec": None,
         "having": None,
         "also": (),
+        "starts": (),
     }
     return [eqn, eqn.replace(primitive=site_p, invars=[out], outvars=[tagged], params=params)], {out: tagged}
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mechjax.models.cache import Cache
+from mechjax.models.cache import Keys
 from mechjax.models.config import Config
 from mechjax.models.contraction import contract
 from mechjax.models.fused import fits_one_block, fused
@@ -49,8 +49,8 @@ class Attention(eqx.Module):
         config: Config,
         mark: Mark,
         layer: Int[Array, ""] | int = 0,
-        cache: Cache | None = None,
-    ) -> tuple[Float[Array, "*batch pos d_model"], Cache | None]:
+        cache: Keys | None = None,
+    ) -> tuple[Float[Array, "*batch pos d_model"], Keys | None]:
         """What attention gives, from the residual that it reads and that same residual normalised by `norm`.
 
         With a cache, keys are its slots, and it comes back with this layer's keys and values.

@@ -9,9 +9,9 @@ import equinox as eqx
 from jaxtyping import Array, Float, Int
 
 from mechjax.models.attention import Attention
-from mechjax.models.cache import Cache
+from mechjax.models.cache import Keys
 from mechjax.models.config import Config
-from mechjax.models.marks import Mark, marks_of, under
+from mechjax.models.marks import Mark, marks_of, under, unmarked
 from mechjax.models.mla import MLA
 from mechjax.models.mlp import MLP
 from mechjax.models.moe import MoE
@@ -42,14 +42,15 @@ class Block(eqx.Module):
         varying: Varying,
         layer: Int[Array, ""] | int,
         config: Config,
-        cache: Cache | None = None,
+        cache: Keys | None = None,
         mark: Mark | None = None,
-    ) -> tuple[Float[Array, "*batch pos d_model"], Cache | None]:
+    ) -> tuple[Float[Array, "*batch pos d_model"], Keys | None]:
         """The residual after this block, and the cache; `self` holds one layer's weights, `layer` only says which.
 
         Another `mark` may look at what it names, and change it.
         """
-        mark = mark or marks_of(layer, config)
+        start = 0 if cache is None else cache.start
+        mark = mark or marks_of(layer, config, start=start)
         resid = mark(resid, "resid_pre")
         shares, serial = config.residual == "parallel_shared", config.residual == "serial"
         read = resid if shares and not wanted("attn_in") else mark(resid, "attn_in")
@@ -67,7 +68,7 @@ class Block(eqx.Module):
         else:
             own = _normalized(read, self.ln2, "ln2", config, mark)
         having = config.expert_layers if mlp is self.moe else config.mlp_layers
-        inside = marks_of(layer, config, having) if config.mixed else mark
+        inside = marks_of(layer, config, having, start) if config.mixed and mark is not unmarked else mark
         mlp_out = _written(mlp(own, config, inside), self.ln2_post, "mlp_out", "ln2_post", config, mark)
         return mark(mid + mlp_out if serial else resid + attn_out + mlp_out, "resid_post"), cache
 

@@ -4,6 +4,8 @@ Slots are allocated once: shapes never change, and a loop updates them in place.
 tokens, padding included, in order.
 """
 
+import abc
+
 import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
@@ -15,7 +17,22 @@ from mechjax.base.errors import ArgumentError, ShapeError
 from mechjax.models.config import Config
 
 
-class Cache(eqx.Module):
+class Keys(eqx.Module):
+    """Whatever brings a layer the keys and values that its queries see."""
+
+    @property
+    def start(self) -> int:
+        """How many tokens of the text are not run: sites count positions from the text's first."""
+        return 0
+
+    @abc.abstractmethod
+    def extend(
+        self, layer: Int[Array, ""] | int, k: Float[Array, "..."], v: Float[Array, "..."]
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."], "Keys"]:
+        """All keys and values of a layer, given those of the tokens that run; and what the next layer gets."""
+
+
+class Cache(Keys):
     """What attention keeps of the tokens so far. `Cache.empty` makes one, and the model hands on the next.
 
     Attributes:
@@ -132,8 +149,38 @@ class Cache(eqx.Module):
                 "it with more (`Cache.empty(..., n_slots)`)."
             )
 
+    def before(self, start: int, n_slots: int) -> "Prefix":
+        """The tokens before `start` of a text of `n_slots`, whose keys stand; those from there on run again."""
+        here = lambda x, n: lax.slice_in_dim(x, 0, n, axis=self.real.ndim - 1)
+        keys, values = (lax.slice_in_dim(x, 0, start, axis=x.ndim - 3) for x in (self.keys, self.values))
+        real, positions = here(self.real, n_slots), here(self.positions, n_slots)
+        return Prefix(keys, values, real, positions, jnp.int32(start))
+
     def _put(self, slots: Array, new: Array) -> Array:
         return lax.dynamic_update_slice_in_dim(slots, new, self.length, -1)
+
+
+class Prefix(Cache):
+    """Keys and values of the first tokens of a text, to which each layer adds its own of the rest, and keeps nothing.
+
+    `keys` and `values` are of the first tokens; `real` and `positions` of all. `Cache.before` makes one.
+    """
+
+    keys: Float[Array, "layer *batch first kv_head d_head"]
+    values: Float[Array, "layer *batch first kv_head d_value"]
+
+    @property
+    def start(self) -> int:
+        """How many tokens are not run again."""
+        return self.keys.shape[-3]
+
+    def extend(
+        self, layer: Int[Array, ""] | int, k: Float[Array, "..."], v: Float[Array, "..."]
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."], "Prefix"]:
+        """Keys and values of the whole text."""
+        first = lambda x: lax.dynamic_index_in_dim(x, layer, keepdims=False)
+        whole = lambda kept, new: jnp.concatenate((first(kept).astype(new.dtype), new), -3)
+        return whole(self.keys, k), whole(self.values, v), self
 
 
 def _count(real: Bool[Array, "*batch slot"]) -> Int[Array, "*batch slot"]:

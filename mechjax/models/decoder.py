@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mechjax.base.errors import JitError, ShapeError, TokenError
 from mechjax.base.prompts import Prompts
 from mechjax.models.block import Block
-from mechjax.models.cache import Cache
+from mechjax.models.cache import Cache, Keys
 from mechjax.models.config import Config
 from mechjax.models.contraction import contract
 from mechjax.models.marks import Mark, marks, under
@@ -152,12 +152,16 @@ class Decoder(eqx.Module):
         layer: Int[Array, ""] | int,
         sequence: Sequence,
         mark: Mark | None = None,
+        cache: Keys | None = None,
     ) -> Float[Array, "*batch pos d_model"]:
-        """The residual stream after block `layer`, which may be traced; another `mark` may change what it names."""
+        """The residual stream after block `layer`, which may be traced; another `mark` may change what it names.
+
+        With a cache, keys are its slots; the cache that they would make is dropped.
+        """
 
         def run(kind: int | None, resid: Array) -> Array:
             block, here = self.of_kind(layer, kind)
-            return block(resid, sequence, here, layer, self.config, mark=mark)[0]
+            return block(resid, sequence, here, layer, self.config, cache, mark)[0]
 
         if not self.config.mixed:
             return run(None, resid)
@@ -201,9 +205,14 @@ class Decoder(eqx.Module):
             fits = fits & ~outgrows(self.config, before, cache.reach)[..., None, None]
         return jnp.where(fits, resid, jnp.nan).astype(resid.dtype), cache.advance(n_pos)
 
-    def unembed(self, resid: Float[Array, "*batch pos d_model"]) -> Float[Array, "*batch pos d_vocab"]:
-        """Logits of a final residual stream: the last norm, where there is one, then the unembedding."""
-        config, mark = self.config, marks(self.config)
+    def unembed(
+        self, resid: Float[Array, "*batch pos d_model"], start: int = 0
+    ) -> Float[Array, "*batch pos d_vocab"]:
+        """Logits of a final residual stream: the last norm, where there is one, then the unembedding.
+
+        Its first position is the text's `start`.
+        """
+        config, mark = self.config, marks(self.config, start)
         normalized = resid if self.ln_final is None else self.ln_final(resid, config, under(mark, "ln_final"))
         if self.W_U is not None:
             logits = contract("...m,mv->...v", normalized, self.W_U, config)

@@ -13,18 +13,34 @@ Mark = Callable[[Array, str], Array]
 """Names an activation; the identity."""
 
 
-def marks(config: Config) -> Mark:
-    """Names activations that have no layer."""
-    also = spellings(config)
-    return lambda x, name: site(x, name, axes=SITES[name].axes, also=also.get(name, ()))
+def marks(config: Config, start: int = 0) -> Mark:
+    """Names activations that have no layer, of the positions from `start` on."""
+    also, starts = spellings(config), _starts(start)
+    return lambda x, name: site(x, name, axes=SITES[name].axes, also=also.get(name, ()), starts=starts)
 
 
-def marks_of(layer: Int[Array, ""] | int, config: Config, having: tuple[int, ...] | None = None) -> Mark:
-    """Names the activations of one layer of those that there are, or of those `having` them; `layer` may be traced."""
+def marks_of(
+    layer: Int[Array, ""] | int, config: Config, having: tuple[int, ...] | None = None, start: int = 0
+) -> Mark:
+    """Names the activations of one layer of those that there are, or of those `having` them; `layer` may be traced.
+
+    Where only the positions from `start` on run, names count from the first all the same.
+    """
     also, layers = spellings(config), config.n_layers
+    starts = _starts(start)
     return lambda x, name: site(
-        x, name, layer=layer, layers=layers, axes=SITES[name].axes, having=having, also=also.get(name, ())
-    )
+        x, name, layer=layer, layers=layers, axes=SITES[name].axes, having=having, also=also.get(name, ()),
+        starts=starts,
+    )  # fmt: skip
+
+
+def _starts(start: int) -> tuple[tuple[str, int], ...]:
+    return (("pos", start), ("query", start)) if start else ()
+
+
+def unmarked(x: Array, name: str) -> Array:
+    """Names nothing."""
+    return x
 
 
 def under(mark: Mark, place: str) -> Mark:

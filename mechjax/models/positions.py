@@ -10,6 +10,7 @@ ALiBi: Press et al. 2022, arXiv:2108.12409, section 3.
 import math
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -59,6 +60,23 @@ class Sequence(eqx.Module):
     queries: Places
     keys: Places
     rotation: Rotation | None
+
+    def only(self, at: Int[Array, "*batch"], config: Config) -> "Sequence":
+        """As if of each example only the token `at` asked, of the same keys."""
+
+        def row(x: Array, dims: int) -> Array:
+            x = jnp.broadcast_to(x, (*at.shape, *x.shape[-dims:]))
+            return jnp.take_along_axis(x, at.reshape(*at.shape, *(1,) * dims), -1)
+
+        q = self.queries
+        real, order = (None if x is None else row(x, 1) for x in (q.real, q.order))
+        queries = Places(row(q.slot, 1), real, order, None if q.height is None else row(q.height, 2))
+        turn = lambda table: jnp.take_along_axis(
+            jnp.broadcast_to(table, (*at.shape, *table.shape[-2:])), at[..., None, None], -2
+        )
+        turn = jax.vmap(turn) if len(set(config.ropes)) > 1 else turn
+        rotation = None if self.rotation is None else (turn(self.rotation[0]), turn(self.rotation[1]))
+        return Sequence(row(self.positions, 1), queries, self.keys, rotation)
 
 
 class Varying(eqx.Module):

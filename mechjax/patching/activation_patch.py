@@ -8,59 +8,34 @@ Reference: Vig et al. (2020), "Causal mediation analysis for interpreting neural
 (2022), "Locating and editing factual associations in GPT", arXiv:2202.05262; best practice: Zhang and Nanda (2023),
 arXiv:2309.16042.
 Differs from the papers: nothing; every cell is exact, in one compiled program.
-Cost: for a site of layer l, layers l to L once per cell, the unembedding only at the position and tokens that the
-metric reads. Memory: `chunk_size` cells at a time, by default as many as fit in 256 MB of activations.
+Cost: for a cell of layer l, layers l to L - 1, of the last of them keys and values and what the metric reads; the
+unembedding only at the position and tokens that the metric reads. In long sweeps of positions of a causal model only
+the positions from the cell's on, but for the width of a bucket. Memory: `chunk_size` cells at a time, by default as
+many as fit in 256 MB of activations.
 Exact: always.    Misleads when: patched activations lie off the distribution (arXiv:2309.16042), backups compensate
 (Hydra effect, arXiv:2307.15771), or the metric saturates.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from mechjax.base.catalogue import SITES
 from mechjax.base.errors import ArgumentError
 from mechjax.base.prompts import Prompts
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
-from mechjax.models.readout import readout
-from mechjax.models.resume import resume
 from mechjax.patching.scores import PatchScores
+from mechjax.patching.sweep import Sweep, all_scores, starts_of
 from mechjax.tasks.pairing import paired
-from mechjax.transform.edits import replace
 from mechjax.transform.select import is_concrete
 from mechjax.transform.swept import named_positions, swept_axes, swept_site
-from mechjax.transform.transforms import capture, intervene
 
 CHUNK_BYTES = (
     256e6  # activations of the cells that run at once; larger chunks are no faster on CPU (measured)
 )
-EMBEDS = frozenset({"embed", "pos_embed"})
-TAIL = frozenset({"ln_final.scale", "ln_final.normalized", "logits"})
-
-
-class _Rest(eqx.Module):
-    """The model from a residual stream (or from its tokens) to the logits that a metric reads."""
-
-    model: Decoder
-    at: Int[Array, "*batch"]
-    tokens: Int[Array, "*batch k"] | None
-    embeds: bool = eqx.field(static=True)
-    unembeds: bool = eqx.field(static=True)
-
-    def __call__(self, start: Array, layer: Any, mask: Any) -> Float[Array, "*batch token"]:
-        resid = self.model.embed(start, mask=mask) if self.embeds else start
-        resid = resume(self.model, layer).blocks(resid, mask=mask)
-        if not self.unembeds:
-            return readout(self.model, resid, self.at, self.tokens)
-        logits = self.model.unembed(resid)
-        read = jnp.take_along_axis(logits, self.at[..., None, None], -2)[..., 0, :]
-        return read if self.tokens is None else jnp.take_along_axis(read, self.tokens, -1)
 
 
 def activation_patch(
@@ -110,15 +85,16 @@ def activation_patch(
     at = metric.where((ids.shape[0],), ids.shape[1], mask)
     columns = metric.tokens()
     columns = None if columns is None else jnp.broadcast_to(columns, (ids.shape[0], columns.shape[-1]))
-    rest = _Rest(model, at, columns, name in EMBEDS, name in TAIL)
     _check_tokens(metric, columns, model)
     sizes = tuple(len(positions) if a == "pos" and positions else info.size(a) for a in axes)
     named = named_positions(positions, ids)
+    starts = starts_of(model.config, name, tuple(over), sizes, ids.shape, positions)
     chunk = min(chunk_size or _plan(model, ids.shape), max(1, math.prod(sizes)))
     donor, base = (ids, other) if mode == "denoise" else (other, ids)
-    scores, *runs = _sweep(
-        rest, metric, donor, base, mask, named, site=name, over=tuple(over), sizes=sizes, chunk=chunk
+    sweep = Sweep(
+        model, metric, donor, base, mask, at, columns, named, name, tuple(over), sizes, starts, chunk
     )
+    scores, *runs = all_scores(sweep)
     of_clean, of_corrupt = runs if mode == "denoise" else runs[::-1]
     labels = (("pos", tuple(positions)),) if positions else ()
     return PatchScores(scores.mean(-1), scores, of_clean, of_corrupt, name, tuple(over), mode, labels)
@@ -139,61 +115,3 @@ def _plan(model: Decoder, shape: tuple[int, ...]) -> int:
     c, (batch, n_pos) = model.config, shape
     per_token = 2 * (c.d_mlp + 3 * c.d_model + c.n_heads * (c.d_head + 2 * n_pos))
     return max(1, int(CHUNK_BYTES / (per_token * batch * n_pos * model.W_E.dtype.itemsize)))
-
-
-@eqx.filter_jit
-def _sweep(rest: _Rest, metric: Metric, donor_ids: Array, base_ids: Array, mask: Any, named: Any, *, site: str,
-           over: tuple[str, ...], sizes: tuple[int, ...], chunk: int) -> tuple[Array, Array, Array]:  # fmt: skip
-    """Scores of every cell, per example, and the metric of the donor run and of the base run."""
-    model, layers = rest.model, rest.model.config.n_layers
-    stacked = SITES[site].layered
-    # Both runs are one program with an axis in front, which compiles in half the time of two.
-    both = jnp.stack([donor_ids, base_ids])
-    at, columns, masks = jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (2, *x.shape)), (rest.at, rest.tokens, mask)
-    )
-    whole = _Rest(model, at, columns, True, site in TAIL)
-    wanted = [site, *{"resid_pre"} - {site}] + [f"blocks.{layers - 1}.hook_resid_post"] * (site in TAIL)
-    logits, acts = capture(whole, wanted)(both, jnp.int32(0), masks)
-    of_donor, of_base = metric.of(logits)
-    donor, base = (
-        {name: x[:, i] if acts.layers[name] else x[i] for name, x in acts.items()} for i in range(2)
-    )
-    swept = tuple(a for a in over if a != "layer")
-
-    def cell(layer: Any, index: Array) -> Array:
-        where: dict[str, Any] = dict(zip(swept, index, strict=True))
-        if named is not None:
-            where["pos"] = named[where["pos"]][:, None]  # one position per example
-        edit = replace(site, donor[site], per_layer=stacked, layer=layer, **where)
-        first = jnp.int32(0) if layer is None else layer
-        if site in TAIL:
-            return metric.of(intervene(rest, [edit])(base["resid_post"][-1], jnp.int32(layers), mask))
-        start = base_ids if rest.embeds else base["resid_pre"][first]
-        return metric.of(intervene(rest, [edit])(start, first, mask))
-
-    cells = (
-        jnp.indices(sizes).reshape(len(sizes), math.prod(sizes)).T
-    )  # one cell of no indices where nothing is swept
-
-    def group(layer: Any) -> Array:
-        return _chunked(lambda index: cell(layer, index), cells, chunk)
-
-    if "layer" not in over:
-        scores = group(None).reshape(*sizes, -1)
-    else:  # lax.map keeps a real branch per layer: layers before the start are skipped, in one program
-        scores = jax.lax.map(group, jnp.arange(layers, dtype=jnp.int32)).reshape(layers, *sizes, -1)
-        scores = jnp.moveaxis(scores, 0, over.index("layer"))
-    return scores, of_donor, of_base
-
-
-def _chunked(fn: Callable[[Array], Array], cells: Array, chunk: int) -> Array:
-    """`vmap(fn)` over cells, `chunk` at a time; the last chunk is filled up with repeats."""
-    n = cells.shape[0]
-    n_chunks = -(-n // chunk)
-    if n_chunks == 1:
-        return jax.vmap(fn)(cells)
-    even = -(-n // n_chunks)
-    filled = jnp.take(cells, jnp.arange(n_chunks * even), axis=0, mode="clip").reshape(n_chunks, even, -1)
-    out = jax.lax.map(jax.vmap(fn), filled)
-    return out.reshape(n_chunks * even, *out.shape[2:])[:n]

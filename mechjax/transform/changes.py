@@ -52,7 +52,8 @@ def change(edit: Edit, x: Array, layer: Any, info: SiteInfo, offsets: tuple[Any,
     for axis, index in edit.index.items():
         dim = info.n_batch + info.axes.index(axis)
         mask = mask & axis_mask(index, info, axis, x.shape, offsets[dim])
-        ok = ok & in_range(index, info.size(axis))
+        ok = ok & in_range(index, info.size(axis), dict(info.starts).get(axis, 0))
+    ok = ok & all(axis in edit.index for axis, _ in info.starts if axis in info.axes)
     if edit.rows is not None and layer is not None:
         ok = ok & (jnp.asarray(edit.rows, jnp.int32) == layer).any()
     values = [_value(edit, v, x, layer, info, offsets) for v in edit.value] if edit.kind != "apply" else []

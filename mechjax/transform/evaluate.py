@@ -138,9 +138,9 @@ def _written(read: Any, x: Array, layer: Any, info: SiteInfo, dims: Any, buffer:
 
 
 def _offsets(info: SiteInfo, dims: Any, x: Array) -> tuple[Any, ...]:
-    """Per dimension of one example, the global index of the local part's first element; 0 outside `shard_map`."""
+    """Per dimension of one example, the global index of the local part's first element."""
     if info.mapped is None or info.spec is None:
-        return (0,) * len(info.local)
+        return info.missing
     offsets = []
     for whole, entry in zip(info.local, info.spec, strict=True):
         position = 0

@@ -42,6 +42,9 @@ class Read(eqx.Module):
 
     def value(self, x: Array, info: SiteInfo, layer: Any) -> Array:
         """The part of one example's activation that is kept."""
+        if any(info.missing) and x.shape != info.local:
+            fill = jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0
+            x = jnp.pad(x, [(n, 0) for n in info.missing], constant_values=fill)
         kept = take(x, self.index, info)
         return (
             kept if self.reduce is None else jnp.asarray(self.reduce(kept, At(info.name, info.axes, layer)))

@@ -63,11 +63,11 @@ def per_example(index: Any) -> Int[Array, "*batch 1"]:
     return as_index(index, "per_example")[..., None]
 
 
-def in_range(index: Array, size: int) -> Bool[Array, ""]:
-    """Whether every index lies in `-size .. size - 1`; masks always do."""
+def in_range(index: Array, size: int, start: int = 0) -> Bool[Array, ""]:
+    """Whether every index lies in `-size .. size - 1`, as masks always do, and none before `start`."""
     if index.dtype == jnp.bool_:
-        return jnp.bool_(True)
-    return jnp.all((index >= -size) & (index < size))
+        return ~index[..., :start].any()
+    return jnp.all((index >= -size) & (index < size) & (jnp.where(index < 0, index + size, index) >= start))
 
 
 def axis_mask(

@@ -74,6 +74,7 @@ def site(
     spec: PartitionSpec | None = None,
     having: tuple[int, ...] | None = None,
     also: tuple[str, ...] = (),
+    starts: tuple[tuple[str, int], ...] = (),
 ) -> Array:
     """Name the activation `x`; the identity, free in the compiled program.
 
@@ -87,6 +88,8 @@ def site(
         spec: Inside `shard_map`, how the last dimensions are partitioned over mesh axes (right-aligned with `x`).
         having: The layers that have the site, in order, where not all do; a capture stacks over these.
         also: Other names that it is asked for by, `{}` standing for the layer.
+        starts: Axes of which the value holds only the indices from a number on: ("pos", 4). Edits and captures count
+            from the axis' beginning all the same: what came before reads NaN, and edits there are misses.
 
     Returns:
         `x` unchanged.
@@ -115,4 +118,5 @@ def site(
         spec=spec,
         having=having,
         also=also,
+        starts=starts,
     )

@@ -42,6 +42,7 @@ class SiteInfo:
         in_custom_rule: Whether it stands inside a `custom_jvp` or `custom_vjp` function.
         having: The layers that have the site, where not all do; None for all.
         also: Other names that it is asked for by, `{}` standing for the layer.
+        starts: Axes of which a run holds only the indices from a number on; `shape` and `local` count all.
     """
 
     name: str
@@ -56,6 +57,7 @@ class SiteInfo:
     in_custom_rule: bool
     having: tuple[int, ...] | None = None
     also: tuple[str, ...] = ()
+    starts: tuple[tuple[str, int], ...] = ()
 
     @property
     def n_batch(self) -> int:
@@ -70,6 +72,12 @@ class SiteInfo:
     def size(self, axis: str) -> int:
         """Length of a named axis."""
         return self.local[self.n_batch + self.axes.index(axis)]
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Per dimension of `local`, how many indices at its beginning the run does not hold."""
+        starts = dict(self.starts)
+        return (0,) * self.n_batch + tuple(starts.get(axis, 0) for axis in self.axes)
 
     def describe(self) -> str:
         """The value's axes and shape in words, for error messages."""
@@ -165,12 +173,16 @@ def _occurrence(name: str, eqn: Any, place: _Place) -> SiteInfo:
     local, mapped_sizes = list(aval.shape), []
     for dim, _ in reversed(params["bdims"]):  # the outermost map was recorded last
         mapped_sizes.append(local.pop(dim))
+    starts, axes = dict(params["starts"]), params["axes"]
+    before = [0] * (len(local) - len(axes)) + [starts.get(axis, 0) for axis in axes]
+    local = [n + more for n, more in zip(local, before, strict=True)]
     spec = _full_spec(name, params["spec"], len(local))
     if place.mapped is not None and spec is not None:
         local = [n * _parts(place.mapped.mesh, entry) for n, entry in zip(local, spec, strict=True)]
     return SiteInfo(
-        name, params["axes"], (*mapped_sizes, *local), tuple(local), aval.dtype,
+        name, axes, (*mapped_sizes, *local), tuple(local), aval.dtype,
         layers, stacked, spec, place.mapped, place.custom, params["having"], params["also"],
+        params["starts"],
     )  # fmt: skip
 
 

@@ -1,0 +1,286 @@
+"""The program of a sweep: both runs, then every cell of every group, in chunks.
+
+A group is a layer and a bucket of positions: its cells are edits at that layer, none of them before the bucket's start,
+so the layers and (in a causal model) the positions before it are not run again. Groups of one bucket are one program,
+whatever the layer.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from mechjax.base.catalogue import SITES
+from mechjax.metrics.metric import Metric
+from mechjax.models.cache import Cache
+from mechjax.models.config import Config
+from mechjax.models.decoder import Decoder, through
+from mechjax.models.readout import readout
+from mechjax.models.resume import resume
+from mechjax.transform.edits import replace
+from mechjax.transform.select import is_concrete
+from mechjax.transform.transforms import capture, intervene
+
+EMBEDS = frozenset({"embed", "pos_embed"})
+TAIL = frozenset({"ln_final.scale", "ln_final.normalized", "logits"})
+_MOST = 4  # buckets: each is compiled; four leave 15 % of what one for every position would save (measured)
+_LEAST = 4  # positions of a bucket
+_WORTH = {"cpu": 5e11}  # operations that take longer than a further bucket takes to compile (measured)
+_WORTH_ELSEWHERE = 5e13
+
+
+class Sweep(eqx.Module):
+    """What is swept, checked.
+
+    Attributes:
+        model: The decoder.
+        metric: What is read.
+        donor: Ids of the run that activations come from. Shape (batch, pos).
+        base: Ids of the run that they are put into. Shape (batch, pos).
+        mask: True for real tokens.
+        at: The position that the metric reads. Shape (batch,).
+        columns: The tokens that it reads. Shape (batch, k); None for all.
+        named: Named positions, in place of every column. Shape (name, batch).
+        site: The site that is patched (static).
+        over: The axes that are swept (static).
+        sizes: Their lengths, without the layer's (static).
+        starts: For each swept position the first that runs; empty where all positions run (static).
+        chunk: Cells that run at once (static).
+    """
+
+    model: Decoder
+    metric: Metric
+    donor: Int[Array, "batch pos"]
+    base: Int[Array, "batch pos"]
+    mask: Bool[Array, "batch pos"] | None
+    at: Int[Array, " batch"]
+    columns: Int[Array, "batch k"] | None
+    named: Int[Array, "name batch"] | None
+    site: str = eqx.field(static=True)
+    over: tuple[str, ...] = eqx.field(static=True)
+    sizes: tuple[int, ...] = eqx.field(static=True)
+    starts: tuple[int, ...] = eqx.field(static=True)
+    chunk: int = eqx.field(static=True)
+
+    @property
+    def swept(self) -> tuple[str, ...]:
+        """The axes without the layer."""
+        return tuple(axis for axis in self.over if axis != "layer")
+
+    @property
+    def layers(self) -> range | None:
+        """The layers that are swept; None where all are patched at once."""
+        return range(self.model.config.n_layers) if "layer" in self.over else None
+
+    def cells(self) -> Int[np.ndarray, "cell axis"]:
+        """The place of every cell of a layer; one of no indices where no axis is swept."""
+        return np.indices(self.sizes).reshape(len(self.sizes), math.prod(self.sizes)).T
+
+    def buckets(self) -> Iterator[tuple[int, Int[np.ndarray, " cell"]]]:
+        """The first position that runs, and which cells are in its bucket."""
+        cells = self.cells()
+        if not self.starts:
+            yield 0, np.arange(len(cells))
+            return
+        first = np.array(self.starts)[cells[:, self.swept.index("pos")]]
+        for start in np.unique(first):
+            yield int(start), np.flatnonzero(first == start)
+
+    def size_of(self, start: int) -> int:
+        """Cells that run at once from a position on: shorter runs leave room for more."""
+        n_pos = self.base.shape[1]
+        return max(1, self.chunk * n_pos // (n_pos - start))
+
+
+class Runs(eqx.Module):
+    """What cells need of the two runs.
+
+    Attributes:
+        donor: The activations that are put in: all layers of them, for a site that has layers.
+        base: Residual streams of the base run, one per layer, and after the last.
+        cache: Its keys and values; None where all positions run.
+        of_donor: Its metric.
+        of_base: The base run's.
+    """
+
+    donor: Float[Array, "..."]
+    base: Float[Array, "stream batch pos d_model"]
+    cache: Cache | None
+    of_donor: Float[Array, " batch"]
+    of_base: Float[Array, " batch"]
+
+
+class _Whole(eqx.Module):
+    """The model from tokens to the logits that a metric reads, and the cache."""
+
+    sweep: Sweep
+
+    def __call__(self, ids: Array, mask: Any, at: Array, columns: Any) -> tuple[Array, Cache | None]:
+        model, config = self.sweep.model, self.sweep.model.config
+        if self.sweep.starts:
+            cache = Cache.empty(config, ids.shape[:-1], ids.shape[-1], model.W_E.dtype)
+            resid, cache = model.proceed(ids, cache, mask=mask)
+        else:
+            sequence = model.arrange(ids.shape[-1], mask=mask)
+            resid, cache = through(model, model.embed(ids, mask=mask), sequence)
+        return _read(model, resid, at, columns, unembeds=self.sweep.site in TAIL), cache
+
+
+class _Rest(eqx.Module):
+    """The model from a residual stream (or from its tokens) to the logits that a metric reads."""
+
+    sweep: Sweep
+    cache: Cache | None
+    start: int = eqx.field(static=True)
+
+    def __call__(self, stream: Array, layer: Any) -> Float[Array, "*batch token"]:
+        sweep, model = self.sweep, self.sweep.model
+        mask = sweep.mask if self.cache is None else None
+        at = jnp.maximum(sweep.at - self.start, 0)
+        resid = model.embed(stream, mask=mask) if sweep.site in EMBEDS else stream
+        rest = resume(model, layer, cache=self.cache, start=self.start)
+        if sweep.site in TAIL or (sweep.layers is None and sweep.site not in EMBEDS):
+            resid = rest.blocks(resid, mask=mask)
+        else:
+            resid, at = rest.final(resid, at, mask=mask), jnp.zeros_like(at)
+        return _read(model, resid, at, sweep.columns, unembeds=sweep.site in TAIL)
+
+
+def _read(
+    model: Decoder, resid: Array, at: Array, columns: Array | None, *, unembeds: bool
+) -> Float[Array, "*batch token"]:
+    """The logits that a metric reads; with `unembeds`, through the sites of the unembedding."""
+    if not unembeds:
+        return readout(model, resid, at, columns)
+    logits = model.unembed(resid)
+    read = jnp.take_along_axis(logits, at[..., None, None], -2)[..., 0, :]
+    return read if columns is None else jnp.take_along_axis(read, columns, -1)
+
+
+def starts_of(
+    config: Config,
+    site: str,
+    over: tuple[str, ...],
+    sizes: tuple[int, ...],
+    shape: tuple[int, ...],
+    positions: Mapping[str, Any] | None,
+) -> tuple[int, ...]:
+    """For each swept position the first that must run; empty where all must.
+
+    Positions can be left out where an edit stands at one position of a causal model, and changes none before it. That
+    is done where it saves more than the programs of further buckets cost.
+    """
+    if "pos" not in over or not SITES[site].layered or not config.causal:
+        return ()
+    runs = config.n_layers if "layer" not in over else config.n_layers * (config.n_layers + 1) / 2
+    block = sum(math.prod(s) for path, s in config.shapes.items() if path.startswith("blocks."))
+    operations = 2 * block / config.n_layers * math.prod(shape) * math.prod(sizes) * runs
+    worth = _WORTH.get(jax.default_backend(), _WORTH_ELSEWHERE)
+    count, n_pos = min(_MOST, shape[1] // _LEAST, int(operations / worth)), shape[1]
+    if count < 2:
+        return ()
+    if positions is None:
+        first = np.arange(n_pos)
+    elif all(is_concrete(at) for at in positions.values()):
+        named = np.stack([np.asarray(at) for at in positions.values()])
+        first = np.where(named < 0, named + n_pos, named).clip(0, n_pos - 1).min(-1)
+    else:
+        return ()
+    bounds = np.array([i * n_pos // count for i in range(count)])
+    return tuple(int(bounds[bounds <= at].max()) for at in first)
+
+
+@eqx.filter_jit
+def prepare(sweep: Sweep) -> Runs:
+    """Run both sides."""
+    last = sweep.model.config.n_layers - 1
+    # Both runs are one program with an axis in front, which compiles in half the time of two.
+    both = jnp.stack([sweep.donor, sweep.base])
+    mask, at, columns = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (2, *x.shape)), (sweep.mask, sweep.at, sweep.columns)
+    )
+    ends = sweep.site in TAIL
+    wanted = [sweep.site, f"blocks.{last}.hook_resid_post" if ends else "resid_pre"]
+    (logits, cache), acts = capture(_Whole(sweep), list(dict.fromkeys(wanted)))(both, mask, at, columns)
+    of_donor, of_base = sweep.metric.of(logits)
+    streams = acts["resid_post" if ends else "resid_pre"][:, 1]
+    donor = acts[sweep.site][:, 0] if acts.layers[sweep.site] else acts[sweep.site][0]
+    if cache is not None:
+        arrays = (cache.keys[:, 1], cache.values[:, 1], cache.real[1], cache.positions[1])
+        cache = Cache(*arrays, cache.length)
+    return Runs(donor, streams, cache, of_donor, of_base)
+
+
+@eqx.filter_jit
+def scores_of(sweep: Sweep, runs: Runs, layer: Any, cells: Array, start: int) -> Float[Array, "cell batch"]:
+    """The metric of some cells of one group, per example, all at once; `start` is static."""
+    layers = sweep.model.config.n_layers
+    rest = _Rest(sweep, runs.cache if sweep.starts else None, start)
+
+    def cell(index: Array) -> Array:
+        where: dict[str, Any] = dict(zip(sweep.swept, index, strict=True))
+        if sweep.named is not None:
+            where["pos"] = sweep.named[where["pos"]][:, None]  # one position per example
+        edit = replace(sweep.site, runs.donor, per_layer=SITES[sweep.site].layered, layer=layer, **where)
+        if sweep.site in TAIL:
+            return sweep.metric.of(intervene(rest, [edit])(runs.base[-1], jnp.int32(layers)))
+        first = jnp.int32(0) if layer is None else layer
+        stream = sweep.base if sweep.site in EMBEDS else runs.base[first][..., start:, :]
+        patched = sweep.metric.of(intervene(rest, [edit])(stream, first))
+        return jnp.where(sweep.at < start, runs.of_base, patched)  # an edit changes nothing before it
+
+    return jax.vmap(cell)(cells)
+
+
+@eqx.filter_jit
+def all_scores(sweep: Sweep) -> tuple[Array, Array, Array]:
+    """Scores of every cell, per example, and the metric of the donor run and of the base run, in one program."""
+    runs, buckets = prepare(sweep), list(sweep.buckets())
+
+    def layer(at: Any) -> Array:
+        cells = sweep.cells()
+        parts = [
+            _chunked(
+                lambda c, start=start: scores_of(sweep, runs, at, c, start),
+                cells[which],
+                sweep.size_of(start),
+            )
+            for start, which in buckets
+        ]
+        order = np.argsort(np.concatenate([which for _, which in buckets]))
+        return jnp.concatenate(parts)[order]
+
+    # lax.map keeps a real branch per layer: layers before the start are skipped, in one program.
+    swept = sweep.layers
+    scores = layer(None)[None] if swept is None else jax.lax.map(layer, jnp.array(swept, jnp.int32))
+    return shaped(sweep, scores), runs.of_donor, runs.of_base
+
+
+def shaped(sweep: Sweep, scores: Float[Array, "layer cell batch"]) -> Float[Array, "*over batch"]:
+    """Scores with the axes in the order asked for."""
+    if sweep.layers is None:
+        return scores.reshape(*sweep.sizes, -1)
+    scores = scores.reshape(len(sweep.layers), *sweep.sizes, -1)
+    return jnp.moveaxis(scores, 0, sweep.over.index("layer"))
+
+
+def even(n: int, most: int) -> tuple[int, int]:
+    """Number and size of chunks of `n` cells, of at most `most`, that are as alike as can be."""
+    chunks = -(-n // most)
+    return chunks, -(-n // chunks)
+
+
+def _chunked(fn: Callable[[Array], Array], cells: np.ndarray, most: int) -> Array:
+    """`fn` of cells, so many at a time; the last chunk is filled up with repeats."""
+    n = len(cells)
+    chunks, size = even(n, most)
+    if chunks == 1:
+        return fn(jnp.asarray(cells))
+    filled = cells[np.arange(chunks * size).clip(max=n - 1)].reshape(chunks, size, -1)
+    out = jax.lax.map(fn, jnp.asarray(filled))
+    return out.reshape(chunks * size, *out.shape[2:])[:n]
