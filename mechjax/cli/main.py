@@ -11,10 +11,14 @@ from mechjax.cli.check import check
 from mechjax.cli.doctor import doctor
 from mechjax.cli.patch import patch
 from mechjax.cli.plan import plan
+from mechjax.cli.scoreboard import scoreboard
 from mechjax.cli.sites import sites
 from mechjax.cli.tour import tour
 
-VERBS = {"tour": tour, "patch": patch, "sites": sites, "check": check, "plan": plan, "doctor": doctor}
+VERBS = {
+    "tour": tour, "patch": patch, "sites": sites, "check": check, "plan": plan, "doctor": doctor,
+    "scoreboard": scoreboard,
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """A model whose circuit is known: what methods that look for circuits are judged by."""
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from mechjax.base.errors import ArgumentError
@@ -39,6 +40,12 @@ class Truth(Record):
     def varying(self) -> Bool[Array, " edge"]:
         """The edges of the circuit that differ between the prompts: those that resampling can find."""
         return self.circuit & ~self.constant
+
+    @property
+    def nodes(self) -> Bool[Array, " node"]:
+        """The nodes that such an edge leaves, in the order of `graph.nodes`."""
+        found = jnp.zeros(len(self.graph.nodes), bool)
+        return found.at[self.graph.table[:, 0]].max(self.varying)
 
     def axis_labels(self) -> dict[str, tuple[str, ...]]:
         """Names of edges."""

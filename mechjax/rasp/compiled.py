@@ -13,7 +13,7 @@ from mechjax.base.errors import ArgumentError, SiteError, TokenError, did_you_me
 from mechjax.base.prompts import Prompts
 from mechjax.base.records import Record
 from mechjax.graph.build import Graph
-from mechjax.graph.truth import Truth
+from mechjax.graph.truth import Truth, whole
 from mechjax.metrics.answers import logit_diff
 from mechjax.models.decoder import Decoder
 from mechjax.rasp.circuit import Touched
@@ -108,20 +108,45 @@ class Compiled(Record):
                 f"{len(clean)} clean and {len(corrupt)} corrupt inputs, of lengths "
                 f"{sorted({len(text) for text in (*clean, *corrupt)})}: give as many of each, all of one length."
             )
-        one, other = (self.encode(inputs).tokens for inputs in (clean, corrupt))
-        right, wrong = (np.asarray(self.model(ids))[:, pos] for ids in (one, other))
-        if self.variables[-1].numerical:
-            metric, same = logit_diff(0, 1, pos), np.isclose(right[:, 0], wrong[:, 0])
-        else:
-            ids = right.argmax(-1), wrong.argmax(-1)
-            metric, same = logit_diff(*ids, pos), ids[0] == ids[1]
+        one, other = (np.asarray(self.encode(inputs).tokens) for inputs in (clean, corrupt))
+        same = ~self._differ(one, other, pos)
         if same.any():
             i = int(np.flatnonzero(same)[0])
             raise ArgumentError(
                 f"pair {i}, {list(clean[i])} and {list(corrupt[i])}: the program gives the same at position {pos} for "
                 "both, so the metric would see nothing. Choose inputs that differ there, or another `pos`."
             )
-        return Truth(self.circuit, self.constant, one, other, metric, self.model, self.graph)
+        return self._truth(one, other, pos)
+
+    def sample(self, n: int, *, seed: int, pos: int = -1) -> Truth:
+        """The circuit with `n` random pairs of the longest inputs, of those that differ at `pos`; as `truth`.
+
+        Raises:
+            ArgumentError: Fewer than `n` of `100 * n` random pairs differ there.
+        """
+        whole("n", n, 1)
+        size = (2, 100 * n, self.model.config.n_ctx)
+        one, other = np.random.default_rng(seed).integers(0, len(self.vocabulary), size, np.int32)
+        chosen = np.flatnonzero(self._differ(one, other, pos))[:n]
+        if len(chosen) < n:
+            raise ArgumentError(
+                f"of {100 * n} random pairs of inputs only {len(chosen)} differ at position {pos} in what the program "
+                f"gives, n={n} were asked for: choose inputs yourself, `truth(clean, corrupt)`, or another `pos`."
+            )
+        return self._truth(one[chosen], other[chosen], pos)
+
+    def _at(self, ids: np.ndarray, pos: int) -> np.ndarray:
+        """What the program gives at a position: numbers, or the place of categories among the output's values."""
+        logits = np.asarray(self.model(ids))[:, pos]
+        return logits[:, 0] if self.variables[-1].numerical else logits.argmax(-1)
+
+    def _differ(self, one: np.ndarray, other: np.ndarray, pos: int) -> np.ndarray:
+        return ~np.isclose(self._at(one, pos), self._at(other, pos), atol=1e-4)
+
+    def _truth(self, one: np.ndarray, other: np.ndarray, pos: int) -> Truth:
+        answers = (0, 1) if self.variables[-1].numerical else (self._at(one, pos), self._at(other, pos))
+        sides = jnp.asarray(one), jnp.asarray(other)
+        return Truth(self.circuit, self.constant, *sides, logit_diff(*answers, pos), self.model, self.graph)
 
     def decode(self, logits: Float[Array, "batch pos d_vocab"], prompts: Prompts) -> list[list[Any]]:
         """The values that logits stand for, at the real positions of prompts."""

@@ -61,6 +61,9 @@ class Page(eqx.Module):
             path.write_text(self.html, encoding="utf-8")
         return path
 
+    def __repr__(self) -> str:
+        return f"Page: {self.title}"  # not the page itself: notebooks keep this beside the frame
+
     def _repr_html_(self) -> str:
         # A frame of its own: the notebook's style and the page's leave each other alone.
         frame = tag(

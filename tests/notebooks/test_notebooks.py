@@ -7,13 +7,29 @@ import jax
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+LONG = {"02_patching", "03_attribution"}
+
+
+def code(path: Path) -> list[dict]:
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook__run_from_the_top__asserts_what_holds(path):
-    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
-    assert all(cell["execution_count"] for cell in cells), "it is committed with its outputs"
+def test_notebook__as_committed__was_run_and_asserts(path):
+    cells = code(path)
+    assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)], (
+        "from the top, with outputs"
+    )
     assert any("assert" in "".join(cell["source"]) for cell in cells), "it ends in asserted numbers"
+    assert path.stat().st_size < 200_000
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in LONG), id=path.stem) for path in NOTEBOOKS],
+)
+def test_notebook__run_from_the_top__asserts_what_holds(path):
+    cells = code(path)
     space: dict = {}
     with jax.numpy_dtype_promotion("standard"):  # as readers have it
         for cell in cells:

@@ -165,6 +165,17 @@ def test_truth__of_pairs__reads_what_differs_between_them():
         shift.truth(clean, [tuple("abc")])
 
 
+def test_sample__of_pairs__differ_in_what_the_program_gives():
+    shift = compiled("shift")
+    truth = shift.sample(5, seed=0)
+    assert truth.clean.shape == (5, LONGEST)
+    assert (truth.clean[:, -3] != truth.corrupt[:, -3]).all()
+    assert_allclose(truth.metric(truth.model(truth.clean)), np.ones(5), **CLOSE)
+    assert [truth.graph.nodes[i] for i in np.flatnonzero(truth.nodes)] == ["input", "a0.h0"]
+    with pytest.raises(ArgumentError, match=r"of 500 random pairs .* only 0 differ at position 0"):
+        shift.sample(5, seed=0, pos=0)
+
+
 def test_causal__flag__is_the_interpreters():
     hist, word = program("hist"), [tuple("abab")]
     assert interpret(hist, word[0]) == [2, 2, 2, 2]

@@ -36,6 +36,7 @@ def test_page__in_a_notebook__is_a_frame_of_its_own(page):
     frame = page._repr_html_()
     assert frame.startswith('<iframe srcdoc="&lt;!doctype html&gt;')
     assert 'sandbox="allow-scripts"' in frame
+    assert repr(page) == "Page: T <1>"
 
 
 def test_write__into_a_new_folder__makes_it(page, tmp_path):
