@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Int
 
 from mechjax.base.errors import ArgumentError, UnsupportedModelError
 from mechjax.models.attention import Attention
-from mechjax.models.cache import Cache
+from mechjax.models.cache import Keys
 from mechjax.models.config import Config
 from mechjax.models.decoder import Decoder
 from mechjax.models.marks import Mark
@@ -181,8 +181,8 @@ class _RuledAttention(Attention):
         config: Config,
         mark: Mark,
         layer: Int[Array, ""] | int = 0,
-        cache: Cache | None = None,
-    ) -> tuple[Float[Array, "*batch pos d_model"], Cache | None]:
+        cache: Keys | None = None,
+    ) -> tuple[Float[Array, "*batch pos d_model"], Keys | None]:
         share, heat, seen = _SHARES[self.rules.attn], self.rules.softmax, {}
 
         def tap(x: Array, name: str) -> Array:
