@@ -79,8 +79,8 @@ def save(record: eqx.Module, folder: str | Path) -> Path:
     text = json.dumps({"sha256": _digest(page), **page}, indent=1, allow_nan=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / f"{digest}.safetensors", data)
-        _replace(folder / "record.json", text.encode())
+        replace_file(folder / f"{digest}.safetensors", data)
+        replace_file(folder / "record.json", text.encode())
         for stale in folder.glob("*.safetensors"):
             if _SHA256.fullmatch(stale.stem) and stale.stem != digest:
                 stale.unlink()
@@ -139,8 +139,8 @@ def _digest(page: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(page, sort_keys=True).encode()).hexdigest()
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step, on disk before it has its name."""
+def replace_file(path: Path, data: bytes) -> None:
+    """Put `data` at `path` in one step, on disk before it has its name: whoever reads finds all of it or none."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".saving-")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -1,5 +1,6 @@
 """`mechjax patch MODEL`: put activations of one prompt into another, and see which bring the answer back."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ def patch(
     mode: Literal["denoise", "noise"] = "denoise",
     top: int = 10,
     page: Path | None = None,
+    folder: Path | None = None,
 ) -> None:
     """Patch every place of a site, one at a time, and show how much of the answer each brings back.
 
@@ -44,6 +46,7 @@ def patch(
         mode: denoise puts clean activations into the corrupt run, noise the reverse.
         top: How many leading places to name.
         page: Where to write a page about it, one HTML file.
+        folder: Where to keep what is done: the same command goes on after it was stopped.
     """
     if page is not None:
         check_writable(page)
@@ -59,10 +62,10 @@ def patch(
         )
     pieces = _pieces(tokenizer, clean, corrupt)
     ids = [tokenizer.token(_continuing(clean, word)) for word in (answer, wrong)]
-    with bar(f"Patching {site}", 1) as progress:
-        prompts, other = tokenizer([clean]), tokenizer([corrupt])
-        scores = activation_patch(decoder, prompts, other, logit_diff(*ids), site=site, over=over, mode=mode)
-        progress.advance()
+    sides, metric = (tokenizer([clean]), tokenizer([corrupt])), logit_diff(*ids)
+    # With a folder the sweep shows its own bar, unit by unit.
+    with nullcontext() if folder else bar(f"Patching {site}", 1):
+        scores = activation_patch(decoder, *sides, metric, site=site, over=over, mode=mode, folder=folder)
     console, names = Console(), {"pos": pieces}
     before, after = float(scores.clean.mean()), float(scores.corrupt.mean())
     ahead = f"`{tokenizer.decode(ids[:1])}` over `{tokenizer.decode(ids[1:])}`"

@@ -18,6 +18,7 @@ Exact: always.    Misleads when: patched activations lie off the distribution (a
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
 from mechjax.patching.scores import PatchScores
 from mechjax.patching.sweep import Sweep, all_scores, starts_of
+from mechjax.patching.units import swept_in
 from mechjax.tasks.pairing import paired
 from mechjax.transform.select import is_concrete
 from mechjax.transform.swept import named_positions, swept_axes, swept_site
@@ -49,6 +51,7 @@ def activation_patch(
     positions: Mapping[str, Int[Array, " batch"]] | None = None,
     mode: Literal["denoise", "noise"] = "denoise",
     chunk_size: int | None = None,
+    folder: str | Path | None = None,
 ) -> PatchScores:
     """Patch every place of a site, one at a time, and read the metric.
 
@@ -63,6 +66,8 @@ def activation_patch(
         positions: Named positions, one per example, to sweep in place of every column ("pos" must be in `over`).
         mode: "denoise" puts clean activations into the corrupt run, "noise" corrupt ones into the clean run.
         chunk_size: Cells that run at once; None plans it from their memory.
+        folder: Where to keep what is done, so that the same call goes on after a crash. Chunks then run one by one,
+            each a file; None runs all in one program.
 
     Returns:
         The scores, `[*over]`, with the metric of both runs.
@@ -71,7 +76,9 @@ def activation_patch(
         SiteError: a site or axis that this model does not have.
         PairingError: clean and corrupt that do not line up.
         ShapeError: answers for another number of examples.
-        ArgumentError: an unknown mode, or a chunk size below 1.
+        ArgumentError: an unknown mode, a chunk size below 1, or a folder of another sweep: what differs is named.
+        CheckpointError: a file in the folder that is not whole, or was changed.
+        WriteError: a folder that cannot be written.
     """
     if mode not in ("denoise", "noise"):
         raise ArgumentError(
@@ -94,7 +101,10 @@ def activation_patch(
     sweep = Sweep(
         model, metric, donor, base, mask, at, columns, named, name, tuple(over), sizes, starts, chunk
     )
-    scores, *runs = all_scores(sweep)
+    if folder is None:
+        scores, *runs = all_scores(sweep)
+    else:
+        scores, *runs = swept_in(Path(folder), sweep, mode=mode, names=tuple(positions or ()))
     of_clean, of_corrupt = runs if mode == "denoise" else runs[::-1]
     labels = (("pos", tuple(positions)),) if positions else ()
     return PatchScores(scores.mean(-1), scores, of_clean, of_corrupt, name, tuple(over), mode, labels)

@@ -1,0 +1,187 @@
+"""Sweeps in a folder: killed and continued, they are what they would have been; another sweep is refused."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mechjax as mj
+from mechjax.base.errors import ArgumentError, CheckpointError, WriteError
+from mechjax.patching import units
+from tests.tolerances import TOL
+
+UNITS = 9  # three layers, six positions, two at a time
+
+SCRIPT = """
+import sys, time
+import jax
+import mechjax as mj
+from mechjax.patching import units
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+write = units.replace_file
+units.replace_file = lambda path, data: (time.sleep(0.02), write(path, data))
+model = mj.init(mj.models.Config(d_vocab=50, n_ctx=24, d_model=16, n_layers=3, n_heads=4, n_kv_heads=4, d_head=4,
+    d_mlp=32), key=jax.random.key(0))
+pair = jax.random.randint(jax.random.key(3), (2, 3, 6), 0, 50)
+mj.patching.activation_patch(model, *pair, mj.metrics.logit_diff(1, 4), site="resid_pre", chunk_size=2,
+    folder=sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return jax.random.randint(jax.random.key(3), (2, 3, 6), 0, 50)
+
+
+@pytest.fixture(scope="module")
+def patch(tiny_model, pair):
+    def run(folder, model=tiny_model, metric=None, **changed):
+        metric = metric or mj.metrics.logit_diff(1, 4)
+        how = {"site": "resid_pre", "chunk_size": 2} | changed
+        return mj.patching.activation_patch(model, *pair, metric, folder=folder, **how)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def done(patch, tmp_path_factory):
+    """A folder that was swept at once, and its scores."""
+    folder = tmp_path_factory.mktemp("done") / "sweep"
+    return folder, patch(folder)
+
+
+def same(scores, expected):
+    for name in ("scores", "per_example", "clean", "corrupt"):
+        np.testing.assert_array_equal(getattr(scores, name), getattr(expected, name))
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def test_folder__swept_at_once__equals_the_sweep_without(done, patch):
+    folder, scores = done
+    np.testing.assert_allclose(scores.per_example, patch(None).per_example, **TOL["float32", "sweep"])
+    assert sorted(files(folder)) == ["sweep.json", *(f"unit-{i:06d}.safetensors" for i in range(UNITS))]
+
+
+def test_folder__stopped_anywhere__goes_on_and_changes_nothing_that_was_done(
+    done, patch, tmp_path, monkeypatch
+):
+    _, expected = done
+    left = [1, 2, 5, 0]  # files until the next stop
+    write, asked = units.replace_file, []
+
+    def stops(path, data):
+        if not left[0]:
+            left.pop(0)
+            raise KeyboardInterrupt
+        left[0] -= 1
+        asked.append(path.name)
+        write(path, data)
+
+    monkeypatch.setattr(units, "replace_file", stops)
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            patch(tmp_path / "sweep")
+    left.append(99)
+    same(patch(tmp_path / "sweep"), expected)
+    assert len(asked) == len(set(asked)) == UNITS + 1  # no file twice
+    assert files(tmp_path / "sweep") == files(done[0])
+
+
+def killed(folder, moments):
+    """Sweeps in processes that are killed, at each moment, once there are so many files and a little later."""
+    for n_files, later in moments:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(folder)], env=os.environ | {"PYTHONPATH": "."}
+        )
+        while process.poll() is None and (not folder.exists() or len(files(folder)) < n_files):
+            time.sleep(0.002)
+        time.sleep(later)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def test_folder__killed_from_outside__goes_on(done, patch, tmp_path):
+    folder = tmp_path / "sweep"
+    killed(folder, [(4, 0.01)])
+    assert 4 <= len(files(folder)) < UNITS + 1
+    same(patch(folder), done[1])
+    assert files(folder) == files(done[0])
+
+
+@pytest.mark.slow
+def test_folder__killed_at_ten_random_moments__loses_and_doubles_nothing(done, patch, tmp_path):
+    folder, rng = tmp_path / "sweep", random.Random(0)
+    killed(folder, [(i, rng.random() * rng.choice([0.03, 3])) for i in range(10)])
+    same(patch(folder), done[1])
+    assert files(folder) == files(done[0])
+
+
+@pytest.mark.slow
+def test_folder__of_all_layers_and_named_positions__equals_the_sweep_without(patch, tmp_path):
+    how = {"over": ("pos",), "positions": {"first": jnp.array([0, 1, 2]), "end": jnp.array([5, 5, 5])}}
+    same(patch(tmp_path, **how), patch(tmp_path, **how))
+    np.testing.assert_allclose(
+        patch(tmp_path, **how).scores, patch(None, **how).scores, **TOL["float32", "sweep"]
+    )
+
+
+def test_folder__of_another_sweep__is_refused_with_what_differs(done, patch, tiny_model):
+    folder, _ = done
+    other = eqx.tree_at(lambda m: m.W_E, tiny_model, tiny_model.W_E + 1)
+    for changed, said in [
+        ({"model": other}, r"`model` is \"\w+\.\.\.\" there and"),
+        ({"metric": mj.metrics.logit_diff(1, 5)}, '`metric` is "LogitDiff'),
+        ({"site": "z", "over": ("layer", "pos")}, '`site` is "resid_pre" there and "z" here'),
+        ({"mode": "noise"}, '`mode` is "denoise" there and "noise" here. Go on'),
+        ({"over": ("pos", "layer")}, r'`over` is \["layer", "pos"\] there and \["pos", "layer"\] here'),
+        ({"chunk_size": 3}, "`chunk_size` is 2 there and 3 here"),
+    ]:
+        with pytest.raises(ArgumentError, match=said):
+            patch(folder, **changed)
+
+
+def test_folder__that_is_broken__teaches(done, patch, tmp_path):
+    whole, unit = files(done[0]), "unit-000003.safetensors"
+
+    def broken(name, data):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        for other, content in (whole | {name: data}).items():
+            if content is not None:
+                (folder / other).write_bytes(content)
+        return folder
+
+    changed = bytearray(whole[unit])
+    changed[-1] ^= 1
+    page = json.loads(whole["sweep.json"])
+    for name, data, said in [
+        (unit, whole[unit][:-3], "is not whole: .*Delete it, and it is swept again"),
+        (unit, bytes(changed), "was changed after it was written"),
+        (unit, whole["unit-000004.safetensors"], "was changed after it was written, or is of another sweep"),
+        ("sweep.json", b"{", "sweep.json` is not whole, or was changed"),
+        ("sweep.json", json.dumps(page | {"site": "z"}).encode(), "sweep.json` is not whole, or was changed"),
+        ("sweep.json", None, "holds units, but no `sweep.json`"),
+    ]:
+        with pytest.raises(CheckpointError, match=said):
+            patch(broken(name, data))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match="Choose a folder that can be written"):
+        patch(tmp_path / "file" / "sweep")
+
+
+def test_folder__inside_jit__is_refused(patch, tiny_model, tmp_path):
+    with pytest.raises(ArgumentError, match="inside `jit` or `vmap` cannot write to"):
+        eqx.filter_jit(lambda model: patch(tmp_path, model=model).scores)(tiny_model)
