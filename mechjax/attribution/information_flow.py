@@ -111,7 +111,14 @@ def information_flow(
     acts = _captured(seen, ids, mask)
     chunk = chunk_size or max(1, int(CHUNK_BYTES / (8 * len(graph.nodes) * model.config.d_model)))
     streams = [acts["resid_pre"], *[acts["mlp_in"]] * graph.mlp, acts["resid_post"]]
-    found = _importance(seen, recorded(acts), jnp.concatenate(streams), mask, graph, min(chunk, ids.size))
+    found = _importance(
+        seen,
+        recorded(acts["resid_pre"][0], acts),
+        jnp.concatenate(streams),
+        mask,
+        graph,
+        min(chunk, ids.size),
+    )
     return InformationFlow(found[_stream_of(graph)[graph.table[:, 1]], graph.table[:, 0]], graph)
 
 
@@ -120,9 +127,7 @@ def _captured(model: Decoder, ids: Array, mask: Array | None) -> Activations:
     """What nodes write, and what readers read."""
     read = ("resid_pre", *("mlp_in",) * (model.config.mlp != "none"))
     last = f"blocks.{model.config.n_layers - 1}.hook_resid_post"
-    return capture(model, (*read, *(s for s in sites(model) if "resid_pre" not in s), last))(ids, mask=mask)[
-        1
-    ]
+    return capture(model, (*read, *sites(model), last))(ids, mask=mask)[1]
 
 
 def _stream_of(graph: Graph) -> np.ndarray:
