@@ -29,8 +29,8 @@ from mechjax.models.params import assemble
 GATES = ("or", "and", "adder", "saturated", "cancelling")
 """The names of all gates."""
 
-_SHARP = 20.0
-"""Score of the key that a head attends to; the others have 0, so that what strays is lost in float32."""
+_SHARP = 400.0
+"""Score of the key that a head attends to, others having 0: what strays, and its gradient, is zero in float64 too."""
 _BIT, _OUT, _FIRST = 0, 1, 2  # directions of the stream; then one per position, then one per copied bit
 
 
