@@ -84,6 +84,19 @@ def generation(name: str, what: str, peer: str, least: float, runs: int, *, edit
     )
 
 
+def edges(name: str, what: str, method: str, least: float, runs: int, **params: Any) -> Case:
+    """Scores of all edges, from gradients."""
+    params |= {"method": method}
+    return Case(
+        name,
+        what,
+        (Side("mechjax", "edges", params, runs=5), Side("eapig", "edges", params, runs=runs)),
+        arrays=("clean", "corrupt"),
+        tolerance=1e-4,
+        at_least={"eapig": least},
+    )
+
+
 def compilation(job: str, batch: tuple[int, int], **params: Any) -> Case:
     """Seconds to trace, lower and compile a job, for 12 layers and for 48."""
     few, many = (
@@ -117,6 +130,15 @@ def cases(batch: tuple[int, int]) -> tuple[Case, ...]:
         ),
         sweep("sweep-resid", "resid_pre", "patch resid_pre, every layer x position"),
         sweep("sweep-heads", "z", "patch z, every layer x head"),
+        edges("eap", "score every edge by EAP", "EAP", 15, 3),
+        edges("eap-ig", "score every edge by EAP-IG, 5 steps", "EAP-IG-inputs", 10, 2, steps=5),
+        Case(
+            "eap-memory",
+            "score every edge by EAP, 64 prompts x 64 tokens",
+            (Side("mechjax", "edges_at_length", {"n_prompts": 64, "n_pos": 64}, runs=2),),
+            arrays=(),
+            facts={"peak_gb": 3.0},
+        ),
         generation("generate", "128 tokens, greedily, with a cache", "huggingface", 1.0, 3, edited=False),
         generation("generate-edited", "128 tokens, one edit at every step", "nnsight", 3.0, 2, edited=True),
         Case(

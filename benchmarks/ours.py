@@ -10,10 +10,11 @@ import jaxlib
 import numpy as np
 
 import mechjax as mj
-from benchmarks.worker import Job, peak_of, steering
+from benchmarks.worker import Job, peak_mb, peak_of, steering
 from mechjax.base.catalogue import SITES
 
 OVER = {"resid_pre": ("layer", "pos"), "z": ("layer", "head")}
+MILLIONTHS = 1e6  # scores of a random model are small
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -79,7 +80,7 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, Job], dict[str, str]]:
         return work, collect
 
     jobs: dict[str, Job] = {"forward": forward, "capture": capture, "sweep": sweep, "generate": generate}
-    jobs["load"] = reload
+    jobs |= {"load": reload, **edge_jobs(model)}
     jobs |= {
         "compile": lambda **job: compile_job(model, **job),
         "recompile": lambda **job: recompile_job(model, **job),
@@ -89,6 +90,35 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, Job], dict[str, str]]:
         "jaxlib": jaxlib.__version__,
         "jax device": jax.devices()[0].device_kind,
     }
+
+
+def edge_jobs(model: Any) -> dict[str, Job]:
+    """Scores of all edges from gradients, of given prompts and at a given size."""
+
+    def edges(clean: np.ndarray, corrupt: np.ndarray, method: str, steps: int | None = None):
+        work, graph = edge_scores(model, jnp.asarray(clean), jnp.asarray(corrupt), method, steps)
+
+        def collect(found: Any) -> dict[str, np.ndarray]:
+            square = np.zeros((len(graph.nodes), len(graph.readers)), np.float32)
+            square[tuple(graph.table.T)] = MILLIONTHS * np.asarray(found.scores)
+            return {"scores": square}
+
+        return work, collect
+
+    def edges_at_length(n_prompts: int, n_pos: int):
+        pair = np.random.default_rng(0).integers(model.config.d_vocab, size=(2, n_prompts, n_pos))
+        work, _ = edge_scores(model, *jnp.asarray(pair, jnp.int32), "EAP", None)
+        return work, lambda _: {"peak_gb": round((peak_mb() or float("nan")) / 1e3, 2)}
+
+    return {"edges": edges, "edges_at_length": edges_at_length}
+
+
+def edge_scores(model: Any, clean: Any, corrupt: Any, method: str, steps: int | None) -> tuple[Any, Any]:
+    """The work of scoring all edges as the EAP-IG repository names it, and the graph."""
+    graph, metric = mj.graph.build(model), mj.metrics.logit_diff(5, 7)
+    how = {"steps": steps, "quadrature": "left"} if steps else {}
+    score = mj.attribution.eap_ig if steps else mj.attribution.eap
+    return lambda: jax.block_until_ready(score(model, clean, corrupt, metric, graph=graph, **how)), graph
 
 
 def compile_job(model: Any, *, n_layers: int, job: str, batch: list[int], site: str = ""):

@@ -10,7 +10,7 @@ import sys
 import venv
 from pathlib import Path
 
-PEERS = ("huggingface", "transformerlens", "nnsight")
+PEERS = ("huggingface", "transformerlens", "nnsight", "eapig")
 
 
 def interpreter(folder: Path, peer: str) -> Path:

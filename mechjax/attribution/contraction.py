@@ -13,6 +13,7 @@ For a head that reads y = (x - mean) / s * w + b through W, with g the gradient 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from mechjax.attribution.subject import Subject
@@ -26,7 +27,7 @@ from mechjax.transform.captured import Activations
 from mechjax.transform.gradients import value_and_grad_at
 from mechjax.transform.transforms import capture
 
-CHUNK_BYTES = 128e6  # vectors of all nodes and readers that are there at once
+CHUNK_BYTES = 64e6  # vectors of all nodes and readers that are there at once: little, as a cache likes it
 
 
 class Slopes(eqx.Module):
@@ -34,13 +35,13 @@ class Slopes(eqx.Module):
 
     Attributes:
         resid: Shape (layer, *place, d_model).
-        heads: At q, k and v, one after the other. Shape (layer, *place, head, d_head).
+        heads: At q, k and v. Shapes (layer, *place, head, d_head).
         mlps: At what MLPs read; None without. Shape (layer, *place, d_model).
         last: At what the unembedding reads. Shape (*place, d_model).
     """
 
     resid: Array
-    heads: Array
+    heads: list[Array]
     mlps: Array | None
     last: Array
 
@@ -75,9 +76,10 @@ def _slopes(given: Subject, start: Array) -> tuple[Array, Slopes, Activations]:
     gradients = value_and_grad_at(given, _itself, ("q", "k", "v", *("mlp_in",) * mlps, last))
     clip, made = given.model.config.qkv_clip, sites(given.model)
     (value, grads), acts = capture(gradients, ("resid_pre", *made, *"qkv" * (clip is not None)))(start)
-    heads = jnp.concatenate([grads[site] for site in "qkv"], -2)
+    heads = [grads[site] for site in "qkv"]
     if clip is not None:  # sites stand after it
-        heads = jnp.where(jnp.abs(jnp.concatenate([acts[site] for site in "qkv"], -2)) < clip, heads, 0)
+        inside = [jnp.abs(acts[site]) < clip for site in "qkv"]
+        heads = [jnp.where(here, g, 0) for here, g in zip(inside, heads, strict=True)]
     return value, Slopes(acts["resid_pre"], heads, grads.arrays.get("mlp_in"), grads["resid_post"][-1]), acts
 
 
@@ -106,28 +108,32 @@ def edge_scores(
         chunk_size: Positions that are contracted at once; None plans it from their memory.
     """
     batch, n_pos, d_model = sent.input.shape
-    lead = (batch, n_pos) if per_example else (1, batch * n_pos)
+    groups, length = (batch, n_pos) if per_example else (1, batch * n_pos)
     width = (len(graph.nodes) + len(graph.readers)) * d_model * sent.input.dtype.itemsize
-    chunk = min(chunk_size or max(1, int(CHUNK_BYTES / width)), lead[1])
-    pieces = jax.tree.map(lambda x, n: _pieces(x, n, lead, chunk), (sent, found), _before(sent, found))
-    weights = _weights(given.model)
+    chunk = min(chunk_size or max(1, int(CHUNK_BYTES / width)), length)
+    n = -(-length // chunk)
+    weights, config = _weights(given.model), given.model.config
+    axes = _before(sent, found)
+    rows = jax.tree.map(lambda x, axis: _rows(x, axis, groups, n * chunk), (sent, found), axes)
 
-    def piece(total: list[Array], piece: tuple[Writes, Slopes]) -> tuple[list[Array], None]:
-        nodes, readers = piece[0].vectors(given.model), _readers(given, weights, piece[1])
-        scores = [contract("upm,vpm->uv", nodes, x, given.model.config) for x in readers]
-        return [a + b for a, b in zip(total, scores, strict=True)], None
+    def example(i: Array) -> Array:
+        def piece(total: list[Array], j: Array) -> tuple[list[Array], None]:
+            here = lambda x, axis: lax.dynamic_slice_in_dim(x, i * n * chunk + j * chunk, chunk, axis)
+            own, slopes = jax.tree.map(here, rows, axes)
+            nodes = own.vectors(given.model)
+            # merged, or XLA's CPU backend multiplies at half the rate
+            times = lambda x: contract(
+                "ui,vi->uv", nodes.reshape(len(nodes), -1), x.reshape(-1, nodes[0].size), config
+            )
+            return [a + times(x) for a, x in zip(total, _readers(given, weights, slopes), strict=True)], None
 
-    def example(pieces: tuple[Writes, Slopes]) -> Array:
-        heads = sum(graph.reads.values()) - graph.mlp
-        sizes = (graph.n_layers * heads, graph.n_layers * graph.mlp + 1)
+        sizes = [graph.n_layers * n for n in graph.reads.values()] + [1]
         zero = [jnp.zeros((len(graph.nodes), n), sent.input.dtype) for n in sizes]
-        attention, others = jax.lax.scan(piece, zero, pieces)[0]
-        own = attention.reshape(len(attention), graph.n_layers, heads)
-        if graph.mlp:
-            own = jnp.concatenate((own, others[:, :-1, None]), -1)
-        return graph.flat(jnp.concatenate((own.reshape(len(own), -1), others[:, -1:]), -1))
+        *layered, last = lax.scan(piece, zero, jnp.arange(n))[0]
+        layered = [x.reshape(len(x), graph.n_layers, -1) for x in layered]
+        return graph.flat(jnp.concatenate((jnp.concatenate(layered, -1).reshape(len(last), -1), last), -1))
 
-    return jax.lax.map(example, pieces)
+    return lax.map(example, jnp.arange(groups))
 
 
 def _before(sent: Writes, found: Slopes) -> tuple[Writes, Slopes]:
@@ -139,41 +145,47 @@ def _before(sent: Writes, found: Slopes) -> tuple[Writes, Slopes]:
     )
 
 
-def _pieces(x: Array, before: int, lead: tuple[int, int], chunk: int) -> Array:
-    """(layer, batch, pos, ...) as (group, piece, layer, position of the piece, ...), filled up with zeros."""
-    own = x.shape[before + 2 :]
-    n = -(-lead[1] // chunk)
-    x = x.reshape(*x.shape[:before], *lead, *own)
-    x = jnp.pad(x, [(0, n * chunk - lead[1]) if i == before + 1 else (0, 0) for i in range(x.ndim)])
-    x = x.reshape(*x.shape[: before + 1], n, chunk, *own)
-    return jnp.moveaxis(x, (before, before + 1), (0, 1))
+def _rows(x: Array, axis: int, groups: int, length: int) -> Array:
+    """Batch and position as one axis, each group filled up with zeros to `length`."""
+    lead, own = x.shape[:axis], x.shape[axis + 2 :]
+    x = x.reshape(*lead, groups, -1, *own)
+    if (more := length - x.shape[axis + 1]) > 0:
+        x = jnp.pad(x, [(0, more) if i == axis + 1 else (0, 0) for i in range(x.ndim)])
+    return x.reshape(*lead, groups * length, *own)
 
 
-def _weights(model: Decoder) -> Float[Array, "layer head d_head d_model"]:
+def _weights(model: Decoder) -> list[Float[Array, "layer head d_head d_model"]]:
     """What pulls gradients at q, k and v back to the stream: the projections, times the norm's `w` and centred."""
     attn, norm, config = _attention(model), model.blocks.ln1, model.config
-    W = jnp.moveaxis(jnp.concatenate((attn.W_Q, attn.W_K, attn.W_V), -2), 1, -1)
-    if norm is None:
-        return W
-    if norm.w is not None:
-        W = W * (norm.w + jnp.asarray(config.norm_offset, norm.w.dtype))[:, None, None]
-    return W - W.mean(-1, keepdims=True) if config.norm == "layer" else W
+
+    def of(W: Array) -> Array:
+        W = jnp.moveaxis(W, 1, -1)
+        if norm is not None and norm.w is not None:
+            W = W * (norm.w + jnp.asarray(config.norm_offset, norm.w.dtype))[:, None, None]
+        return W - W.mean(-1, keepdims=True) if norm is not None and config.norm == "layer" else W
+
+    return [of(W) for W in (attn.W_Q, attn.W_K, attn.W_V)]
 
 
-def _readers(given: Subject, weights: Array, found: Slopes) -> tuple[Array, Array]:
-    """The gradient at what each head reads, layer by layer, and at what MLPs and the unembedding read.
-
-    Shapes (reader, pos, d_model).
-    """
-    config, g, n = given.model.config, found.heads, None
+def _readers(
+    given: Subject, weights: list[Array], found: Slopes
+) -> list[Float[Array, "*reader pos d_model"]]:
+    """The gradient at what every reader reads: queries, keys, values, MLPs where there are any, and the unembedding."""
+    config, scale, n = given.model.config, None, None
     if given.model.blocks.ln1 is not None:
         x = widened(found.resid)
         x = x - x.mean(-1, keepdims=True) if config.norm == "layer" else x
         scale = jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + config.norm_eps)
-        g, n = (g / scale[..., None]).astype(g.dtype), (x / scale).astype(g.dtype)
-    heads = contract("lphe,lhem->lhpm", g, weights, config)
-    if n is not None and given.rules.norm != "frozen":
-        along = contract("lhpm,lpm->lhp", heads, n, config) / n.shape[-1]
-        heads = heads - along[..., None] * n[:, None]
-    others = found.last[None] if found.mlps is None else jnp.concatenate((found.mlps, found.last[None]))
-    return heads.reshape(-1, *heads.shape[2:]), others
+        n = (x / scale).astype(found.resid.dtype)
+
+    def pulled(g: Array, W: Array) -> Array:
+        if scale is not None:
+            g = (g / scale[..., None]).astype(g.dtype)
+        heads = contract("lphe,lhem->lhpm", g, W, config)
+        if n is None or given.rules.norm == "frozen":
+            return heads
+        along = (heads * n[:, None]).sum(-1, keepdims=True) / n.shape[-1]
+        return heads - along * n[:, None]
+
+    read = [pulled(g, W) for g, W in zip(found.heads, weights, strict=True)]
+    return [*read, *([] if found.mlps is None else [found.mlps]), found.last]
