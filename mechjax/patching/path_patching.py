@@ -14,8 +14,8 @@ Dill et al. (2023), "Localizing model behavior with path patching", arXiv:2304.0
 Differs from the papers: receivers are what heads, MLPs and the unembedding read before their norms; several receivers
 all get what the first run gave them, as in the paper, so what an earlier one would tell a later one is cut. Where a
 norm stands after attention, a head's write is its share of the norm's output at the scale of its own run.
-Cost: for each group of senders the MLPs once (nothing where all is frozen); for each pair of groups the layers from
-the first receiver on. Memory: `chunk_size` groups of senders at a time, two streams per layer each.
+Cost: for each group of senders the MLPs between it and the receivers (nothing where all is frozen); for each pair of
+groups the layers from the first receiver on. Memory: `chunk_size` groups of senders at a time, two streams per layer each.
 Exact: always.    Misleads when: a change flows along paths that the freeze cuts, or receivers of one group inform each
 other; patched activations lie off the distribution.
 """
@@ -37,6 +37,7 @@ from mechjax.graph.writes import Writes, head_vectors, writes
 from mechjax.metrics.measured import FromStart, Measured, measured
 from mechjax.metrics.metric import Metric
 from mechjax.models.block import Block
+from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder, over_blocks
 from mechjax.models.marks import marks_of
 from mechjax.models.positions import Varying
@@ -204,8 +205,12 @@ def _sweep(
     holds = receivers[:, :-1].reshape(len(receivers), graph.n_layers, -1).any(-1)
     first = jnp.where(holds, layers[:-1], graph.n_layers).min(-1).astype(jnp.int32)
 
+    last = jnp.where(receivers[:, -1].any(), graph.n_layers, jnp.where(holds.any(0), layers[:-1], 0).max())
+
     def of_chunk(senders: Array) -> Array:
-        reads, mids = jax.vmap(lambda held: _moved(runs, graph, held, freeze))(senders)
+        sends = senders[:, 1:].reshape(len(senders), graph.n_layers, -1).any((0, 2))
+        start = jnp.where(senders[:, 0].any(), 0, jnp.where(sends, layers[:-1], graph.n_layers).min())
+        reads, mids = jax.vmap(lambda held: _moved(runs, graph, held, freeze, (start, last)))(senders)
 
         def group(xs: tuple[Array, dict[str, Array]]) -> Array:
             return jax.vmap(lambda read, mid: _patched(runs, read, mid, xs[0], xs[1], used))(reads, mids)
@@ -218,8 +223,13 @@ def _sweep(
     return found.reshape(n * chunk, *found.shape[2:])[: len(senders)]
 
 
-def _moved(runs: _Runs, graph: Graph, held: Array, freeze: str) -> tuple[Array, Array]:
-    """How far what attention (and, last, the unembedding) and what MLPs read is from the clean run, by direct paths."""
+def _moved(
+    runs: _Runs, graph: Graph, held: Array, freeze: str, between: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """How far what attention (and, last, the unembedding) and what MLPs read is from the clean run, by direct paths.
+
+    Only MLPs of the layers `between` the first sender and the last receiver are run.
+    """
     config = runs.model.config
     own = held[1:].reshape(graph.n_layers, -1)
     sequence = runs.model.arrange(runs.resid.shape[-2], mask=runs.mask)
@@ -229,21 +239,18 @@ def _moved(runs: _Runs, graph: Graph, held: Array, freeze: str) -> tuple[Array, 
     ) -> tuple[Array, Array, Array]:
         moved, reads, mids = carry
         reads = reads.at[layer].set(moved)
-        z = jnp.where(own[layer, : graph.n_heads, None], runs.sent.heads[layer], 0)
-        heads = head_vectors(block.attn.W_O, block.ln1_post, z, config).sum(-2)
+        each = head_vectors(block.attn.W_O, block.ln1_post, runs.sent.heads[layer], config)
+        heads = contract("h,...hm->...m", own[layer, : graph.n_heads].astype(each.dtype), each, config)
         if runs.mid is None or runs.sent.mlps is None or runs.clean.mlps is None:
             return moved + heads, reads, mids
         at_mlp = moved + heads if graph.serial else moved
         mids = mids.at[layer].set(at_mlp)
         added = jnp.zeros_like(moved)
         if freeze == "heads":
-            seen: dict[str, Array] = {}
-            read = runs.mid[layer] + at_mlp
-            mark = tapped(marks_of(layer, config), {"mlp_in": lambda _: read}, seen)
-            block(
-                runs.resid[layer], sequence, here, layer, config, mark=mark
-            )  # of which only the MLP is kept
-            added = seen["mlp_out"] - runs.clean.mlps[layer]
+            before = runs.clean.mlps[layer]
+            run = lambda mid: _mlp(runs, block, sequence, here, layer, mid) - before
+            on_the_way = (layer >= between[0]) & (layer < between[1])
+            added = jax.lax.cond(on_the_way, run, jnp.zeros_like, runs.mid[layer] + at_mlp)
         added = jnp.where(own[layer, -1], runs.sent.mlps[layer], added)
         return moved + heads + added, reads, mids
 
@@ -252,6 +259,15 @@ def _moved(runs: _Runs, graph: Graph, held: Array, freeze: str) -> tuple[Array, 
     with wanting(READS & {"mlp_in"}):
         moved, reads, mids = over_blocks(runs.model, step, (start, none, none[:-1]))
     return reads.at[-1].set(moved), mids
+
+
+def _mlp(runs: _Runs, block: Block, sequence: Any, here: Varying, layer: Array, mid: Array) -> Array:
+    """What the MLP of a layer writes where it reads `mid`."""
+    seen: dict[str, Array] = {}
+    config = runs.model.config
+    mark = tapped(marks_of(layer, config), {"mlp_in": lambda _: mid}, seen)
+    block(runs.resid[layer], sequence, here, layer, config, mark=mark)  # of which nothing else is kept
+    return seen["mlp_out"]
 
 
 def _patched(
