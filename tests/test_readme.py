@@ -31,6 +31,7 @@ def test_screen__as_it_stands__gives_what_its_comments_say():
     assert float(space["scores"].clean[0]) > 0 > float(space["scores"].corrupt[0])
     assert space["scores"].top(3)[0][0].startswith("L")
     assert "resid_post" in space["sites"]
+    assert "a1.h3->a2.h0<q>" in dict(space["edges"].top(3))  # the edge whose cut takes most
 
 
 def test_training__in_ten_lines__learns_to_repeat():
