@@ -13,7 +13,8 @@ arXiv:2407.00886; Murdoch et al. (2018), arXiv:1801.05453, for the rules' origin
 Differs from the paper: any ablation at the source, where it takes means; signs are settled (`settle`) at what heads
 mix, at what attention and MLPs write and at the stream, as in the authors' code for BERT; products of a gated MLP
 follow the rule of activation functions; the unembedding's bias is gamma's.
-Cost: a forward for each side, and for each node two forwards without scores. Memory: `chunk_size` nodes at a time.
+Cost: a forward for each side, and for each node two without scores, from its layer on. Memory: `chunk_size` nodes
+at a time.
 Exact: beta + gamma is the activation, everywhere. As an ablation: never, but where patterns and scales do not change
 and there is nothing between source and logits that bends.    Misleads when: the node acts by moving attention.
 """
@@ -23,7 +24,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from mechjax.attribution.scores import Reduce, Scores, reduced
 from mechjax.attribution.shares import Shares, affine, normalised
@@ -41,6 +42,10 @@ from mechjax.models.scores import mix
 from mechjax.transform.transforms import capture
 
 CHUNK_BYTES = 256e6
+
+Frozen = tuple[Array, Array, Array | None]
+"""Of the clean run: the stream that enters each layer, attention patterns, and what the norm after attention divides
+by, if there is one."""
 
 
 def contextual_decomposition(
@@ -108,40 +113,49 @@ def _of_nodes(given: Subject, n_nodes: int, settle: bool, chunk: int) -> tuple[A
     model = given.model
     last, frozen = capture_frozen(given)
     without = eqx.tree_at(lambda m: m.ln_final, model, None)
+    n_own = (n_nodes - 1) // model.config.n_layers
 
-    def node(held: Array) -> Array:
-        shares = normalised(decomposed(given, frozen, held, settle), model.ln_final, model.config)
-        return given.measured.of(without, shares.rest)
+    def nodes(held: Array) -> Array:
+        first = jnp.maximum(jnp.argmax(held.any(0)) - 1, 0) // n_own  # layer of the first of them
 
-    found = jax.lax.map(node, jnp.eye(n_nodes, dtype=bool), batch_size=chunk)
+        def node(held: Array) -> Array:
+            shares = decomposed(given, frozen, held, settle, first.astype(jnp.int32))
+            return given.measured.of(without, normalised(shares, model.ln_final, model.config).rest)
+
+        return jax.vmap(node)(held)
+
+    n = -(-n_nodes // chunk)
+    filled = jnp.eye(n * chunk, n_nodes, dtype=bool).reshape(n, chunk, n_nodes)
+    found = jax.lax.map(nodes, filled).reshape(n * chunk, -1)[:n_nodes]
     return given.measured.of(model, last), found
 
 
-def capture_frozen(given: Subject) -> tuple[Array, tuple[Array, Array | None]]:
-    """The clean run's last stream, its attention patterns, and what its norm after attention divides by, if any."""
+def capture_frozen(given: Subject) -> tuple[Array, Frozen]:
+    """The clean run's last stream, and what of it keeps still."""
     post = given.model.blocks.ln1_post is not None
-    run = capture(resume(given.model, 0).blocks, ["pattern", *["ln1_post.scale"] * post])
+    run = capture(resume(given.model, 0).blocks, ["resid_pre", "pattern", *["ln1_post.scale"] * post])
     last, acts = run(given.start, mask=given.mask)
-    return last, (acts["pattern"], acts.arrays.get("ln1_post.scale"))
+    return last, (acts["resid_pre"], acts["pattern"], acts.arrays.get("ln1_post.scale"))
 
 
 def decomposed(
-    given: Subject, frozen: tuple[Array, Array | None], held: Bool[Array, " node"], settle: bool
+    given: Subject, frozen: Frozen, held: Bool[Array, " node"], settle: bool, first: Int[Array, ""]
 ) -> Shares:
     """What the unembedding reads, in shares.
 
     Args:
         given: Both runs.
-        frozen: The patterns, and the scales of the norm after attention.
+        frozen: What of the clean run keeps still.
         held: Which nodes are the source.
         settle: Whether shares of opposite signs are given to the larger.
+        first: A layer before which there is no source, so that all is the rest's.
     """
     model, config, ablated = given.model, given.model.config, given.ablated
     own = held[1:].reshape(config.n_layers, -1)
     settled = Shares.settled if settle else lambda x: x
-    patterns, scales = frozen
+    streams, patterns, scales = frozen
 
-    def step(resid: Shares, block: Block, here: Varying, layer: Array) -> Shares:
+    def through_block(resid: Shares, block: Block, here: Varying, layer: Array) -> Shares:
         first = normalised(resid, block.ln1, config)
         z = settled(_mixed(first, block.attn, patterns[layer], config))
         instead = ablated.heads[layer]
@@ -157,7 +171,11 @@ def decomposed(
         mlp = mlp.given(own[layer, -1], ablated.mlps[layer])
         return settled(mid + mlp if config.residual == "serial" else resid + attn + mlp)
 
-    start = Shares(jnp.zeros_like(given.start), given.start).given(held[0], ablated.input)
+    def step(resid: Shares, block: Block, here: Varying, layer: Array) -> Shares:
+        run = lambda resid: through_block(resid, block, here, layer)
+        return jax.lax.cond(layer >= first, run, lambda resid: resid, resid)
+
+    start = Shares(jnp.zeros_like(given.start), streams[first]).given(held[0], ablated.input)
     return over_blocks(model, step, start)
 
 

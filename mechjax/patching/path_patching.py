@@ -15,7 +15,8 @@ Differs from the papers: receivers are what heads, MLPs and the unembedding read
 all get what the first run gave them, as in the paper, so what an earlier one would tell a later one is cut. Where a
 norm stands after attention, a head's write is its share of the norm's output at the scale of its own run.
 Cost: for each group of senders the MLPs between it and the receivers (nothing where all is frozen); for each pair of
-groups the layers from the first receiver on. Memory: `chunk_size` groups of senders at a time, two streams per layer each.
+groups the layers from the first receiver on. Memory: `chunk_size` groups of senders at a time, two
+streams per layer each.
 Exact: always.    Misleads when: a change flows along paths that the freeze cuts, or receivers of one group inform each
 other; patched activations lie off the distribution.
 """

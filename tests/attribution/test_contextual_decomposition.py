@@ -31,7 +31,9 @@ def test_decomposed__every_node__sums_to_the_stream(small, draw, pair, metric, c
     @eqx.filter_jit
     def last(given):
         held = jnp.eye(len(graph.nodes), dtype=bool)
-        return jax.vmap(lambda row: decomposed(given, capture_frozen(given)[1], row, True))(held)
+        return jax.vmap(lambda row: decomposed(given, capture_frozen(given)[1], row, True, jnp.int32(0)))(
+            held
+        )
 
     found = last(subject(model, *pair, metric, graph, "resample", None))
     stream = np.asarray(mj.capture(model, "resid_post")(pair[0])[1]["resid_post"][-1])
