@@ -56,8 +56,8 @@ class Case:
     facts: dict[str, float] = field(default_factory=dict)
 
 
-def sweep(name: str, site: str, what: str) -> Case:
-    """A sweep of one site by every toolkit."""
+def sweep(name: str, site: str, what: str, at_least: float) -> Case:
+    """A sweep of one site by every toolkit, and beside the floor of its arithmetic at the rate of this very run."""
     return Case(
         name,
         what,
@@ -68,7 +68,8 @@ def sweep(name: str, site: str, what: str) -> Case:
         ),
         arrays=("clean", "corrupt"),
         tolerance=2e-5,
-        at_least={"transformerlens": 2.5},
+        at_least=dict.fromkeys(("transformerlens", "nnsight"), at_least),
+        facts={"times_floor": 1 / 0.75},
     )
 
 
@@ -128,8 +129,13 @@ def cases(batch: tuple[int, int]) -> tuple[Case, ...]:
             ),
             tolerance=1e-5,
         ),
-        sweep("sweep-resid", "resid_pre", "patch resid_pre, every layer x position"),
-        sweep("sweep-heads", "z", "patch z, every layer x head"),
+        sweep(
+            "sweep-resid",
+            "resid_pre",
+            "patch resid_pre, every layer x position",
+            {"transformerlens": 5, "nnsight": 5},
+        ),
+        sweep("sweep-heads", "z", "patch z, every layer x head", {"transformerlens": 3, "nnsight": 3}),
         edges("eap", "score every edge by EAP", "EAP", 15, 3),
         edges("eap-ig", "score every edge by EAP-IG, 5 steps", "EAP-IG-inputs", 10, 2, steps=5),
         Case(

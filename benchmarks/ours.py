@@ -1,6 +1,7 @@
 """mechjax's worker: the jobs that the peers run, through public calls, and two that only a compiler has."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import jaxlib
 import numpy as np
 
 import mechjax as mj
+from benchmarks.floor import operations, rate
 from benchmarks.worker import Job, peak_mb, peak_of, steering
 from mechjax.base.catalogue import SITES
 
@@ -57,8 +59,23 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, Job], dict[str, str]]:
 
     def sweep(clean: np.ndarray, corrupt: np.ndarray, site: str):
         pair = jnp.asarray(clean), jnp.asarray(corrupt)
-        work = program(model, "sweep", site)
-        return lambda: jax.block_until_ready(work(*pair)), lambda scores: {"scores": np.asarray(scores)}
+        patch, axes = program(model, "sweep", site), {"head": model.config.n_heads}
+
+        def work() -> tuple[Any, float]:
+            start = time.perf_counter()
+            scores = jax.block_until_ready(patch(*pair))
+            return scores, time.perf_counter() - start
+
+        def collect(result: tuple[Any, float]) -> dict[str, Any]:
+            scores, took = result
+            least = operations(model.config, clean.shape, OVER[site], axes) / rate(model.config)
+            return {
+                "scores": np.asarray(scores),
+                "floor_s": round(least, 3),
+                "times_floor": round(took / least, 3),
+            }
+
+        return work, collect
 
     def generate(tokens: np.ndarray, n_tokens: int, edited: bool):
         ids, vector = jnp.asarray(tokens), steering(model.config.d_model)
