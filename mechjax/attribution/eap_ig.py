@@ -23,7 +23,8 @@ sublayer's edges, where the code adds the gradients of all runs to all edges; el
 Cost: a forward for each side; then for each step a forward, a backward and a product of nodes by readers ("inputs"), or
 a masked forward and its backward ("mask"; "activations" takes that for every sublayer), whose memory is one stream per
 node and layer.
-Exact when: the metric is affine in what readers read.    Misleads when: edges are redundant, or the way between
+Exact when: the metric is affine in what readers read, but for "mask", where edges in a row share their effect.
+Misleads when: edges are redundant, or the way between
 the two runs leaves what the model was trained on.
 """
 
