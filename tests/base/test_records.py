@@ -148,14 +148,14 @@ def test_save__over_an_earlier_record__replaces_it_and_leaves_other_files(scores
 
 def test_save__interrupted_before_the_last_step__leaves_the_old_record(scores, tmp_path, monkeypatch):
     save(scores, tmp_path)
-    replace = records._replace
+    replace = records.replace_file
 
     def power_cut(path, data):
         if path.name == "record.json":
             raise KeyboardInterrupt
         replace(path, data)
 
-    monkeypatch.setattr(records, "_replace", power_cut)
+    monkeypatch.setattr(records, "replace_file", power_cut)
     with pytest.raises(KeyboardInterrupt):
         save(eqx.tree_at(lambda s: s.scores, scores, scores.scores + 1), tmp_path)
     assert eqx.tree_equal(restore(tmp_path), scores)

@@ -46,6 +46,17 @@ def test_patch__over_heads__prints_heads(model, capsys):
     assert "How much of the difference goes" in said
 
 
+def test_patch__in_a_folder__goes_on_with_that_sweep_alone(model, capsys, tmp_path):
+    heads = ("--site", "z", "--over", "layer", "head", "--folder", str(tmp_path))
+    assert _patch(model, *heads) == 0
+    said = capsys.readouterr().out
+    (tmp_path / "unit-000001.safetensors").unlink()
+    assert _patch(model, *heads) == 0
+    assert capsys.readouterr().out == said
+    assert _patch(model, *heads, "--mode", "noise") == 2
+    assert re.search('`mode` is "denoise" there and "noise" here', capsys.readouterr().err)
+
+
 def test_sites__of_a_model__says_what_each_is(model, capsys):
     assert main(["sites", model]) == 0
     said = capsys.readouterr().out
