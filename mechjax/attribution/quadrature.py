@@ -15,7 +15,7 @@ def nodes_of(quadrature: str, steps: int) -> list[tuple[float, float]]:
         ArgumentError: Less than one step, or an unknown rule.
     """
     if steps < 1:
-        raise ArgumentError(f"steps={steps}: the way from corrupt to clean needs at least one step.")
+        raise ArgumentError(f"steps={steps}: the way from ablated to clean needs at least one step.")
     if quadrature not in get_args(Quadrature):
         known = ", ".join(map(repr, get_args(Quadrature)))
         raise ArgumentError(f"quadrature={quadrature!r}: expected one of {known}.")

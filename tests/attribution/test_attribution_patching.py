@@ -54,7 +54,7 @@ def exact(model, pair, metric):
     ("site", "over"),
     [
         ("z", HEADS),
-        ("z", ("head",)),
+        pytest.param("z", ("head",), marks=pytest.mark.slow),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [
@@ -99,6 +99,7 @@ def differences(model, ids, metric, site, taken, axis):
     ],
     ids=["shared keys, norms after", "one norm, rotary", "gated"],
 )
+@pytest.mark.slow
 def test_attribution_patch__is_the_slope_of_a_small_step_to_the_ablated_activation(
     small, draw, pair, metric, changes, site
 ):

@@ -49,6 +49,7 @@ def test_decomposed__every_node__sums_to_the_stream(small, draw, pair, metric, c
     [{}, *(pytest.param(c, marks=pytest.mark.slow) for c in (GATED, SHARED | {"qk_norm": "none"}, POST))],
     ids=["plain", "gated", "one norm", "norms after"],
 )
+@pytest.mark.slow
 def test_contextual_decomposition__without_biases__is_a_run_with_patterns_and_scales_frozen(
     small, draw, pair, metric, changes
 ):

@@ -14,6 +14,7 @@ POST = {"norms": "both", "out_bias": False, "norm": "rms"}
     [POST, pytest.param({}, marks=pytest.mark.slow), pytest.param({"residual": "parallel_shared"}, marks=pytest.mark.slow)],
     ids=["norms after", "norms before", "one norm"],
 )  # fmt: skip
+@pytest.mark.slow
 def test_direct_logit_attribution__against_zero__is_what_heads_add_to_the_logits(
     small, draw, pair, metric, changes
 ):

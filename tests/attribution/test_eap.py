@@ -38,7 +38,7 @@ def slope_of_the_mask(model, clean, ablated, metric, graph, mask=None):
 @pytest.mark.parametrize(
     ("changes", "grouped"),
     [
-        ({}, True),
+        pytest.param({}, True, marks=pytest.mark.slow),
         (POST, True),
         pytest.param({}, False, marks=pytest.mark.slow),
         pytest.param(SHARED, True, marks=pytest.mark.slow),
@@ -90,6 +90,7 @@ def test_eap__examples_in_parts__changes_nothing(model, graph, pair, metric, mon
     "ablation",
     ["mean_per_pos", *(pytest.param(ablation, marks=pytest.mark.slow) for ablation in ("zero", "mean"))],
 )
+@pytest.mark.slow
 def test_eap__other_ablations__are_the_slope_of_the_mask_with_them(model, graph, pair, metric, ablation):
     prompts = jax.random.randint(jax.random.key(7), (4, 5), 0, 20)
     mask = jnp.arange(5) < jnp.array([5, 5, 4, 2])[:, None]

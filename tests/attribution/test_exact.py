@@ -15,7 +15,9 @@ POST = {"norms": "both", "out_bias": False, "norm": "rms", "residual": "parallel
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, EXPERTS, POST], ids=["grouped", "experts", "attention only, norms after"]
+    "changes",
+    [{}, pytest.param(EXPERTS, marks=pytest.mark.slow), pytest.param(POST, marks=pytest.mark.slow)],
+    ids=["grouped", "experts", "attention only, norms after"],
 )
 def test_exact__all_edges_of_two_layers__equal_a_loop_of_masked_runs(small, draw, pair, metric, changes):
     model = draw(small(**changes))
@@ -47,6 +49,7 @@ def test_exact__nodes__equal_patches_of_their_sites(model, graph, pair, metric):
     assert found.top(1)[0][0] in graph.nodes
 
 
+@pytest.mark.slow
 def test_exact__keys_for_every_head__move_the_metric_less_than_the_shared_ones(model, graph, pair, metric):
     """A shared key is all of its heads' at once: its score is none of theirs, but edges of queries keep theirs."""
     apart = mj.graph.build(model, grouped=False)

@@ -46,7 +46,7 @@ def test_attribution_patch__named_positions_and_padding__are_those_columns(model
 
 
 def test_integrated_gradients__bad_input__is_explained(model, pair, metric, as_a_user):
-    with pytest.raises(ArgumentError, match="steps=0: the way from corrupt to clean needs at least one step"):
+    with pytest.raises(ArgumentError, match="steps=0: the way from ablated to clean needs at least one step"):
         mj.attribution.integrated_gradients(model, *pair, metric, steps=0)
     with pytest.raises(ArgumentError, match="quadrature='simpson': expected one of 'midpoint', 'left'"):
         mj.attribution.integrated_gradients(model, *pair, metric, quadrature="simpson")

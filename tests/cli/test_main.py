@@ -109,6 +109,7 @@ def test_tour__with_a_page_that_cannot_be_written__exits_2(capsys, tmp_path):
     assert "WriteError: cannot write the page" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_tour__of_few_sentences__prints_heads_and_where_the_page_is(capsys, tmp_path):
     assert main(["tour", "--page", str(tmp_path / "t.html"), "--n", "8"]) == 0
     said = capsys.readouterr().out

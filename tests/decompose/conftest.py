@@ -42,7 +42,9 @@ CONFIGS |= ROUTED
 
 def _quick(names):
     return [
-        pytest.param(n, marks=pytest.mark.slow if n in ("experts_norms", "experts_gated") else ())
+        pytest.param(
+            n, marks=pytest.mark.slow if n in ("experts_norms", "experts_gated", "experts_latent") else ()
+        )
         for n in names
     ]
 

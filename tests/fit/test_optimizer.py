@@ -23,6 +23,7 @@ def test_adamw__a_warm_up_that_never_ends__is_refused():
         adamw(0.1, steps=10, warm_up=10)
 
 
+@pytest.mark.slow
 def test_muon__updates_of_a_decoder__orthogonal_in_the_blocks_matrices_and_decay_only_them():
     model = init(Config(d_vocab=5, n_ctx=4, d_model=6, n_layers=2, n_heads=2), key=jax.random.key(0))
     optimizer = muon(0.1, steps=10, warm_up=0, weight_decay=0.5)

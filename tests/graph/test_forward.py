@@ -52,7 +52,13 @@ def model_of(name):
     )
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+QUICK = ("grouped", "norms after, scaled")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in FAMILIES],
+)
 def subject(request):
     model = model_of(request.param)
     clean, corrupt = jax.random.randint(jax.random.key(2), (2, 2, 5), 0, 20)

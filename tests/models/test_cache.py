@@ -72,6 +72,7 @@ def test_pieces__without_the_cache__differ(model, tokens):
     assert jnp.abs(alone - model(tokens)[:, 5:6]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_batch_axes__none_or_two__agree_with_one(rich_model, tokens):
     logits, _ = in_pieces(rich_model, tokens, Cache.empty(rich_model.config, 3, 9))
     single, _ = in_pieces(rich_model, tokens[1], Cache.empty(rich_model.config, (), 9))

@@ -145,7 +145,9 @@ MODELS = {
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "latent")) for name in MODELS]
+)
 def test_models__fused__give_the_same_logits_however_they_are_run(name):
     config = Config(d_vocab=31, n_ctx=24, d_model=16, n_layers=2, n_heads=4, **MODELS[name])
     model = mj.init(config, key=jax.random.key(0))

@@ -72,6 +72,7 @@ def test_greedy__learned_positions__is_the_argmax_of_the_whole_text(tiny_model, 
     assert_greedy(out, whole_run(tiny_model, out)[0])
 
 
+@pytest.mark.slow
 def test_one_token__and_one_prompt__work(tiny_model, tiny_tokens):
     many = mj.generate(tiny_model, tiny_tokens, 3, capture="resid_post")
     one = mj.generate(tiny_model, tiny_tokens, 1, capture="resid_post", edits=[mj.add("z", jnp.zeros(4))])
@@ -112,7 +113,9 @@ EDITS = {
 """Name -> the edits of a generation, and the same edits of a call of the model on the whole text."""
 
 
-@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "at steps")) for name in EDITS]
+)
 def test_edits__and_captures__equal_the_whole_run(rich_model, prompts, name):
     edits, same = EDITS[name]
     sites = ["resid_post", "pattern", "k", "result", "ln_final.scale"]
@@ -129,6 +132,7 @@ def test_edits__and_captures__equal_the_whole_run(rich_model, prompts, name):
         assert_allclose(both, acts[site], **LAYOUT)
 
 
+@pytest.mark.slow
 def test_value__with_a_row_per_slot__acts_on_the_prompts(rich_model, tiny_tokens):
     _, acts = mj.capture(rich_model, ["resid_post", "z"])(jnp.flip(tiny_tokens, 0))
     edits = [mj.replace("resid_post", acts, layer=0), mj.replace("z", acts["z"][1], layer=1, head=2, pos=-1)]
@@ -139,6 +143,7 @@ def test_value__with_a_row_per_slot__acts_on_the_prompts(rich_model, tiny_tokens
     assert_greedy(out, whole_run(rich_model, out, same)[0])
 
 
+@pytest.mark.slow
 def test_sweep__vmap_over_edits__equals_a_loop(rich_model, tiny_tokens):
     def swept(strength, layer, step):
         edits = [
@@ -177,6 +182,7 @@ def test_jit__of_a_users_own__gives_the_same(tiny_model, tiny_tokens):
     assert_array_equal(ours.tokens, mj.generate(tiny_model, tiny_tokens, 4, edits=edits).tokens)
 
 
+@pytest.mark.slow
 def test_gradient__of_log_probabilities__equals_the_whole_runs(tiny_model, tiny_tokens):
     def ours(vector):
         edit = mj.add("resid_pre", vector, layer=1)
@@ -210,6 +216,7 @@ def test_stop__ends_rows__and_fills_them_up(rich_model, prompts):
     assert not every.acts.ran["resid_post"].any()
 
 
+@pytest.mark.slow
 def test_sampling__same_key__same_tokens(tiny_model, prompts):
     draw = lambda key, n=8, **how: mj.generate(tiny_model, prompts, n, key=jax.random.key(key), **how).tokens
     first = draw(0, temperature=1.0)

@@ -292,7 +292,9 @@ JSON |= st.dictionaries(st.text(max_size=5), st.integers(), max_size=2) | st.lis
 )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] * (name != "llama")) for name in FAMILIES]
+)
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_load__drawn_config_values__load_or_fail_typed(folders, tmp_path, family, data):

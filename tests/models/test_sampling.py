@@ -42,6 +42,7 @@ def test_choose__many_draws__are_as_often_as_defined(temperature, top_k, top_p):
     assert (np.abs(often - p) <= 4.5 * spread).all()
 
 
+@pytest.mark.slow
 def test_choose__at_random_logits__keeps_what_is_defined():
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 3, (40, 60)).astype(np.float32)

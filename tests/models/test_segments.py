@@ -93,6 +93,7 @@ def test_mixed__resumed__equals_the_whole_run_and_keeps_its_sites(mixed, tiny_to
             assert jnp.isnan(acts["shared_out"][row]).all()
 
 
+@pytest.mark.slow
 def test_mixed__gradients__reach_every_weight_and_equal_those_layer_by_layer(mixed, tiny_tokens):
     ours = eqx.filter_grad(lambda model: model(tiny_tokens).var())(mixed)
     theirs = eqx.filter_jit(eqx.filter_grad(lambda model: by_hand(model, tiny_tokens)[0].var()))(mixed)

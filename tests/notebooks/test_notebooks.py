@@ -7,7 +7,7 @@ import jax
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
-LONG = {"02_patching", "03_attribution"}
+LONG = {"01_models", "02_patching", "03_attribution"}
 
 
 def code(path: Path) -> list[dict]:

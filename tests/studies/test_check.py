@@ -46,7 +46,10 @@ def altered(folders, case, tensor, index, tmp_path):
     return copy
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] * (case not in ("gpt2", "llama_gqa"))) for case in CASES],
+)
 def test_check__of_a_right_checkpoint__supports_every_row(folders, case):
     found = check(folders / case)
     assert found.ok and found.first is None
@@ -118,6 +121,7 @@ def test_check__in_bfloat16__has_its_own_tolerance_and_float32_none_of_its_round
 
 
 @pytest.mark.parametrize("n_layers", [12, pytest.param(24, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_check__of_a_deep_checkpoint__tells_rounding_from_an_altered_weight(tmp_path, n_layers):
     config = transformers.LlamaConfig(
         vocab_size=31, hidden_size=24, intermediate_size=40, num_attention_heads=4, num_hidden_layers=n_layers,
@@ -138,6 +142,7 @@ def test_check__of_a_deep_checkpoint__tells_rounding_from_an_altered_weight(tmp_
     assert found.tolerance == TOLERANCES["float32"][0]
 
 
+@pytest.mark.slow
 def test_check__of_windows_that_the_prompts_do_not_reach__notes_it(folders):
     found = check(folders / "mistral", tokens=[[1, 2, 3], [4, 5, 6]])
     assert found.notes == ("Windows of 3 positions are longer than the prompts of 3: not exercised.",)

@@ -40,6 +40,7 @@ def _metric(model, pairs, edits, prompts):
     return metric(mj.intervene(model, edits)(prompts), prompts.mask)
 
 
+@pytest.mark.slow
 def test_explore__heads__equal_a_loop_over_interventions(found, model, pairs):
     _, acts = mj.capture(model, ["z", "resid_pre"])(pairs.clean)
     clean, corrupt = (_metric(model, pairs, [], side).mean() for side in (pairs.clean, pairs.corrupt))

@@ -104,6 +104,7 @@ def test_rows__repeated_words__follow_from_what_stands_before():
     assert total > 200 * 20
 
 
+@pytest.mark.slow
 def test_script__two_steps__leave_a_model_that_loads_and_its_card(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo_induction, "BATCH", 2)
     # As from the command line, where nobody has made JAX strict about dtypes.

@@ -90,6 +90,7 @@ def run(tmp_path_factory: pytest.TempPathFactory):
         yield out, train(Options(out, seed=3, steps=2, checkpoints=3))
 
 
+@pytest.mark.slow
 def test_script__two_steps__leave_a_model_that_loads_and_its_checkpoints(run):
     out, measured = run
     model, tokenizer = mj.load(out)
@@ -100,6 +101,7 @@ def test_script__two_steps__leave_a_model_that_loads_and_its_checkpoints(run):
     assert not eqx.tree_equal(restore_checkpoint(out / "checkpoints", 0, model), model)
 
 
+@pytest.mark.slow
 def test_script__its_card__states_every_task_and_the_spread(run):
     _, measured = run
     other = measured | {"seed": 4, "accuracy": dict.fromkeys(TASKS, 0.5)}

@@ -43,8 +43,13 @@ CONFIGS = {
 }  # fmt: skip
 """Families whose keys are not simply those of `_ROTARY`."""
 
+_DEAR = ("deepseek_v3", "qwen3_moe", "mixtral")  # as `deepseek_v2` and `olmoe`, but slower
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[pytest.mark.slow] * (f.name in _DEAR), id=f.name) for f in FAMILIES],
+)
 def test_rules__of_every_family__cover_its_parameters_and_invert(family):
     given = CONFIGS.get(family.name, _ROTARY)
     config, found = config_from_hf(given | {"model_type": family.model_type})
