@@ -25,8 +25,8 @@ from mechjax.attribution import Scores, eap, eap_ig, exact
 from mechjax.base.errors import ArgumentError
 from mechjax.base.progress import bar
 from mechjax.base.records import Record
-from mechjax.graph import Graph, agreement
-from mechjax.studies.ground_truth import MODELS, PAIRS, Known
+from mechjax.graph import Graph, Truth, agreement
+from mechjax.studies.ground_truth import MODELS
 
 EdgesAndNodes = tuple[Scores, Scores]
 
@@ -40,41 +40,41 @@ class Method:
         passes: How many passes of the model its scores of edges take.
     """
 
-    score: Callable[[Known, Array], EdgesAndNodes]
+    score: Callable[[Truth, Array], EdgesAndNodes]
     passes: Callable[[Graph], int]
 
 
-def _random(known: Known, key: Array) -> EdgesAndNodes:
+def _random(known: Truth, key: Array) -> EdgesAndNodes:
     def draw(n: int, over: str) -> Scores:
         values = jax.random.normal(jax.random.fold_in(key, n), (n,), jnp.float32)
-        return Scores(values, jnp.zeros(PAIRS), known.graph, (over,), "random", "resample", "mean")
+        return Scores(values, jnp.zeros(len(known.clean)), known.graph, (over,), "random", "resample", "mean")
 
     return draw(len(known.graph.edges), "edge"), draw(len(known.graph.nodes), "node")
 
 
-def _exact(known: Known, key: Array) -> EdgesAndNodes:
+def _exact(known: Truth, key: Array) -> EdgesAndNodes:
     over = lambda what: exact(*_pair(known), graph=known.graph, over=what)
     return over("edge"), over("node")
 
 
-def _from_edges(method: Callable[..., Scores]) -> Callable[[Known, Array], EdgesAndNodes]:
+def _from_edges(method: Callable[..., Scores]) -> Callable[[Truth, Array], EdgesAndNodes]:
     """A method whose scores of nodes are sums over their edges."""
 
-    def score(known: Known, key: Array) -> EdgesAndNodes:
+    def score(known: Truth, key: Array) -> EdgesAndNodes:
         edges = method(*_pair(known), graph=known.graph)
         return edges, edges.nodes()
 
     return score
 
 
-def _pair(known: Known) -> tuple:
+def _pair(known: Truth) -> tuple:
     return known.model, known.clean, known.corrupt, known.metric
 
 
 METHODS: dict[str, Method] = {
     "random": Method(_random, lambda graph: 0),
     "exact": Method(_exact, lambda graph: 2 + len(graph.edges)),
-    "eap": Method(_from_edges(eap), lambda graph: 2 + 3),
+    "eap": Method(_from_edges(eap), lambda graph: 1 + 3),
     "eap_ig": Method(_from_edges(eap_ig), lambda graph: 2 + 5 * 3),
 }
 """Name -> a method. Adding one is one line."""
@@ -141,10 +141,10 @@ def scoreboard(
 _COLUMNS = ("edge_auroc", "node_auroc", "pearson", "spearman", "seconds", "passes")
 
 
-def _judged(known: Known, methods: Sequence[str], key: Array) -> Float[np.ndarray, "method column"]:
+def _judged(known: Truth, methods: Sequence[str], key: Array) -> Float[np.ndarray, "method column"]:
     """One row per method, all against the same exact scores."""
     truth = exact(*_pair(known), graph=known.graph)
-    inside, counted = known.circuit & known.counted, known.counted
+    inside, counted = np.asarray(known.varying), ~np.asarray(known.constant)
     sends = np.zeros(len(known.graph.nodes), bool)
     sends[known.graph.table[inside, 0]] = True
     rows = []
