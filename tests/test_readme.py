@@ -34,6 +34,7 @@ def test_screen__as_it_stands__gives_what_its_comments_say():
     assert "a1.h3->a2.h0<q>" in dict(space["edges"].top(3))  # the edge whose cut takes most
 
 
+@pytest.mark.slow
 def test_training__in_ten_lines__learns_to_repeat():
     body = [line for line in TRAINING.split("\n\n", 1)[1].splitlines() if line]
     assert len(body) == 10

@@ -112,7 +112,7 @@ def _of_nodes(given: Subject, n_nodes: int, settle: bool, chunk: int) -> tuple[A
     """The metric, and that of what is not each node's."""
     model = given.model
     last, frozen = capture_frozen(given)
-    without = eqx.tree_at(lambda m: m.ln_final, model, None)
+    without = eqx.tree_at(lambda m: m.ln_final, model, None, is_leaf=lambda part: part is None)
     n_own = (n_nodes - 1) // model.config.n_layers
 
     def nodes(held: Array) -> Array:

@@ -139,6 +139,15 @@ def test_contextual_decomposition__with_biases_and_settled_signs__is_the_rules_b
     assert (found.over, found.method) == (("node",), "contextual_decomposition")
 
 
+def test_contextual_decomposition__of_an_adder_without_norms__is_what_each_node_adds():
+    truth = mj.graph.gate("adder", 2)
+    sides = (truth.clean, truth.corrupt, truth.metric)
+    found = mj.attribution.contextual_decomposition(truth.model, *sides, graph=truth.graph)
+    expected = {"input": 2, "a0.h0": 1, "a0.h1": 1, "m1": 2}
+    expected = [expected.get(name, 0) for name in truth.graph.nodes]
+    np.testing.assert_allclose(found.scores, expected, **TOL["float32", "attribution"])
+
+
 def test_contextual_decomposition__bad_input__is_explained(small, draw, model, graph, pair, metric):
     experts = draw(small(mlp="gated", experts=Experts(n_experts=4, top_k=2, d_expert=6)))
     with pytest.raises(UnsupportedModelError, match="no rule for mixtures of experts; gradients"):

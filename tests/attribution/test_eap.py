@@ -62,6 +62,7 @@ def test_eap__in_double_precision__is_the_slope_of_the_mask_where_all_edges_are_
 
 
 @pytest.mark.parametrize("rules", [RELP, pytest.param(GIM, marks=pytest.mark.slow)], ids=repr)
+@pytest.mark.slow
 def test_eap__under_backward_rules__is_the_slope_of_the_mask_of_the_model_that_obeys_them(
     small, draw, pair, metric, rules
 ):
@@ -78,6 +79,7 @@ def test_eap__under_backward_rules__is_the_slope_of_the_mask_of_the_model_that_o
     assert found.method == f"eap(rules={rules!r})"
 
 
+@pytest.mark.slow
 def test_eap__examples_in_parts__changes_nothing(model, graph, pair, metric, monkeypatch):
     whole = mj.attribution.eap(model, *pair, metric, graph=graph)
     monkeypatch.setattr(subject, "PART_BYTES", 2 * 4 * 2 * 5 * (8 * 8 + 3 * 12 + 3 * 4 * 5))  # two of three
@@ -135,6 +137,7 @@ def test_gradient_methods__of_an_affine_model__are_exact(small, draw, affine, pa
     assert np.abs(exact.scores).max() > 0.05
 
 
+@pytest.mark.slow
 def test_eap__of_an_ordinary_model__agrees_with_exact_but_is_not_exact(model, graph, pair, metric):
     exact = mj.attribution.exact(model, *pair, metric, graph=graph)
     found = mj.attribution.eap(model, *pair, metric, graph=graph).compare(exact)

@@ -116,6 +116,7 @@ def test_from_linen__gradient_at_a_site__equals_jax_grad_of_a_perturbed_forward(
 
 
 @pytest.mark.parametrize("how", LAYOUTS[:2], ids=_ids)
+@pytest.mark.slow
 def test_from_linen__grad_jit_and_vmap__go_through(how):
     net, variables = linen(**how)
     subject = from_linen(net, variables)

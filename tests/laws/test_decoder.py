@@ -140,6 +140,7 @@ def test_law_8__100_numbers__one_program(tiny_model, tiny_tokens):
     assert "Decoder" in str(compile_log()[0]) and "replace z" in str(compile_log()[0])
 
 
+@pytest.mark.slow
 def test_gradients__every_site_at_once__equal_perturbations(tiny_model, tiny_tokens):
     sites = ["embed", "resid_pre", "q", "pattern", "z", "result", "mlp_post", "ln_final.normalized"]
     metric = mj.metrics.logit_diff(3, 4)

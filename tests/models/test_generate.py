@@ -197,6 +197,7 @@ def test_gradient__of_log_probabilities__equals_the_whole_runs(tiny_model, tiny_
     assert_allclose(jax.grad(ours)(VECTOR), jax.grad(theirs)(VECTOR), **TOL["float32", "gradient"])
 
 
+@pytest.mark.slow
 def test_stop__ends_rows__and_fills_them_up(rich_model, prompts):
     free = mj.generate(rich_model, prompts, N_TOKENS)
     stop = [int(free.tokens[1, 0]), int(free.tokens[2, 2])]
@@ -258,6 +259,7 @@ def test_record__saved__comes_back(tiny_model, prompts, tmp_path):
     assert len(repr(out).splitlines()) < 20
 
 
+@pytest.mark.slow
 def test_edit__that_never_took_hold__is_not_silent(tiny_model, tiny_tokens):
     def run(edits, **how):
         return mj.generate(tiny_model, tiny_tokens, 4, edits=edits, **how)

@@ -41,6 +41,7 @@ def by_hand(model, tokens):
     return model.unembed(resid), jnp.stack([*seen, resid])
 
 
+@pytest.mark.slow
 def test_mixed__scanned_in_segments__equals_one_layer_after_the_other(mixed, tiny_tokens):
     logits, resid = by_hand(mixed, tiny_tokens)
     assert_allclose(mixed(tiny_tokens), logits, **TOL["float32", "layout"])

@@ -7,7 +7,6 @@ import jax
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
-LONG = {"01_models", "02_patching", "03_attribution"}
 
 
 def code(path: Path) -> list[dict]:
@@ -24,10 +23,8 @@ def test_notebook__as_committed__was_run_and_asserts(path):
     assert path.stat().st_size < 200_000
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in LONG), id=path.stem) for path in NOTEBOOKS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook__run_from_the_top__asserts_what_holds(path):
     cells = code(path)
     space: dict = {}

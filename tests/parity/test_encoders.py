@@ -194,6 +194,7 @@ def test_load__of_old_spellings_and_heads_that_are_not_used__gives_the_same(tmp_
 
 
 @pytest.mark.parametrize("name", ["pretraining", "roberta"])
+@pytest.mark.slow
 def test_check__of_an_encoder__supports_every_row(name, tmp_path):
     pair(name)[0].save_pretrained(tmp_path)
     found = check(tmp_path)

@@ -98,6 +98,7 @@ def test_activation_patch__other_metrics__equal_a_loop(model, pair, donors, name
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.slow
 def test_activation_patch__ragged_prompts__equal_a_loop_with_the_mask(model, metric, side):
     lengths = np.array([6, 4, 5])
     ranks = np.arange(6)

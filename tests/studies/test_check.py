@@ -48,7 +48,7 @@ def altered(folders, case, tensor, index, tmp_path):
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=[pytest.mark.slow] * (case not in ("gpt2", "llama_gqa"))) for case in CASES],
+    [pytest.param(case, marks=[pytest.mark.slow] * (case != "gpt2")) for case in CASES],
 )
 def test_check__of_a_right_checkpoint__supports_every_row(folders, case):
     found = check(folders / case)
@@ -110,6 +110,7 @@ def test_check__of_what_transformers_fails_on__says_why(folders, monkeypatch):
     assert found.verdicts[0] == "skipped"
 
 
+@pytest.mark.slow
 def test_check__in_bfloat16__has_its_own_tolerance_and_float32_none_of_its_rounding(folders, tmp_path):
     half = pair("llama_gqa").hf.__class__.from_pretrained(folders / "llama_gqa", dtype="bfloat16")
     half.save_pretrained(tmp_path / "half")

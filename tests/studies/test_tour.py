@@ -51,6 +51,7 @@ def test_explore__heads__equal_a_loop_over_interventions(found, model, pairs):
     assert_allclose(found.intact, clean, **TOL["float32", "sweep"])
 
 
+@pytest.mark.slow
 def test_explore__residual_at_roles__equals_patching_there(found, model, pairs):
     _, acts = mj.capture(model, ["resid_pre"])(pairs.clean)
     clean, corrupt = (_metric(model, pairs, [], side).mean() for side in (pairs.clean, pairs.corrupt))
