@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from mechjax.attribution.attribution_patching import itself
 from mechjax.attribution.grad_drop import gates
 from mechjax.attribution.node_scores import NodeScores, node_scores
 from mechjax.attribution.scores import Reduce
@@ -33,6 +32,7 @@ from mechjax.attribution.sides import Sides, check_finite, per_place, product, s
 from mechjax.attribution.softmax_effects import column_effect, with_sinks
 from mechjax.attribution.subject import Ablation
 from mechjax.base.errors import ArgumentError
+from mechjax.metrics.measured import itself
 from mechjax.metrics.metric import Metric
 from mechjax.models.contraction import widened
 from mechjax.models.decoder import Decoder

@@ -24,13 +24,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from mechjax.attribution.scores import Reduce
-from mechjax.attribution.sides import Sides, check_finite, per_place, place_labels, product, sides
+from mechjax.attribution.sides import Sides, check_finite, first_order, place_labels, sides
 from mechjax.attribution.site_scores import SiteScores, site_scores
 from mechjax.attribution.subject import Ablation
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
-from mechjax.transform.edits import Edit, replace
-from mechjax.transform.gradients import value_and_grad_at
+from mechjax.transform.edits import replace
 from mechjax.transform.swept import swept_axes
 from mechjax.transform.transforms import intervene
 
@@ -91,14 +90,6 @@ def attribution_patch(
 
 
 @eqx.filter_jit
-def first_order(given: Sides, edits: list[Edit], over: tuple[str, ...]) -> tuple[Array, Array]:
-    """One gradient, of the run with these edits, for all places at once; and the metric."""
-    (info,), (name,) = given.sites, given.names
-    value, slopes = value_and_grad_at(intervene(given.run, edits), itself, name)(given.ids, given.mask)
-    return per_place(product(given, name, slopes[name]), info, over, given.named), value
-
-
-@eqx.filter_jit
 def _at_all_layers(given: Sides, over: tuple[str, ...]) -> tuple[Array, Array]:
     """One derivative per place, that of moving it in all layers: none of them is moved by those before it."""
     (info,), (name,) = given.sites, given.names
@@ -120,8 +111,3 @@ def _at_all_layers(given: Sides, over: tuple[str, ...]) -> tuple[Array, Array]:
     cells = jnp.indices(sizes).reshape(len(sizes), -1).T
     values, found = jax.lax.map(place, cells)
     return found.reshape(*sizes, -1), values[0]
-
-
-def itself(value: Array) -> Array:
-    """The metric of a run that gives the metric."""
-    return value

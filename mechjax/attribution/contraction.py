@@ -20,6 +20,7 @@ from mechjax.attribution.subject import Subject
 from mechjax.base.errors import UnsupportedModelError
 from mechjax.graph.build import Graph
 from mechjax.graph.writes import Writes, recorded, sites
+from mechjax.metrics.measured import itself
 from mechjax.models.attention import Attention
 from mechjax.models.contraction import contract, widened
 from mechjax.models.decoder import Decoder
@@ -73,7 +74,7 @@ def _attention(model: Decoder) -> Attention:
 def _slopes(given: Subject, start: Array) -> tuple[Array, Slopes, Activations]:
     """One forward and one backward pass."""
     mlps, last = given.model.config.mlp != "none", f"blocks.{given.model.config.n_layers - 1}.hook_resid_post"
-    gradients = value_and_grad_at(given, _itself, ("q", "k", "v", *("mlp_in",) * mlps, last))
+    gradients = value_and_grad_at(given, itself, ("q", "k", "v", *("mlp_in",) * mlps, last))
     clip, made = given.model.config.qkv_clip, sites(given.model)
     (value, grads), acts = capture(gradients, ("resid_pre", *made, *"qkv" * (clip is not None)))(start)
     heads = [grads[site] for site in "qkv"]
@@ -81,10 +82,6 @@ def _slopes(given: Subject, start: Array) -> tuple[Array, Slopes, Activations]:
         inside = [jnp.abs(acts[site]) < clip for site in "qkv"]
         heads = [jnp.where(here, g, 0) for here, g in zip(inside, heads, strict=True)]
     return value, Slopes(acts["resid_pre"], heads, grads.arrays.get("mlp_in"), grads["resid_post"][-1]), acts
-
-
-def _itself(value: Array) -> Array:
-    return value
 
 
 @eqx.filter_jit

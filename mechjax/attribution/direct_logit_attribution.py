@@ -20,9 +20,8 @@ from typing import Any
 import jax
 from jaxtyping import Array, Int
 
-from mechjax.attribution.attribution_patching import first_order
 from mechjax.attribution.scores import Reduce
-from mechjax.attribution.sides import check_finite, place_labels, sides
+from mechjax.attribution.sides import check_finite, first_order, place_labels, sides
 from mechjax.attribution.site_scores import SiteScores, site_scores
 from mechjax.attribution.subject import Ablation
 from mechjax.metrics.metric import Metric

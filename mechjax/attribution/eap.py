@@ -18,17 +18,16 @@ Exact when: the metric is affine in what readers read.    Misleads when: softmax
 gradient at the clean run says little of the way to the ablated one: see `eap_ig`, and compare with `exact`.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from mechjax.attribution.contraction import edge_scores, slopes
 from mechjax.attribution.scores import Reduce, Scores, named, reduced
-from mechjax.attribution.subject import Ablation, Subject, subject
+from mechjax.attribution.subject import Ablation, Subject, over_parts, subject
 from mechjax.graph.build import Graph
 from mechjax.graph.writes import Writes
 from mechjax.metrics.metric import Metric
@@ -102,13 +101,3 @@ def _sent(part: Subject, intact: Writes, *, resampled: bool) -> Writes:
         sent,
         eqx.tree_at(lambda w: w.input, jax.tree.map(lambda _: 1, sent), 0),
     )
-
-
-def over_parts(
-    given: Subject, part: Callable[[Subject], tuple[Array, Array]], *, per_example: bool
-) -> tuple[Float[Array, "example edge"], Float[Array, " batch"]]:
-    """Scores of each example, or as one example their mean, and values, from what `part` gives of some examples."""
-    found, values = zip(*(part(some) for some in given.parts()), strict=True)
-    whole = jnp.concatenate(found)
-    scores = whole if per_example else whole.sum(0, keepdims=True) / given.start.shape[0]
-    return scores, jnp.concatenate(values)

@@ -36,11 +36,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mechjax.attribution.contraction import edge_scores, slopes
-from mechjax.attribution.eap import over_parts
 from mechjax.attribution.mask_path import slopes_of_mask, sublayers
 from mechjax.attribution.quadrature import Quadrature, nodes_of
 from mechjax.attribution.scores import Reduce, Scores, named, reduced
-from mechjax.attribution.subject import Ablation, Subject, subject
+from mechjax.attribution.subject import Ablation, Subject, over_parts, subject
 from mechjax.base.errors import ArgumentError
 from mechjax.graph.build import Graph
 from mechjax.graph.writes import writes_from

@@ -35,6 +35,7 @@ from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
 from mechjax.models.marks import marks_of
 from mechjax.models.resume import resume
+from mechjax.models.room import runs_that_fit
 from mechjax.transform.captured import Activations
 from mechjax.transform.context import wanting
 from mechjax.transform.transforms import capture
@@ -82,7 +83,7 @@ def exact(
     if chunk_size is not None and chunk_size < 1:
         raise ArgumentError(f"chunk_size={chunk_size}: at least one edge must run at once.")
     given = subject(model, clean, corrupt, metric, graph, ablation, reference, reduce)
-    chunk = chunk_size or _plan(given)
+    chunk = chunk_size or runs_that_fit(CHUNK_BYTES, given.model, given.start.shape[:2], heads_apart=True)
     base, resid, acts = _clean_run(given)
     intact = recorded(given.start, acts)
     if over == "node":
@@ -128,13 +129,6 @@ def _into(readers: list[tuple[int, int]], graph: Graph, starts: np.ndarray) -> n
     """(node, head, edge) of every edge into some readers, which are given with their heads."""
     rows = [(u, head, starts[reader] + u) for reader, head in readers for u in range(graph.before[reader])]
     return np.array(rows, np.int32)
-
-
-def _plan(given: Subject) -> int:
-    """Edges whose activations fit in CHUNK_BYTES: the widest arrays of a block, twice (in and out)."""
-    c, (batch, n_pos) = given.model.config, given.start.shape[:2]
-    per_token = 2 * (c.d_mlp + (3 + c.n_heads) * c.d_model + c.n_heads * (c.d_head + 2 * n_pos))
-    return max(1, int(CHUNK_BYTES / (per_token * batch * n_pos * given.start.dtype.itemsize)))
 
 
 @eqx.filter_jit

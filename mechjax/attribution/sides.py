@@ -11,16 +11,18 @@ from jaxtyping import Array, Bool, Float, Int
 from mechjax.attribution.subject import check_ablation
 from mechjax.base.errors import ArgumentError, ShapeError, SiteError
 from mechjax.graph.writes import writes
-from mechjax.metrics.measured import Measured, measured
+from mechjax.metrics.measured import Measured, itself, measured
 from mechjax.metrics.metric import Metric
 from mechjax.models.contraction import widened
 from mechjax.models.decoder import Decoder, as_tokens, through
 from mechjax.tasks.pairing import batched, paired
+from mechjax.transform.edits import Edit
+from mechjax.transform.gradients import value_and_grad_at
 from mechjax.transform.means import means
 from mechjax.transform.select import is_concrete
 from mechjax.transform.swept import named_positions, swept_site
 from mechjax.transform.table import SiteInfo
-from mechjax.transform.transforms import capture
+from mechjax.transform.transforms import capture, intervene
 
 UNEMBEDS = frozenset({"ln_final.scale", "ln_final.normalized", "logits"})
 """Sites that only a run with all its logits has."""
@@ -192,3 +194,11 @@ def per_place(
     x = jnp.moveaxis(x, at, -2)
     columns = named.reshape((1,) * (x.ndim - 2) + named.shape)
     return jnp.moveaxis(jnp.take_along_axis(x, columns, -2, mode="fill", fill_value=jnp.nan), -2, at)
+
+
+@eqx.filter_jit
+def first_order(given: Sides, edits: list[Edit], over: tuple[str, ...]) -> tuple[Array, Array]:
+    """One gradient, of the run with these edits, for all places at once; and the metric."""
+    (info,), (name,) = given.sites, given.names
+    value, slopes = value_and_grad_at(intervene(given.run, edits), itself, name)(given.ids, given.mask)
+    return per_place(product(given, name, slopes[name]), info, over, given.named), value

@@ -1,6 +1,6 @@
 """What every method of this package is given, checked and run: both sides, the ablation, the metric."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
 import equinox as eqx
@@ -102,6 +102,16 @@ def subject(
             ablated = _mean(seen, reference, start, per_pos=ablation == "mean_per_pos")
     ruled = backward_rules(seen, rules)
     return Subject(ruled, measured(metric, ids, mask, model.config.d_vocab), mask, start, ablated, rules)
+
+
+def over_parts(
+    given: Subject, part: Callable[[Subject], tuple[Array, Array]], *, per_example: bool
+) -> tuple[Float[Array, "example edge"], Float[Array, " batch"]]:
+    """Scores of each example, or as one example their mean, and values, from what `part` gives of some examples."""
+    found, values = zip(*(part(some) for some in given.parts()), strict=True)
+    whole = jnp.concatenate(found)
+    scores = whole if per_example else whole.sum(0, keepdims=True) / given.start.shape[0]
+    return scores, jnp.concatenate(values)
 
 
 def check_ablation(ablation: str, reference: Any, corrupt: Any, reduce: str) -> None:

@@ -77,12 +77,14 @@ def measured(
 
     Raises:
         ArgumentError: Something that is no metric, or that reads a token which the model does not have.
+        ShapeError: Answers for another number of examples.
     """
     if not isinstance(metric, Metric):
         raise ArgumentError(
             f"the metric is a {type(metric).__name__}; give one of mj.metrics, such as logit_diff(correct, wrong), or "
             "a subclass of mj.metrics.Metric."
         )
+    at = metric.where((ids.shape[0],), ids.shape[1], mask)  # first: it says which answers are missing
     columns = metric.tokens()
     if columns is not None:
         columns = jnp.broadcast_to(columns, (ids.shape[0], columns.shape[-1]))
@@ -91,7 +93,12 @@ def measured(
                 f"the metric reads token {int(columns.max())}; the model has {d_vocab} tokens. Were the answers "
                 "encoded with another tokenizer?"
             )
-    return Measured(metric, metric.where((ids.shape[0],), ids.shape[1], mask), columns)
+    return Measured(metric, at, columns)
+
+
+def itself(value: Float[Array, " batch"]) -> Float[Array, " batch"]:
+    """The metric of a run that gives the metric."""
+    return value
 
 
 class FromStart(eqx.Module):

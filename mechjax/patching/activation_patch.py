@@ -21,18 +21,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from mechjax.base.errors import ArgumentError
 from mechjax.base.prompts import Prompts
+from mechjax.metrics.measured import measured
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
+from mechjax.models.room import runs_that_fit
 from mechjax.patching.scores import PatchScores
 from mechjax.patching.sweep import Sweep, all_scores, starts_of
 from mechjax.patching.units import swept_in
 from mechjax.tasks.pairing import paired
-from mechjax.transform.select import is_concrete
 from mechjax.transform.swept import named_positions, swept_axes, swept_site
 
 CHUNK_BYTES = (
@@ -89,17 +89,14 @@ def activation_patch(
     (ids, mask), (other, _) = paired(clean, corrupt, model.config)
     info = swept_site(model, site, ids)
     name, axes = info.name, swept_axes(info, over, positions)
-    at = metric.where((ids.shape[0],), ids.shape[1], mask)
-    columns = metric.tokens()
-    columns = None if columns is None else jnp.broadcast_to(columns, (ids.shape[0], columns.shape[-1]))
-    _check_tokens(metric, columns, model)
+    of = measured(metric, ids, mask, model.config.d_vocab)
     sizes = tuple(len(positions) if a == "pos" and positions else info.size(a) for a in axes)
     named = named_positions(positions, ids)
     starts = starts_of(model.config, name, tuple(over), sizes, ids.shape, positions)
-    chunk = min(chunk_size or _plan(model, ids.shape), max(1, math.prod(sizes)))
+    chunk = min(chunk_size or runs_that_fit(CHUNK_BYTES, model, ids.shape), max(1, math.prod(sizes)))
     donor, base = (ids, other) if mode == "denoise" else (other, ids)
     sweep = Sweep(
-        model, metric, donor, base, mask, at, columns, named, name, tuple(over), sizes, starts, chunk
+        model, metric, donor, base, mask, of.at, of.tokens, named, name, tuple(over), sizes, starts, chunk
     )
     if folder is None:
         scores, *runs = all_scores(sweep)
@@ -108,20 +105,3 @@ def activation_patch(
     of_clean, of_corrupt = runs if mode == "denoise" else runs[::-1]
     labels = (("pos", tuple(positions)),) if positions else ()
     return PatchScores(scores.mean(-1), scores, of_clean, of_corrupt, name, tuple(over), mode, labels)
-
-
-def _check_tokens(metric: Metric, columns: Array | None, model: Decoder) -> None:
-    if columns is None or not is_concrete(columns):
-        return
-    if int(columns.max(initial=0)) >= model.config.d_vocab:
-        raise ArgumentError(
-            f"the metric reads token {int(columns.max())}; the model has {model.config.d_vocab} tokens. Were the "
-            "answers encoded with another tokenizer?"
-        )
-
-
-def _plan(model: Decoder, shape: tuple[int, ...]) -> int:
-    """Cells whose activations fit in CHUNK_BYTES: the widest arrays of a block, twice (in and out)."""
-    c, (batch, n_pos) = model.config, shape
-    per_token = 2 * (c.d_mlp + 3 * c.d_model + c.n_heads * (c.d_head + 2 * n_pos))
-    return max(1, int(CHUNK_BYTES / (per_token * batch * n_pos * model.W_E.dtype.itemsize)))

@@ -24,15 +24,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from mechjax.base.errors import ArgumentError, ShapeError, SiteError, did_you_mean
+from mechjax.base.errors import ArgumentError, SiteError, did_you_mean
 from mechjax.base.records import Record
 from mechjax.metrics.measured import FromLayer, FromStart, measured
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder, as_tokens
+from mechjax.models.room import runs_that_fit
 from mechjax.patching.chosen import chosen
 from mechjax.patching.windows import windows
 from mechjax.tasks.pairing import batched
 from mechjax.transform.edits import replace
+from mechjax.transform.swept import named_positions
 from mechjax.transform.transforms import capture, intervene
 
 WINDOWS = {"resid_pre": 1, "resid_mid": 1, "resid_post": 1, "attn_out": 10, "mlp_out": 10}
@@ -122,38 +124,23 @@ def causal_trace(
     ids, mask = as_tokens(batched(prompts), None, model.config)
     window = min(WINDOWS[site], model.config.n_layers) if window is None else window
     held = windows(window, model.config.n_layers)
-    named = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32)[:, None], ids.shape[::-1])
-    if positions is not None:
-        named = _named(positions, ids)
+    if positions is not None and not positions:
+        raise ArgumentError("positions= is empty: name at least one position.")
+    for name, at in (positions or {}).items():
+        chosen(f"positions[{name!r}]", at, ids, None)
+    named = named_positions(positions, ids)
+    if named is None:
+        named = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32)[:, None], ids.shape[::-1])
     run = FromStart(model, measured(metric, ids, mask, model.config.d_vocab))
     subject = chosen("subject", subject, ids, mask)
     clean, sigma, acts, start = _clean_run(run, ids, mask, subject, site)
     draws = jax.random.normal(key, (n_samples, *start.shape), start.dtype)
     starts = start + jnp.where(subject[..., None], noise * sigma * draws, 0)
-    chunk = min(chunk_size or _plan(model, starts.shape), len(named))
+    chunk = min(chunk_size or runs_that_fit(CHUNK_BYTES, model, starts.shape[:-1]), len(named))
     corrupt, found = _restored(run, starts, mask, acts, held, named, site=site, chunk=chunk)
     effect = found - corrupt
     labels = () if positions is None else (("pos", tuple(positions)),)
     return TraceScores(effect.mean(-1), effect, clean, corrupt, sigma, site, window, labels)
-
-
-def _named(positions: Mapping[str, Any], ids: Array) -> Int[Array, "place batch"]:
-    for name, at in positions.items():
-        chosen(f"positions[{name!r}]", at, ids, None)
-        if jnp.shape(at) != ids.shape[:1]:
-            raise ShapeError(
-                f"position `{name}` has shape {jnp.shape(at)}; one per example is ({ids.shape[0]},)."
-            )
-    if not positions:
-        raise ArgumentError("positions= is empty: name at least one position.")
-    return jnp.stack([jnp.asarray(at, jnp.int32) for at in positions.values()])
-
-
-def _plan(model: Decoder, shape: tuple[int, ...]) -> int:
-    """Positions whose activations fit in CHUNK_BYTES: the widest arrays of a block, twice (in and out)."""
-    c, (samples, batch, n_pos, _) = model.config, shape
-    per_token = 2 * (c.d_mlp + 3 * c.d_model + c.n_heads * (c.d_head + 2 * n_pos))
-    return max(1, int(CHUNK_BYTES / (per_token * samples * batch * n_pos * model.W_E.dtype.itemsize)))
 
 
 class _FromTokens(eqx.Module):

@@ -145,8 +145,7 @@ def _judged(known: Truth, methods: Sequence[str], key: Array) -> Float[np.ndarra
     """One row per method, all against the same exact scores."""
     truth = exact(*_pair(known), graph=known.graph)
     inside, counted = np.asarray(known.varying), ~np.asarray(known.constant)
-    sends = np.zeros(len(known.graph.nodes), bool)
-    sends[known.graph.table[inside, 0]] = True
+    sends = np.asarray(known.nodes)
     rows = []
     for name in methods:
         start = time.perf_counter()

@@ -93,7 +93,7 @@ def test_measure__a_fact_above_its_goal__is_missed_and_shown_beside_ratios(tmp_p
     assert "| 2.00 | at least 1 |" in theirs
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc, which says what memory is in use")
 def test_peak_of__work_that_frees_what_it_took__counts_it():
     kept = np.ones(25_000_000)
     assert 1.0 <= peak_of(lambda: (np.ones(25_000_000), time.sleep(0.05))) / kept.nbytes < 1.1

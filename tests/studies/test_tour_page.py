@@ -60,7 +60,7 @@ def test_tour__as_a_record__prints_briefly_and_shows_itself_as_the_page(tour):
 @pytest.fixture(scope="module")
 def tab():
     if BINARY is None:
-        pytest.skip("there is no Chromium on this machine: apt-get install chromium")
+        pytest.skip("a browser is needed and no dependency brings one: apt-get install chromium")
     with browser() as opened:
         yield opened
 

@@ -113,7 +113,9 @@ def test_scores__in_a_notebook__lead_with_the_strongest(scores):
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(BINARY is None, reason="no Chromium here")
+@pytest.mark.skipif(
+    BINARY is None, reason="a browser is needed and no dependency brings one: apt-get install chromium"
+)
 def test_browser__pointing_at_a_row__lights_its_edge_alone(scores, tmp_path):
     path = circuit(scores, n=25).write(tmp_path / "page.html")
     point = "document.querySelector('{}').dispatchEvent(new PointerEvent('pointerover', {{bubbles: true}}))"
