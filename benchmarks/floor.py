@@ -37,6 +37,24 @@ def operations(
     return 2.0 * total * cells * n_examples
 
 
+def edge_operations(config: Any, n_tokens: int) -> float:
+    """Multiplications and additions with weights that exact scores of all edges of heads and MLPs need, of one prompt.
+
+    An edge into a head needs that head's weights of one side and of what it writes, and the MLP; one into an MLP needs
+    the MLP; both the later layers, of the last of them keys and values and one position of all else.
+    """
+    d, L = config.d_model, config.n_layers
+    head, mlp, kv = 2 * d * config.d_head, 2 * d * config.d_mlp, 2 * d * config.n_kv_heads * config.d_head
+    block = 2 * d * config.n_heads * config.d_head + kv + mlp
+    sides, total = config.n_heads + 2 * config.n_kv_heads, 0.0
+    for layer in range(L):
+        nodes, rest = 1 + layer * (config.n_heads + 1), L - 1 - layer
+        after = (rest - 1) * n_tokens * block + n_tokens * kv + block - kv if rest else 0
+        here = n_tokens if rest else 1
+        total += nodes * sides * ((head + mlp) * here + after) + (nodes + config.n_heads) * (mlp * here + after)
+    return 2.0 * total
+
+
 def rate(config: Any) -> float:
     """Operations per second of a product of this model's width, the best of ten."""
     x, W = jnp.ones((ROWS, config.d_model)), jnp.ones((config.d_model, config.d_mlp))

@@ -11,7 +11,7 @@ import jaxlib
 import numpy as np
 
 import mechjax as mj
-from benchmarks.floor import operations, rate
+from benchmarks.floor import edge_operations, operations, rate
 from benchmarks.worker import Job, peak_mb, peak_of, steering
 from mechjax.base.catalogue import SITES
 
@@ -117,7 +117,7 @@ def edge_jobs(model: Any) -> dict[str, Job]:
 
         def collect(found: Any) -> dict[str, np.ndarray]:
             square = np.zeros((len(graph.nodes), len(graph.readers)), np.float32)
-            square[tuple(graph.table.T)] = MILLIONTHS * np.asarray(found.scores)
+            square[tuple(graph.table.T[:2])] = MILLIONTHS * np.asarray(found.scores)
             return {"scores": square}
 
         return work, collect
@@ -127,7 +127,32 @@ def edge_jobs(model: Any) -> dict[str, Job]:
         work, _ = edge_scores(model, *jnp.asarray(pair, jnp.int32), "EAP", None)
         return work, lambda _: {"peak_gb": round((peak_mb() or float("nan")) / 1e3, 2)}
 
-    return {"edges": edges, "edges_at_length": edges_at_length}
+    def exact_edges(n_pos: int, share: float):
+        """Edges evenly spread over all readers, and how long all would take."""
+        pair = np.random.default_rng(0).integers(model.config.d_vocab, size=(2, 1, n_pos))
+        graph, metric = mj.graph.build(model), mj.metrics.logit_diff(5, 7)
+        n = len(graph.table)
+        some = np.linspace(0, n - 1, round(share * n)).round().astype(int)
+
+        def timed(which: np.ndarray) -> float:
+            start = time.perf_counter()
+            found = mj.attribution.exact(model, *jnp.asarray(pair, jnp.int32), metric, graph=graph, edges=which)
+            jax.block_until_ready(found.scores)
+            return time.perf_counter() - start
+
+        def collect(took: tuple[float, float]) -> dict[str, Any]:
+            least = edge_operations(model.config, n_pos) / rate(model.config)
+            every = (took[1] - took[0]) * n / (len(some) - len(some[::2]))  # what every call does, taken out
+            return {
+                "measured_edges": len(some),
+                "all_edges_estimate_s": round(every, 1),
+                "floor_s": round(least, 1),
+                "times_floor": round(every / least, 2),
+            }
+
+        return lambda: (timed(some[::2]), timed(some)), collect
+
+    return {"edges": edges, "edges_at_length": edges_at_length, "exact_edges": exact_edges}
 
 
 def edge_scores(model: Any, clean: Any, corrupt: Any, method: str, steps: int | None) -> tuple[Any, Any]:

@@ -91,6 +91,7 @@ def contextual_decomposition(
         )
     if chunk_size is not None and chunk_size < 1:
         raise ArgumentError(f"chunk_size={chunk_size}: at least one node must run at once.")
+    graph = graph.whole("contextual_decomposition")
     given = subject(model, clean, corrupt, metric, graph, ablation, reference, reduce)
     per_token = 8 * (config.d_mlp + 3 * config.d_model + 3 * config.n_heads * config.d_head)
     size = per_token * given.start[..., 0].size * given.start.dtype.itemsize

@@ -18,6 +18,7 @@ Exact when: the metric is affine in what readers read.    Misleads when: softmax
 gradient at the clean run says little of the way to the ablated one: see `eap_ig`, and compare with `exact`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -42,6 +43,7 @@ def eap(
     metric: Metric,
     *,
     graph: Graph,
+    positions: Mapping[str, Any] | None = None,
     rules: Rules = GRADIENT,
     ablation: Ablation = "resample",
     reference: Any = None,
@@ -56,6 +58,8 @@ def eap(
         corrupt: Prompts that do not, with the same tokens at the same places; None where the ablation needs none.
         metric: A metric of `mechjax.metrics`: one number per example.
         graph: The model's graph, `mj.graph.build(model)`.
+        positions: Where the graph's spans are, where these have names: for each, one position per example, several, or
+            a mask (batch, pos).
         rules: Backward rules: GRADIENT, RELP, ATTNLRP, GIM, or rows of your own.
         ablation: What stands in for what a node writes: "resample" (what it writes on `corrupt`), "zero", "mean" over
             `reference` and its positions, or "mean_per_pos".
@@ -71,13 +75,13 @@ def eap(
         PairingError: Clean and corrupt prompts that do not line up.
         UnsupportedModelError: Latent attention, or a model in which a backward rule would be missed.
     """
-    given = subject(model, clean, corrupt, metric, graph, ablation, reference, reduce, rules)
+    given = subject(model, clean, corrupt, metric, graph, ablation, reference, reduce, rules, positions)
     per_example = reduce == "mean_of_abs"
 
     def part(part: Subject) -> tuple[Array, Array]:
         value, found, intact = slopes(part, part.start)
         sent = _sent(part, intact, resampled=ablation == "resample")
-        return edge_scores(part, found, sent, graph, per_example=per_example, chunk_size=chunk_size), value
+        return edge_scores(part, found, sent, per_example=per_example, chunk_size=chunk_size), value
 
     found, value = over_parts(given, part, per_example=per_example)
     return Scores(
@@ -96,8 +100,6 @@ def _sent(part: Subject, intact: Writes, *, resampled: bool) -> Writes:
         jax.lax.cummax(differs.astype(jnp.int8), axis=1) > 0 if part.model.config.causal else differs.any(1)
     )
     seen = jnp.broadcast_to(seen.reshape(len(differs), -1), differs.shape)
-    return jax.tree.map(
-        lambda x, lead: jnp.where(seen.reshape((1,) * lead + seen.shape + (1,) * (x.ndim - lead - 2)), x, 0),
-        sent,
-        eqx.tree_at(lambda w: w.input, jax.tree.map(lambda _: 1, sent), 0),
+    return sent.mapped(
+        lambda x, lead: jnp.where(seen.reshape((1,) * lead + seen.shape + (1,) * (x.ndim - lead - 2)), x, 0)
     )

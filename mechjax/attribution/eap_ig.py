@@ -24,10 +24,10 @@ Cost: a forward for each side; then for each step a forward, a backward and a pr
 a masked forward and its backward ("mask"; "activations" takes that for every sublayer), whose memory is one stream per
 node and layer.
 Exact when: the metric is affine in what readers read, but for "mask", where edges in a row share their effect.
-Misleads when: edges are redundant, or the way between
-the two runs leaves what the model was trained on.
+Misleads when: edges are redundant, or the way between the two runs leaves what the model was trained on.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import equinox as eqx
@@ -60,6 +60,7 @@ def eap_ig(
     path: Path = "inputs",
     steps: int = 5,
     quadrature: Quadrature = "midpoint",
+    positions: Mapping[str, Any] | None = None,
     rules: Rules = GRADIENT,
     ablation: Ablation = "resample",
     reference: Any = None,
@@ -78,6 +79,7 @@ def eap_ig(
         steps: How many intervals the way is cut into.
         quadrature: Where in each interval gradients are taken: "midpoint", "left", "right", or "trapezoid" (both ends,
             so one run more).
+        positions: Where the graph's spans are, as in `eap`.
         rules: Backward rules, as in `eap`.
         ablation: What stands in for what a node writes, as in `eap`.
         reference: The prompts of a mean.
@@ -100,14 +102,15 @@ def eap_ig(
         raise ArgumentError(
             f"path={path!r} gives one gradient for all examples, so reduce='mean_of_abs' needs path='inputs'."
         )
-    given = subject(model, clean, corrupt, metric, graph, ablation, reference, reduce, rules)
+    given = subject(model, clean, corrupt, metric, graph, ablation, reference, reduce, rules, positions)
 
     def inputs(part: Subject) -> tuple[Array, Array]:
-        sent = jax.tree.map(jnp.subtract, writes_from(part.model, part.start, part.mask), part.ablated)
+        intact = writes_from(part.model, part.start, part.mask, part.graph)
+        sent = jax.tree.map(jnp.subtract, intact, part.ablated)
         total = jnp.zeros(())
         for at, weight in rule:
             _, found, _ = slopes(part, part.ablated.input + at * sent.input)
-            scores = edge_scores(part, found, sent, graph, per_example=per_example, chunk_size=chunk_size)
+            scores = edge_scores(part, found, sent, per_example=per_example, chunk_size=chunk_size)
             total = total + weight * scores
         return total, _metric(part)
 
@@ -115,7 +118,7 @@ def eap_ig(
         found, value = over_parts(given, inputs, per_example=per_example)
     else:
         groups = sublayers(graph) if path == "activations" else 0 * sublayers(graph)
-        found, value = slopes_of_mask(given, graph, groups, rule), _metric(given)
+        found, value = slopes_of_mask(given, groups, rule), _metric(given)
     method = named("eap_ig", path=path, steps=steps, quadrature=quadrature, rules=rules)
     return Scores(reduced(found, reduce), value, graph, ("edge",), method, ablation, reduce)
 

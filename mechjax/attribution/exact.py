@@ -8,21 +8,22 @@ the metric. Positive where the edge helps the metric. A node's score has all its
 Reference: Wang et al. (2022), arXiv:2211.00593, section 3 (path patching); Conmy et al. (2023), arXiv:2304.14997, whose
 single step this is. MIB (arXiv:2504.13151) calls it EActP.
 Differs from the papers: other edges keep the run as it is; nothing is frozen. Where a norm stands after attention, a
-head's write is its share of the norm's output at the scale of its own run (`mechjax.graph.forward`).
-Cost: an edge into layer l costs layers l to L. Memory: `chunk_size` edges at a time, by default as many as fit in 256
+head's write is its share of the norm's output at the scale of its own run (`mechjax.graph.forward`). A graph may take
+units of MLPs apart, and positions: an edge at a position is ablated there alone.
+Cost: an edge into layer l costs layers l to L - 1, of the last of them keys and values and what the metric reads; no
+more where only some `edges` are asked for. Memory: `chunk_size` edges at a time, by default as many as fit in 256
 MB of activations, and one stream per node.
 Exact: always.    Misleads when: edges are redundant (each one alone does nothing), or the metric saturates.
 """
 
-import dataclasses
-import itertools
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.attribution.scores import Reduce, Scores, reduced
 from mechjax.attribution.subject import Ablation, Subject, subject
@@ -30,11 +31,12 @@ from mechjax.base.errors import ArgumentError
 from mechjax.graph.build import Graph
 from mechjax.graph.forward import masked_stream
 from mechjax.graph.tap import READS, tapped
+from mechjax.graph.units import directions, scaled, units_of, values
 from mechjax.graph.writes import Blocks, Writes, recorded, sites
 from mechjax.metrics.metric import Metric
+from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder
 from mechjax.models.marks import marks_of
-from mechjax.models.resume import resume
 from mechjax.models.room import runs_that_fit
 from mechjax.transform.captured import Activations
 from mechjax.transform.context import wanting
@@ -51,6 +53,8 @@ def exact(
     *,
     graph: Graph,
     over: Literal["edge", "node"] = "edge",
+    edges: Sequence[str] | Sequence[int] | Array | np.ndarray | None = None,
+    positions: Mapping[str, Any] | None = None,
     ablation: Ablation = "resample",
     reference: Any = None,
     reduce: Reduce = "mean",
@@ -65,6 +69,10 @@ def exact(
         metric: A metric of `mechjax.metrics`: one number per example.
         graph: The model's graph, `mj.graph.build(model)`.
         over: "edge" or "node".
+        edges: Which edges, by name or by their place in `graph.edges`; None for all. The others' scores are NaN, and
+            `.compare` leaves them out.
+        positions: Where the graph's spans are, where these have names: for each, one position per example, several, or
+            a mask (batch, pos).
         ablation: What stands in for what a node writes: "resample" (what it writes on `corrupt`), "zero", "mean" over
             `reference` and its positions, or "mean_per_pos".
         reference: The prompts of a mean.
@@ -72,117 +80,177 @@ def exact(
         chunk_size: Edges that run at once; None plans it from their memory.
 
     Returns:
-        The scores, in the order of `graph.edges` or `graph.nodes`.
+        The scores, in the order of `graph.edges`, or of `graph.places`: nodes, at each span where there are any.
 
     Raises:
-        ArgumentError: An argument outside its range, or a run whose activations are not finite.
+        ArgumentError: An argument outside its range, an edge that is none, or a run whose activations are not finite.
         PairingError: Clean and corrupt prompts that do not line up.
+        ShapeError: Prompts of another length than the graph's positions.
     """
     if over not in ("edge", "node"):
         raise ArgumentError(f"over={over!r}: expected 'edge' or 'node'.")
     if chunk_size is not None and chunk_size < 1:
         raise ArgumentError(f"chunk_size={chunk_size}: at least one edge must run at once.")
-    given = subject(model, clean, corrupt, metric, graph, ablation, reference, reduce)
+    if edges is not None and over == "node":
+        raise ArgumentError("edges= chooses edges, and over='node' scores nodes: leave one of them out.")
+    chosen = np.arange(len(graph.table)) if edges is None else _chosen(edges, graph)
+    given = subject(
+        model, clean, corrupt, metric, graph, ablation, reference, reduce, positions=positions
+    )
     chunk = chunk_size or runs_that_fit(CHUNK_BYTES, given.model, given.start.shape[:2], heads_apart=True)
     base, resid, acts = _clean_run(given)
-    intact = recorded(given.start, acts)
+    intact = recorded(given.model, given.start, acts, given.graph)
     if over == "node":
-        found = _of_nodes(given, graph, chunk)
+        found = _of_nodes(given, chunk)
     else:
-        found = jnp.zeros((len(graph.table), *base.shape), base.dtype)
+        clean_run = _Clean(resid, acts.arrays.get("mlp_in"), acts.arrays.get("ln2_post.scale"))
+        found = jnp.full((len(graph.table), *base.shape), jnp.nan, base.dtype)
         sent = _sent(given, intact)
-        for site, layers, cells in _cells(graph, chunk):
-            nodes, heads = jnp.asarray(cells[..., 0]), jnp.asarray(cells[..., 1])
-            ran = _of_edges(given, resid, sent, site, jnp.asarray(layers), nodes, heads)
-            found = found.at[cells[..., 2].ravel()].set(ran.reshape(-1, *base.shape), mode="drop")
+        for site, layers, cells in _cells(graph, chosen, chunk):
+            ran = _of_edges(given, clean_run, sent, site, jnp.asarray(layers), jnp.asarray(cells[..., :3]))
+            found = found.at[cells[..., 3].ravel()].set(ran.reshape(-1, *base.shape), mode="drop")
     effect = base - found
     return Scores(reduced(effect.T, reduce), base, graph, (over,), "exact", ablation, reduce)
 
 
-def _cells(graph: Graph, chunk: int) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Chunks of edges into readers of one site and one layer: (site, layer of each chunk, (node, head, edge) of each).
+def _chosen(edges: Any, graph: Graph) -> np.ndarray:
+    """The places of some edges."""
+    if isinstance(edges, str):
+        edges = (edges,)
+    if not len(edges):
+        raise ArgumentError("edges= is empty: name at least one edge, or leave it out for all.")
+    if isinstance(edges[0], str):
+        return np.array([graph.number(name) for name in edges])
+    found = np.asarray(edges)
+    n = len(graph.table)
+    if found.dtype == bool and found.shape == (n,):
+        return np.flatnonzero(found)
+    if not np.issubdtype(found.dtype, np.integer) or found.ndim != 1 or ((found < 0) | (found >= n)).any():
+        raise ArgumentError(
+            f"edges= of shape {found.shape} and type {found.dtype}: give names such as `{graph.edges[0]}`, places from "
+            f"0 to {n - 1}, or a mask of all {n} edges."
+        )
+    return found
 
-    The last chunk of a layer is filled up with edges that are no edge.
+
+def _cells(graph: Graph, chosen: np.ndarray, chunk: int) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Chunks of edges into readers of one site and one layer: (site, layer of each chunk, cells of each chunk).
+
+    A cell is (node, which reader of the layer's, span, edge). The last chunk of a layer is filled up with edges that
+    are no edge.
     """
-    starts = np.concatenate([[0], np.cumsum(graph.before)])
-    kinds = [(site, head) for site, n in graph.reads.items() for head in range(n)]
-    found: dict[str, list[tuple[int, np.ndarray]]] = {}
-    last = len(graph.readers) - 1
-    for layer, site in itertools.product(range(graph.n_layers), graph.reads):
-        readers = [(layer * len(kinds) + i, h) for i, (s, h) in enumerate(kinds) if s == site]
-        found.setdefault(site, []).append((layer, _into(readers, graph, starts)))
-    found["logits"] = [(graph.n_layers, _into([(last, 0)], graph, starts))]
+    kinds = [(site, i) for site, n in graph.reads.items() for i in range(n)]
+    node, reader, span = graph.table[chosen].T
+    layer, kind = np.divmod(graph.columns[reader], len(kinds))
+    last = layer == graph.n_layers
+    of_kind = np.array([i for _, i in kinds])[kind] * ~last
+    cells = np.column_stack([node, of_kind, span, chosen]).astype(np.int32)
     chunks = []
-    for site, groups in found.items():
-        size = min(chunk, max(len(cells) for _, cells in groups))
+    for site in (*graph.reads, "logits"):
+        here = last if site == "logits" else ~last & np.array([s == site for s, _ in kinds])[kind]
+        groups = [(at, cells[here & (layer == at)]) for at in np.unique(layer[here])]
+        if not groups:
+            continue
+        size = min(chunk, max(len(own) for _, own in groups))
         layers, filled = [], []
-        for layer, cells in groups:
-            n = -(-len(cells) // size)
-            none = np.tile(np.array([0, 0, len(graph.table)], np.int32), (n * size - len(cells), 1))
-            filled += [np.concatenate([cells, none]).reshape(n, size, 3)]
-            layers += [layer] * n
+        for at, own in groups:
+            n = -(-len(own) // size)
+            none = np.tile(np.array([0, 0, 0, len(graph.table)], np.int32), (n * size - len(own), 1))
+            filled += [np.concatenate([own, none]).reshape(n, size, 4)]
+            layers += [at] * n
         chunks.append((site, np.array(layers, np.int32), np.concatenate(filled)))
     return chunks
 
 
-def _into(readers: list[tuple[int, int]], graph: Graph, starts: np.ndarray) -> np.ndarray:
-    """(node, head, edge) of every edge into some readers, which are given with their heads."""
-    rows = [(u, head, starts[reader] + u) for reader, head in readers for u in range(graph.before[reader])]
-    return np.array(rows, np.int32)
+class _Clean(eqx.Module):
+    """The clean run.
+
+    Attributes:
+        resid: The stream that enters each layer and, last, the unembedding.
+        mid: What MLPs read; None where no unit of theirs is a node.
+        scale: That of norms after MLPs; None where there are none, or no unit is a node.
+    """
+
+    resid: Float[Array, "stream batch pos d_model"]
+    mid: Float[Array, "layer batch pos d_model"] | None
+    scale: Float[Array, "layer batch pos one"] | None
 
 
 @eqx.filter_jit
 def _clean_run(given: Subject) -> tuple[Array, Array, Activations]:
     """The clean metric; the stream that enters each layer and, last, the unembedding; and what writes are made of."""
-    last, acts = capture(Blocks(given.model), ("resid_pre", *sites(given.model)))(given.start, given.mask)
+    names = ("resid_pre", *sites(given.model, given.graph))
+    last, acts = capture(Blocks(given.model), names)(given.start, given.mask)
     return given.value(last), jnp.concatenate((acts["resid_pre"], last[None])), acts
 
 
 @eqx.filter_jit
 def _sent(given: Subject, intact: Writes) -> Array:
     """What the ablation of each node adds to what its readers read."""
-    return jax.tree.map(jnp.subtract, given.ablated, intact).vectors(given.model)
+    return jax.tree.map(jnp.subtract, given.ablated, intact).vectors(given.model, given.graph)
 
 
 @eqx.filter_jit
 def _of_edges(
-    given: Subject, resid: Array, sent: Array, site: str, layers: Array, nodes: Array, heads: Array
+    given: Subject, clean: _Clean, sent: Array, site: str, layers: Array, cells: Int[Array, "chunk cell 3"]
 ) -> Array:
     """The metric with one edge ablated, for chunks of edges, each of one layer, which may be traced."""
     model, config = given.model, given.model.config
-    sequence = model.arrange(resid.shape[-2], mask=given.mask)
+    sequence = model.arrange(clean.resid.shape[-2], mask=given.mask)
 
-    def cell(layer: Array, node: Array, head: Array) -> Array:
-        before = resid[layer]
+    def cell(layer: Array, node: Array, which: Array, span: Array) -> Array:
+        before, added = clean.resid[layer], sent[node]
+        if given.spans is not None:
+            added = jnp.where((given.spans == span)[..., None], added, 0)
         if site == "logits":
-            return given.value(before + sent[node])
+            return given.value(before + added)
 
         def moved(x: Array) -> Array:
             if site == "mlp_in":
-                return x + sent[node]
-            here = jnp.arange(x.shape[-2], dtype=head.dtype)[:, None] == head
-            return x + jnp.where(here, sent[node][..., None, :], 0)
+                return x + added
+            here = jnp.arange(x.shape[-2], dtype=which.dtype)[:, None] == which
+            return x + jnp.where(here, added[..., None, :], 0)
 
-        with wanting(READS & {site}):  # this layer's heads read apart, later ones need not
-            after = model.block(before, layer, sequence, tapped(marks_of(layer, config), {site: moved}, {}))
-        return given.value(resume(model, layer + 1).blocks(after, mask=given.mask))
+        if site == "units":
+            own = jnp.arange(given.graph.n_units, dtype=which.dtype) == which
+            after = clean.resid[layer + 1] + _of_units(given, clean, layer, added, own)
+        else:
+            with wanting(READS & {site}):  # this layer's heads read apart, later ones need not
+                mark = tapped(marks_of(layer, config), {site: moved}, {})
+                after = model.block(before, layer, sequence, mark)
+            if site == "mlp_in" and given.graph.units:  # they keep to what they read
+                every = jnp.ones(given.graph.n_units, bool)
+                after = after - _of_units(given, clean, layer, added, every)
+        return given.measured.of_rest(model, layer + 1, after, given.mask)
 
-    def chunk(xs: tuple[Array, Array, Array]) -> Array:
-        layer, nodes, heads = xs
-        return jax.vmap(lambda node, head: cell(layer, node, head))(nodes, heads)
+    def chunk(xs: tuple[Array, Array]) -> Array:
+        layer, own = xs
+        return jax.vmap(lambda node, which, span: cell(layer, node, which, span))(*own.T)
 
-    return jax.lax.map(chunk, (layers, nodes, heads))
+    return jax.lax.map(chunk, (layers, cells))
+
+
+def _of_units(given: Subject, clean: _Clean, layer: Array, added: Array, own: Bool[Array, " unit"]) -> Array:
+    """What some units of a layer's MLP write more where they read something more."""
+    graph, config = given.graph, given.model.config
+    block, _ = given.model.of_kind(layer, None)
+    index, mid = units_of(graph.units, graph.n_units)[layer], cast(Array, clean.mid)[layer]
+    change = values(block, mid + added, index, config) - values(block, mid, index, config)
+    change = scaled(change, block, None if clean.scale is None else clean.scale[layer])
+    return contract("...k,km->...m", jnp.where(own, change, 0), directions(block, index, config), config)
 
 
 @eqx.filter_jit
-def _of_nodes(given: Subject, graph: Graph, chunk: int) -> Array:
-    """The metric with all edges of one node ablated, for every node."""
-    own = dataclasses.replace(graph, grouped=True)  # the model of `given` has keys as the graph has them
-    of = jnp.asarray(graph.table[:, 0])
+def _of_nodes(given: Subject, chunk: int) -> Array:
+    """The metric with all edges of one node ablated, for every node, at each span."""
+    of = jnp.asarray(given.graph.senders)
 
-    def ablate(node: Array) -> Array:
-        kept = (of != node).astype(given.start.dtype)
-        resid = masked_stream(given.model, given.start, kept, given.ablated, graph=own, mask=given.mask)
-        return given.value(resid)
+    def ablate(place: Array) -> Array:
+        kept = (of != place).astype(given.start.dtype)
+        last = masked_stream(
+            given.model, given.start, kept, given.ablated, graph=given.graph, spans=given.spans, mask=given.mask
+        )
+        return given.value(last)
 
-    return jax.lax.map(ablate, jnp.arange(len(graph.nodes)), batch_size=min(chunk, len(graph.nodes)))
+    n = len(given.graph.places)
+    return jax.lax.map(ablate, jnp.arange(n), batch_size=min(chunk, n))

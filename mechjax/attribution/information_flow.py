@@ -106,14 +106,14 @@ def information_flow(
     """
     if chunk_size is not None and chunk_size < 1:
         raise ArgumentError(f"chunk_size={chunk_size}: at least one token must be taken apart at once.")
-    seen = graph.view(model)
+    seen = graph.whole("information_flow").view(model)
     ids, mask = as_tokens(batched(prompts), None, model.config)
     acts = _captured(seen, ids, mask)
     chunk = chunk_size or max(1, int(CHUNK_BYTES / (8 * len(graph.nodes) * model.config.d_model)))
     streams = [acts["resid_pre"], *[acts["mlp_in"]] * graph.mlp, acts["resid_post"]]
     found = _importance(
         seen,
-        recorded(acts["resid_pre"][0], acts),
+        recorded(seen, acts["resid_pre"][0], acts),
         jnp.concatenate(streams),
         mask,
         graph,
@@ -147,9 +147,6 @@ def _importance(
     counted = real.astype(streams.dtype)
     weight = counted / counted.sum(-1, keepdims=True) / len(counted)
     before = jnp.zeros(len(streams), jnp.int32).at[_stream_of(graph)].set(jnp.array(graph.before))
-    layered = eqx.tree_at(
-        lambda w: w.input, jax.tree.map(lambda _: 1, sent), 0
-    )  # axes before batch and position
     tokens = lambda x, axis: jnp.moveaxis(x.reshape(*x.shape[:axis], -1, 1, *x.shape[axis + 2 :]), axis, 0)
 
     def token(xs: tuple[Writes, Array, Array]) -> Array:
@@ -163,5 +160,5 @@ def _importance(
 
         return xs[2] * jax.lax.map(of, (xs[1][:, 0], before))
 
-    xs = (jax.tree.map(tokens, sent, layered), tokens(streams, 1), weight.reshape(-1))
+    xs = (sent.mapped(tokens), tokens(streams, 1), weight.reshape(-1))
     return jax.lax.map(token, xs, batch_size=chunk).sum(0)

@@ -1,6 +1,6 @@
 """Gradients of the masked forward on the way of a mask, or of parts of it, from 0 to 1."""
 
-import dataclasses
+import itertools
 
 import equinox as eqx
 import jax
@@ -15,34 +15,33 @@ from mechjax.graph.forward import masked_stream
 
 def sublayers(graph: Graph) -> Int[np.ndarray, " edge"]:
     """The sublayer that each edge leaves: the input, the heads of a layer, its MLP, in the order of nodes."""
-    own = [1] + [0] * (graph.n_heads - 1) + [1] * graph.mlp
-    of_node = np.cumsum([0, *own * graph.n_layers])
+    own = [name.partition(".")[0] for name in graph.nodes]  # a layer's heads, or its MLP with units
+    of_node = np.cumsum([0, *(one != other for one, other in itertools.pairwise(own))])
     return of_node[graph.table[:, 0]].astype(np.int32)
 
 
 def slopes_of_mask(
-    given: Subject, graph: Graph, groups: Int[np.ndarray, " edge"], rule: list[tuple[float, float]]
+    given: Subject, groups: Int[np.ndarray, " edge"], rule: list[tuple[float, float]]
 ) -> Float[Array, "1 edge"]:
     """The integral of the mean metric's slope in each edge, while the edges of its group alone go from 0 to 1.
 
     Args:
         given: The model and its ablation.
-        graph: The graph.
         groups: The group of each edge, from 0 up.
         rule: Where between 0 and 1 the slope is read, and with which weight.
     """
     at, weight = np.asarray(rule, given.start.dtype).T
     return _integrals(
-        given, graph, jnp.asarray(groups), jnp.asarray(at), jnp.asarray(weight), int(groups.max()) + 1
+        given, jnp.asarray(groups), jnp.asarray(at), jnp.asarray(weight), int(groups.max()) + 1
     )
 
 
 @eqx.filter_jit
-def _integrals(given: Subject, graph: Graph, groups: Array, at: Array, weight: Array, n_groups: int) -> Array:
-    own = dataclasses.replace(graph, grouped=True)  # the model of `given` has keys as the graph has them
-
+def _integrals(given: Subject, groups: Array, at: Array, weight: Array, n_groups: int) -> Array:
     def mean(kept: Array) -> Array:
-        last = masked_stream(given.model, given.start, kept, given.ablated, graph=own, mask=given.mask)
+        last = masked_stream(
+            given.model, given.start, kept, given.ablated, graph=given.graph, spans=given.spans, mask=given.mask
+        )
         return given.value(last).mean()
 
     def step(total: Array, x: tuple[Array, Array, Array]) -> tuple[Array, None]:

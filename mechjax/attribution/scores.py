@@ -21,7 +21,8 @@ Reduce = Literal["mean", "abs_of_mean", "mean_of_abs"]
 class Scores(Record):
     """What edges, or nodes, do for a metric: the metric as it is less the metric where they are ablated.
 
-    Positive where they help the metric. In the order of `graph.edges`, or of `graph.nodes`.
+    Positive where they help the metric. In the order of `graph.edges`, or of `graph.places`: nodes, at each span where
+    positions are apart. NaN where an exact score was not asked for.
 
     Attributes:
         scores: One number per edge, or node.
@@ -43,10 +44,12 @@ class Scores(Record):
 
     def axis_labels(self) -> Mapping[str, Sequence[str]]:
         """Names of edges and nodes."""
-        return {"edge": self.graph.edges, "node": self.graph.nodes}
+        return {"edge": self.graph.edges, "node": self.graph.places}
 
     def compare(self, exact: "Scores", n: int | None = None) -> Agreement:
         """How well these scores agree with those of `exact`: Pearson, Spearman, AUROC, overlap of the `n` largest.
+
+        Where `exact` has the scores of some edges only, these are compared.
 
         Raises:
             ArgumentError: Scores of another graph, of other things, or under another ablation.
@@ -58,7 +61,8 @@ class Scores(Record):
                     f"these scores have {what}={mine!r} and those to compare with have {what}={other!r}: compare what "
                     "was made of the same graph, in the same way."
                 )
-        return agreement(self.scores, exact.scores, n)
+        known = ~np.isnan(exact.scores) if exact.method == "exact" else slice(None)
+        return agreement(np.asarray(self.scores)[known], np.asarray(exact.scores)[known], n)
 
     def nodes(self) -> "Scores":
         """What each node does, from its edges: for gradients the sum over them is the node's own score.
@@ -71,8 +75,7 @@ class Scores(Record):
                 f"scores of nodes are sums over edges where those are gradients, signed; these are over={self.over}, "
                 f"method={self.method!r}, reduce={self.reduce!r}. Exact scores of nodes: exact(..., over='node')."
             )
-        sums = jnp.zeros(len(self.graph.nodes), self.scores.dtype)
-        sums = sums.at[np.asarray(self.graph.table[:, 0])].add(self.scores)
+        sums = jnp.zeros(len(self.graph.places), self.scores.dtype).at[self.graph.senders].add(self.scores)
         return Scores(sums, self.clean, self.graph, ("node",), self.method, self.ablation, self.reduce)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mechjax.attribution.scores import Reduce
 from mechjax.base.errors import ArgumentError, ShapeError
 from mechjax.graph.build import Graph
+from mechjax.graph.spans import spans_of
 from mechjax.graph.writes import Blocks, Writes, writes, writes_from
 from mechjax.metrics.measured import Measured, measured
 from mechjax.metrics.metric import Metric
@@ -35,6 +36,8 @@ class Subject(eqx.Module):
         start: What enters the first block in the clean run.
         ablated: What nodes write when ablated.
         rules: The backward rules of `model` (static).
+        graph: The graph, of `model` (static).
+        spans: The span of each position; None where the graph sums positions.
         first: Where in the metric's batch these examples begin; None where they are all of it.
     """
 
@@ -44,6 +47,8 @@ class Subject(eqx.Module):
     start: Float[Array, "batch pos d_model"]
     ablated: Writes
     rules: Rules = eqx.field(static=True)
+    graph: Graph = eqx.field(static=True)
+    spans: Int[Array, "batch pos"] | None = None
     first: Int[Array, ""] | None = None
 
     def value(self, last: Float[Array, "batch pos d_model"]) -> Float[Array, " batch"]:
@@ -69,6 +74,8 @@ class Subject(eqx.Module):
                 self.start[rows],
                 self.ablated.examples(rows),
                 self.rules,
+                self.graph,
+                None if self.spans is None else self.spans[rows],
                 jnp.int32(first),
             )
         if n >= batch:
@@ -77,13 +84,13 @@ class Subject(eqx.Module):
 
 def subject(
     model: Decoder, clean: Any, corrupt: Any, metric: Metric, graph: Graph, ablation: str, reference: Any,
-    reduce: str = "mean", rules: Rules = GRADIENT,
+    reduce: str = "mean", rules: Rules = GRADIENT, positions: Any = None,
 ) -> Subject:  # fmt: skip
     """Both sides, checked.
 
     Raises:
         ArgumentError: The graph of another model, an unknown ablation or reduction, a mean without a reference set, a
-            run whose activations are not finite.
+            run whose activations are not finite, spans that the graph does not have.
         PairingError: Clean and corrupt prompts that do not line up.
         ShapeError: Reference prompts of another length where the mean is per position.
         UnsupportedModelError: A model in which a backward rule would be missed.
@@ -91,17 +98,18 @@ def subject(
     check_ablation(ablation, reference, corrupt, reduce)
     seen = graph.view(model)
     (ids, mask), (other, _) = paired(clean, clean if corrupt is None else corrupt, model.config)
-    start = seen.embed(ids, mask=mask)
+    start, own = seen.embed(ids, mask=mask), graph.seen
+    spans = spans_of(graph, positions, ids.shape)
     match ablation:
         case "resample":
-            ablated = writes(seen, other, mask=mask)
+            ablated = writes(seen, other, graph=own, mask=mask)
         case "zero":
-            like = eqx.filter_eval_shape(writes_from, seen, start, mask)
+            like = eqx.filter_eval_shape(writes_from, seen, start, mask, own)
             ablated = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
         case _:
-            ablated = _mean(seen, reference, start, per_pos=ablation == "mean_per_pos")
-    ruled = backward_rules(seen, rules)
-    return Subject(ruled, measured(metric, ids, mask, model.config.d_vocab), mask, start, ablated, rules)
+            ablated = _mean(seen, reference, start, own, per_pos=ablation == "mean_per_pos")
+    ruled, read = backward_rules(seen, rules), measured(metric, ids, mask, model.config.d_vocab)
+    return Subject(ruled, read, mask, start, ablated, rules, own, spans)
 
 
 def over_parts(
@@ -137,7 +145,7 @@ def check_ablation(ablation: str, reference: Any, corrupt: Any, reduce: str) -> 
         )
 
 
-def _mean(model: Decoder, reference: Any, start: Array, *, per_pos: bool) -> Writes:
+def _mean(model: Decoder, reference: Any, start: Array, graph: Graph, *, per_pos: bool) -> Writes:
     """The mean over the real tokens of a reference set, at every place of `start`."""
     ids, mask = as_tokens(batched(reference), None, model.config)
     batch, n_pos = start.shape[:2]
@@ -148,7 +156,7 @@ def _mean(model: Decoder, reference: Any, start: Array, *, per_pos: bool) -> Wri
         )
     real = jnp.ones(ids.shape, bool) if mask is None else mask
     over = (0,) if per_pos else (0, 1)
-    found = writes(model, ids, mask=mask)
+    found = writes(model, ids, graph=graph, mask=mask)
 
     def mean(x: Array, lead: int) -> Array:
         axes = tuple(lead + i for i in over)
@@ -157,5 +165,4 @@ def _mean(model: Decoder, reference: Any, start: Array, *, per_pos: bool) -> Wri
         like = (*x.shape[:lead], batch, n_pos, *x.shape[lead + 2 :])
         return jnp.broadcast_to((x * weight).sum(axes, keepdims=True) / total, like)
 
-    mlps = None if found.mlps is None else mean(found.mlps, 1)
-    return Writes(mean(found.input, 0), mean(found.heads, 1), mlps)
+    return found.mapped(mean)

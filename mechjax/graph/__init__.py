@@ -12,5 +12,6 @@ from mechjax.graph.mib import from_mib as from_mib
 from mechjax.graph.mib import to_mib as to_mib
 from mechjax.graph.planted import planted as planted
 from mechjax.graph.truth import Truth as Truth
+from mechjax.graph.units import with_dictionary as with_dictionary
 from mechjax.graph.writes import Writes as Writes
 from mechjax.graph.writes import writes as writes

@@ -6,20 +6,25 @@ over the nodes u before the reader v. `w_u` is what u writes in this very run (s
 it), `a_u` what it writes when ablated, M is `kept`. Exact edge patching evaluates it, EAP is its gradient at M = 1,
 faithfulness evaluates it on many masks (`vmap` over `kept`), and learned masks optimise it.
 
-Where a norm stands after attention, a head's write is its share of the norm's output, at the scale of the run.
+Where a norm stands after attention, a head's write is its share of the norm's output, at the scale of the run. Where
+positions are apart, M and the sum are those of the position's span.
 Cost: a forward in which every head reads apart, and `node * reader` products of stream vectors. Memory: one stream per
 node; gradients keep them for every layer.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.graph.build import Graph
+from mechjax.graph.spans import spans_of
 from mechjax.graph.tap import READS, tapped
+from mechjax.graph.units import directions, scaled, units_of, values, values_apart
 from mechjax.graph.writes import Writes, head_vectors
 from mechjax.models.block import Block
 from mechjax.models.contraction import contract
@@ -36,6 +41,7 @@ def masked_forward(
     ablated: Writes,
     *,
     graph: Graph,
+    positions: Mapping[str, Any] | None = None,
     mask: Bool[Array, "*batch pos"] | None = None,
 ) -> Float[Array, "*batch pos d_vocab"]:
     """Logits of a run in which edges are cut.
@@ -45,24 +51,28 @@ def masked_forward(
         tokens: Prompts.
         kept: 1 for each edge that carries what its node writes, 0 for each that carries the ablated write, anything
             between for a mixture; in the order of `graph.edges`.
-        ablated: What nodes write when ablated, such as `mj.graph.writes(model, corrupt)`; shaped as the run.
+        ablated: What nodes write when ablated, such as `mj.graph.writes(model, corrupt, graph=graph)`; shaped as the
+            run.
         graph: The model's graph.
+        positions: Where the graph's spans are, where these have names: for each, one position per example, several, or
+            a mask (batch, pos).
         mask: True for real tokens.
 
     Raises:
-        ArgumentError: The graph of another model.
-        ShapeError: A mask with another number of edges.
+        ArgumentError: The graph of another model, or spans that it does not have.
+        ShapeError: A mask with another number of edges, or prompts of another length than the graph's positions.
     """
     ids, mask = as_tokens(tokens, mask, model.config)
-    return _logits(model, ids, kept, ablated, graph, mask)
+    return _logits(model, ids, kept, ablated, graph, spans_of(graph, positions, ids.shape), mask)
 
 
 @eqx.filter_jit
 def _logits(
-    model: Decoder, ids: Array, kept: Array, ablated: Writes, graph: Graph, mask: Array | None
-) -> Array:
-    resid = masked_stream(model, model.embed(ids, mask=mask), kept, ablated, graph=graph, mask=mask)
-    return model.unembed(resid)
+    model: Decoder, ids: Array, kept: Array, ablated: Writes, graph: Graph, spans: Array | None,
+    mask: Array | None,
+) -> Array:  # fmt: skip
+    start = model.embed(ids, mask=mask)
+    return model.unembed(masked_stream(model, start, kept, ablated, graph=graph, spans=spans, mask=mask))
 
 
 def masked_stream(
@@ -72,54 +82,114 @@ def masked_stream(
     ablated: Writes,
     *,
     graph: Graph,
+    spans: Int[Array, "*batch pos"] | None = None,
     mask: Bool[Array, "*batch pos"] | None = None,
 ) -> Float[Array, "*batch pos d_model"]:
     """What the unembedding reads in a run in which edges are cut, from what enters the first block.
 
-    Arguments and errors as in `masked_forward`.
+    Arguments and errors as in `masked_forward`, but for `spans`: the span that each position is in, -1 for none.
     """
     model = graph.view(model)
-    config, n_nodes = model.config, len(graph.nodes)
     sequence = model.arrange(start.shape[-2], mask=mask)
-    cut = (1 - graph.square(kept)).astype(start.dtype)
-    per_layer = jnp.moveaxis(cut[:, :-1].reshape(n_nodes, graph.n_layers, -1), 1, 0)
+    run = _Run(model, graph, ablated, (1 - graph.square(kept)).astype(start.dtype), spans)
 
     def step(carry: tuple[Array, Array], block: Block, here: Varying, layer: Array) -> tuple[Array, Array]:
         resid, moved = carry
         seen: dict[str, Array] = {}
-        edges = dict(
-            zip(graph.reads, _split(_row(per_layer, layer), tuple(graph.reads.values())), strict=True)
-        )
+        changes = run.changes(block, layer, moved, seen)
+        mark = tapped(marks_of(layer, model.config), changes, seen)
+        resid, _ = block(resid, sequence, here, layer, model.config, mark=mark)
+        return run.after(block, layer, resid, moved, seen)
 
-        def with_heads() -> Array:
-            z = seen["z"]
-            if block.ln1_post is not None:
-                z = z / seen["ln1_post.scale"][..., None].astype(z.dtype)
-            heads = head_vectors(block.attn.W_O, block.ln1_post, _row(ablated.heads, layer) - z, config)
-            return _put(moved, jnp.moveaxis(heads, -2, 0), 1 + layer * graph.n_writers)
-
-        def read_apart(name: str) -> Any:
-            return lambda x: x + contract("u...m,uh->...hm", moved, edges[name], config)
-
-        def read_mlp(x: Array) -> Array:
-            others = with_heads() if graph.serial else moved
-            return x + contract("u...m,u->...m", others, edges["mlp_in"][:, 0], config)
-
-        changes = {name: read_apart(name) for name in ("q_input", "k_input", "v_input")} | {
-            "mlp_in": read_mlp
-        }
-        mark = tapped(marks_of(layer, config), changes, seen)
-        resid, _ = block(resid, sequence, here, layer, config, mark=mark)
-        moved = with_heads()
-        if ablated.mlps is not None:
-            own = (_row(ablated.mlps, layer) - seen["mlp_out"])[None]
-            moved = _put(moved, own, 1 + layer * graph.n_writers + graph.n_heads)
-        return resid, moved
-
-    moved = jnp.zeros((n_nodes, *start.shape), start.dtype).at[0].set(ablated.input - start)
+    n_rows = 1 + graph.n_layers * graph.n_writers
+    moved = jnp.zeros((n_rows, *start.shape), start.dtype).at[0].set(ablated.input - start)
     with wanting(READS):
         resid, moved = over_blocks(model, step, (start, moved))
-    return resid + contract("u...m,u->...m", moved, cut[:, -1], config)
+    return resid + run.read(moved, run.cut[:, -1])
+
+
+class _Run(eqx.Module):
+    """What the steps of a masked run share.
+
+    Attributes:
+        model: The decoder as its graph sees it.
+        graph: Its graph (static).
+        ablated: What nodes write when ablated.
+        cut: 1 less the mask. Shape (row, column, span).
+        spans: The span of each position; None where all are one.
+    """
+
+    model: Decoder
+    graph: Graph = eqx.field(static=True)
+    ablated: Writes
+    cut: Float[Array, "row column span"]
+    spans: Int[Array, "*batch pos"] | None
+
+    def read(self, moved: Array, cut: Float[Array, "row *reader span"]) -> Float[Array, "*batch pos *reader d_model"]:
+        """What cut edges add to what one reader reads, or each of several: `moved` rows, each as far as it is cut."""
+        several, config = cut.ndim == 3, self.model.config
+        cut = cut if several else cut[:, None]
+        if self.spans is None:
+            found = contract("u...m,uh->...hm", moved, cut[..., 0], config)
+        else:
+            inside = jax.nn.one_hot(self.spans, cut.shape[-1], dtype=cut.dtype)  # zero where there is no span
+            found = contract("u...m,...uh->...hm", moved, contract("...s,uhs->...uh", inside, cut, config), config)
+        return found if several else found[..., 0, :]
+
+    def edges(self, layer: Array) -> dict[str, Array]:
+        """The columns of one layer's readers, by site."""
+        sizes = list(self.graph.reads.values())
+        here = lax.dynamic_slice_in_dim(self.cut, layer * sum(sizes), sum(sizes), 1)
+        ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+        return dict(zip(self.graph.reads, jnp.split(here, ends, axis=1), strict=True))
+
+    def changes(self, block: Block, layer: Array, moved: Array, seen: dict[str, Array]) -> dict[str, Any]:
+        """What is done to what each reader of a layer reads, while its block runs."""
+        edges = self.edges(layer)
+
+        def read_apart(name: str) -> Any:
+            return lambda x: x + self.read(moved, edges[name])
+
+        def read_mlp(x: Array) -> Array:
+            others = self.with_heads(block, layer, moved, seen) if self.graph.serial else moved
+            if self.graph.units:
+                seen["units"] = x[..., None, :] + self.read(others, edges["units"])
+            return x + self.read(others, edges["mlp_in"][:, 0])
+
+        heads = {name: read_apart(name) for name in ("q_input", "k_input", "v_input")}
+        return heads | {"mlp_in": read_mlp}
+
+    def with_heads(self, block: Block, layer: Array, moved: Array, seen: dict[str, Array]) -> Array:
+        """`moved`, with the rows of this layer's heads."""
+        z = seen["z"]
+        if block.ln1_post is not None:
+            z = z / seen["ln1_post.scale"][..., None].astype(z.dtype)
+        own = _row(self.ablated.heads, layer) - z
+        heads = head_vectors(block.attn.W_O, block.ln1_post, own, self.model.config)
+        return _put(moved, jnp.moveaxis(heads, -2, 0), 1 + layer * self.graph.n_writers)
+
+    def after(
+        self, block: Block, layer: Array, resid: Array, moved: Array, seen: dict[str, Array]
+    ) -> tuple[Array, Array]:
+        """The stream that leaves a layer, and `moved` with all its rows."""
+        graph, moved = self.graph, self.with_heads(block, layer, moved, seen)
+        if self.ablated.mlps is None:
+            return resid, moved
+        place = 1 + layer * graph.n_writers + graph.n_heads
+        left = _row(self.ablated.mlps, layer) - seen["mlp_out"]
+        if self.ablated.units is None:
+            return resid, _put(moved, left[None], place)
+        config = self.model.config
+        index = _row(units_of(graph.units, graph.n_units), layer)
+        within = lambda found: scaled(found, block, seen.get("ln2_post.scale"))
+        towards = directions(block, index, config)
+        alone = within(values_apart(block, seen["units"], index, config))
+        along = within(values(block, seen["mlp_in"], index, config))  # as what is left reads, which makes no units
+        off = _row(self.ablated.units, layer)
+        resid = resid + contract("...k,km->...m", alone - along, towards, config)
+        left = left - contract("...k,km->...m", off - along, towards, config)
+        own = jnp.moveaxis((off - alone)[..., None] * towards, -2, 0)
+        return resid, _put(moved, jnp.concatenate((own, left[None])), place)
 
 
 def _row(stacked: Array, layer: Array) -> Array:
@@ -128,8 +198,3 @@ def _row(stacked: Array, layer: Array) -> Array:
 
 def _put(rows: Array, new: Array, at: Any) -> Array:
     return lax.dynamic_update_slice_in_dim(rows, new, at, 0)
-
-
-def _split(columns: Array, sizes: tuple[int, ...]) -> list[Array]:
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-    return jnp.split(columns, ends, axis=-1)

@@ -45,7 +45,7 @@ def to_mib(
             f"{graph.n_kv_heads} readers of keys for {graph.n_heads} heads and {'an' if graph.mlp else 'no'} MLP. "
             "Make it with mj.graph.build(model, grouped=False)."
         )
-    n = len(graph.edges)
+    n = len(graph.whole("MIB's format").edges)
     score = np.zeros(n) if scores is None else np.asarray(scores, np.float64)
     inside = np.zeros(n, bool) if kept is None else np.asarray(kept, bool)
     for name, values in (("scores", score), ("kept", inside)):

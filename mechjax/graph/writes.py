@@ -1,5 +1,6 @@
 """What the nodes of a graph write to the residual stream, kept small: heads before their output weights."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -9,6 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from mechjax.base.errors import ArgumentError
+from mechjax.graph.build import Graph
+from mechjax.graph.units import directions, scaled, units_of, values, written
 from mechjax.models.config import Config
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder, Tokens, as_tokens, through
@@ -25,29 +28,54 @@ class Writes(eqx.Module):
         input: Token and position embeddings. Shape (*batch, pos, d_model).
         heads: Each head's `z`, over the scale of the norm after attention, if there is one. Shape (layer, *batch, pos,
             head, d_head).
-        mlps: What MLPs (or experts) write; None without. Shape (layer, *batch, pos, d_model).
+        mlps: What MLPs (or experts) write, with their units; None without. Shape (layer, *batch, pos, d_model).
+        units: The values of those units of MLPs that are nodes; None where none are. Shape (layer, *batch, pos, unit).
     """
 
     input: Float[Array, "*batch pos d_model"]
     heads: Float[Array, "layer *batch pos head d_head"]
     mlps: Float[Array, "layer *batch pos d_model"] | None
+    units: Float[Array, "layer *batch pos unit"] | None = None
 
     def examples(self, rows: slice) -> "Writes":
         """Those of some examples of a batch."""
-        mlps = None if self.mlps is None else self.mlps[:, rows]
-        return Writes(self.input[rows], self.heads[:, rows], mlps)
+        return self.mapped(lambda x, lead: x[(slice(None),) * lead + (rows,)])
 
-    def vectors(self, model: Decoder) -> Float[Array, "node *batch pos d_model"]:
-        """What every node writes, as vectors of the stream, in the order of `graph.nodes`."""
+    def mapped(self, fn: Callable[..., Any], *others: "Writes") -> "Writes":
+        """`fn(x, ..., lead)` of each array, with the number of axes before batch and position: 1 for layers, else 0."""
+        lead = eqx.tree_at(lambda w: w.input, jax.tree.map(lambda _: 1, self), 0)
+        return jax.tree.map(fn, self, *others, lead)
+
+    def vectors(self, model: Decoder, graph: Graph | None = None) -> Float[Array, "node *batch pos d_model"]:
+        """What every node writes, as vectors of the stream, in the order of `graph.nodes`.
+
+        Args:
+            model: The decoder.
+            graph: Its graph, which `units` need.
+
+        Raises:
+            ArgumentError: Units without a graph.
+        """
+        if self.units is not None and graph is None:
+            raise ArgumentError(
+                "what units write hangs on the graph that says which they are: give it, `vectors(model, graph)`."
+            )
         blocks, config = model.blocks, model.config
 
         def of_layer(W_O: Array, post: Norm | None, z: Array) -> Array:
             return jnp.moveaxis(head_vectors(W_O, post, z, config), -2, 0)
 
-        own = jax.vmap(of_layer)(blocks.attn.W_O, blocks.ln1_post, self.heads)
-        if self.mlps is not None:
-            own = jnp.concatenate((own, self.mlps[:, None]), 1)
-        return jnp.concatenate((self.input[None], own.reshape(-1, *self.input.shape)))
+        own, mlps = jax.vmap(of_layer)(blocks.attn.W_O, blocks.ln1_post, self.heads), self.mlps
+        if self.units is not None and mlps is not None and graph is not None:
+            index = units_of(graph.units, graph.n_units)
+            towards = jax.vmap(lambda block, i: directions(block, i, config))(blocks, index)
+            apart = contract("l...k,lkm->lk...m", self.units, towards, config)
+            own = jnp.concatenate((own, apart), 1)
+            mlps = mlps - contract("l...k,lkm->l...m", self.units, towards, config)
+        if mlps is not None:
+            own = jnp.concatenate((own, mlps[:, None]), 1)
+        rows = jnp.concatenate((self.input[None], own.reshape(-1, *self.input.shape)))
+        return rows if graph is None or len(rows) == len(graph.nodes) else rows[graph.rows]
 
 
 def head_vectors(
@@ -57,13 +85,7 @@ def head_vectors(
     config: Config,
 ) -> Float[Array, "*batch pos head d_model"]:
     """What the heads of a layer write: `z W_O`, through the norm after attention, whose scale `z` is already over."""
-    out = contract("...hd,hdm->...hm", z, W_O, config)
-    if post is not None:
-        if config.norm == "layer":
-            out = out - out.mean(-1, keepdims=True)
-        if post.w is not None:
-            out = out * (post.w + jnp.asarray(config.norm_offset, post.w.dtype))
-    return out if config.residual_scale == 1.0 else out * jnp.asarray(config.residual_scale, out.dtype)
+    return written(contract("...hd,hdm->...hm", z, W_O, config), post, config)
 
 
 class Blocks(eqx.Module):
@@ -78,39 +100,64 @@ class Blocks(eqx.Module):
         return through(self.model, start, self.model.arrange(start.shape[-2], mask=mask))[0]
 
 
-def sites(model: Decoder) -> tuple[str, ...]:
+def sites(model: Decoder, graph: Graph | None = None) -> tuple[str, ...]:
     """The sites that writes are made of, beside what enters the first block."""
     post, mlp = model.blocks.ln1_post is not None, model.config.mlp != "none"
-    return ("z", *("ln1_post.scale",) * post, *("mlp_out",) * mlp)
+    units = graph is not None and bool(graph.units)
+    after = units and model.blocks.ln2_post is not None
+    return (
+        "z", *("ln1_post.scale",) * post, *("mlp_out",) * mlp, *("mlp_in",) * units,
+        *("ln2_post.scale",) * after,
+    )  # fmt: skip
 
 
-def writes(model: Decoder, tokens: Tokens, *, mask: Bool[Array, "*batch pos"] | None = None) -> Writes:
+def writes(
+    model: Decoder,
+    tokens: Tokens,
+    *,
+    graph: Graph | None = None,
+    mask: Bool[Array, "*batch pos"] | None = None,
+) -> Writes:
     """What every node writes in the run of `tokens`. Costs one forward without its unembedding.
+
+    Args:
+        model: The decoder.
+        tokens: Prompts.
+        graph: The model's graph; only one that has units of MLPs as nodes is needed.
+        mask: True for real tokens.
 
     Raises:
         ArgumentError: Activations that are not finite, where that can be seen; the first site is named.
     """
     ids, mask = as_tokens(tokens, mask, model.config)
-    return writes_from(model, model.embed(ids, mask=mask), mask)
+    return writes_from(model, model.embed(ids, mask=mask), mask, graph)
 
 
 def writes_from(
-    model: Decoder, start: Float[Array, "*batch pos d_model"], mask: Bool[Array, "*batch pos"] | None = None
+    model: Decoder,
+    start: Float[Array, "*batch pos d_model"],
+    mask: Bool[Array, "*batch pos"] | None = None,
+    graph: Graph | None = None,
 ) -> Writes:
     """What every node writes in the run that begins with `start`.
 
     Raises:
         ArgumentError: Activations that are not finite, where that can be seen; the first site is named.
     """
-    return recorded(start, _captured(model, start, mask))
+    return recorded(model, start, _captured(model, start, mask, sites(model, graph)), graph)
 
 
 @eqx.filter_jit
-def _captured(model: Decoder, start: Array, mask: Array | None) -> Activations:
-    return capture(Blocks(model), sites(model))(start, mask)[1]
+def _captured(model: Decoder, start: Array, mask: Array | None, names: tuple[str, ...]) -> Activations:
+    return capture(Blocks(model), names)(start, mask)[1]
 
 
-def recorded(start: Float[Array, "*batch pos d_model"], acts: Activations) -> Writes:
+def recorded(
+    model: Decoder,
+    start: Float[Array, "*batch pos d_model"],
+    acts: Activations,
+    graph: Graph | None = None,
+) -> Writes:
     """The writes in a capture of `sites` of the run that begins with `start`.
 
     Raises:
@@ -119,9 +166,22 @@ def recorded(start: Float[Array, "*batch pos d_model"], acts: Activations) -> Wr
     z = acts["z"]
     if "ln1_post.scale" in acts:
         z = z / acts["ln1_post.scale"][..., None].astype(z.dtype)
-    found = Writes(start, z, acts.arrays.get("mlp_out"))
+    units = None if graph is None or not graph.units else _units(model, acts, graph)
+    found = Writes(start, z, acts.arrays.get("mlp_out"), units)
     _check_finite(found)
     return found
+
+
+@eqx.filter_jit
+def _units(model: Decoder, acts: Activations, graph: Graph) -> Float[Array, "layer *batch pos unit"]:
+    """The values of units of MLPs."""
+    index = units_of(graph.units, graph.n_units)
+
+    def of_layer(xs: tuple[Any, Array, Array, Array | None]) -> Array:
+        block, x, i, scale = xs
+        return scaled(values(block, x, i, model.config), block, scale)
+
+    return jax.lax.map(of_layer, (model.blocks, acts["mlp_in"], index, acts.arrays.get("ln2_post.scale")))
 
 
 def _check_finite(found: Writes) -> None:

@@ -46,6 +46,17 @@ class Measured(eqx.Module):
         )
         return own(self.read(whole))
 
+    def of_rest(
+        self, model: Decoder, layer: Int[Array, ""], resid: Float[Array, "batch pos d_model"], mask: Any
+    ) -> Float[Array, " batch"]:
+        """The metric of the run that goes on from a layer, which may be traced; the last layer runs only where it reads.
+
+        Raises:
+            ArgumentError: As `of`.
+        """
+        last = resume(model, layer).final(resid, self.at, mask=mask)
+        return self.read(readout(model, last, jnp.zeros_like(self.at), self.tokens))
+
     def of_logits(self, logits: Float[Array, "batch pos d_vocab"]) -> Float[Array, " batch"]:
         """The metric, from all logits.
 

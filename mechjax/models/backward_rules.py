@@ -103,8 +103,8 @@ def backward_rules(model: Decoder, rules: Rules) -> Decoder:
         rules: GRADIENT, RELP, ATTNLRP, GIM, or rows of your own.
 
     Raises:
-        UnsupportedModelError: A model in which a rule would be missed: experts (for `mul` and `act`), latent attention,
-            or learned sinks (for `softmax`).
+        UnsupportedModelError: A model in which a rule would be missed: experts or MLPs of another class (for `mul` and
+            `act`), latent attention, or learned sinks (for `softmax`).
     """
     config = model.config
     if rules == GRADIENT:
@@ -114,6 +114,9 @@ def backward_rules(model: Decoder, rules: Rules) -> Decoder:
         raise _missed("latent attention, which", rules)
     if config.experts is not None and (rules.mul, rules.act) != ("gradient", "gradient"):
         raise _missed("experts, whose gate", rules)
+    mlp = model.blocks.mlp
+    if mlp is not None and type(mlp) is not MLP and (rules.mul, rules.act) != ("gradient", "gradient"):
+        raise _missed(f"MLPs of class {type(mlp).__name__}, for which it", rules)
     if attn.sinks is not None and rules.softmax != 1.0:
         raise _missed("attention sinks, whose softmax", rules)
 

@@ -140,7 +140,7 @@ def path_patching(
         raise ArgumentError(f"chunk_size={chunk_size}: at least one group of senders must run at once.")
     who, of_senders = _groups("senders", graph.nodes if senders is None else senders, graph.nodes)
     where, of_receivers = _groups("receivers", receivers, graph.readers)
-    seen = graph.view(model)
+    seen = graph.whole("path_patching").view(model)
     (ids, mask), (other, _) = paired(clean, corrupt, model.config)
     both = writes(seen, ids, mask=mask), writes(seen, other, mask=mask)
     of = measured(metric, ids, mask, model.config.d_vocab)

@@ -49,7 +49,7 @@ def carrying(
 ) -> Bool[np.ndarray, " edge"]:
     """Whether each edge carries a variable, or one of `only` these."""
     gives, takes = dict(written), dict(read)
-    pairs = ((graph.nodes[u], graph.readers[v]) for u, v in graph.table)
+    pairs = ((graph.nodes[u], graph.readers[v]) for u, v, _ in graph.table)
     carried = (set(gives.get(u, ())) & set(takes.get(v, ())) for u, v in pairs)
     return np.array([bool(names if only is None else names.intersection(only)) for names in carried])
 

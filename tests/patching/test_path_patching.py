@@ -122,7 +122,7 @@ def test_path_patching__all_direct_paths__are_the_exact_scores_of_edges(changes)
     graph = mj.graph.build(model)
     found = sweep(model, graph, None, graph.readers, freeze="all")
     exact = mj.attribution.exact(model, *PAIR, METRIC, graph=graph)
-    np.testing.assert_allclose(graph.flat(found.scores), exact.scores, **SWEEP)
+    np.testing.assert_allclose(graph.flat(found.scores[..., None]), exact.scores, **SWEEP)
 
 
 def test_path_patching__other_groups__compile_nothing_and_print_their_names(model, graph):
