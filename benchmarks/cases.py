@@ -133,9 +133,9 @@ def cases(batch: tuple[int, int]) -> tuple[Case, ...]:
             "sweep-resid",
             "resid_pre",
             "patch resid_pre, every layer x position",
-            {"transformerlens": 5, "nnsight": 5},
+            5,
         ),
-        sweep("sweep-heads", "z", "patch z, every layer x head", {"transformerlens": 3, "nnsight": 3}),
+        sweep("sweep-heads", "z", "patch z, every layer x head", 3),
         edges("eap", "score every edge by EAP", "EAP", 15, 3),
         edges("eap-ig", "score every edge by EAP-IG, 5 steps", "EAP-IG-inputs", 10, 2, steps=5),
         Case(

@@ -51,7 +51,9 @@ def edge_operations(config: Any, n_tokens: int) -> float:
         nodes, rest = 1 + layer * (config.n_heads + 1), L - 1 - layer
         after = (rest - 1) * n_tokens * block + n_tokens * kv + block - kv if rest else 0
         here = n_tokens if rest else 1
-        total += nodes * sides * ((head + mlp) * here + after) + (nodes + config.n_heads) * (mlp * here + after)
+        total += nodes * sides * ((head + mlp) * here + after) + (nodes + config.n_heads) * (
+            mlp * here + after
+        )
     return 2.0 * total
 
 

@@ -136,7 +136,9 @@ def edge_jobs(model: Any) -> dict[str, Job]:
 
         def timed(which: np.ndarray) -> float:
             start = time.perf_counter()
-            found = mj.attribution.exact(model, *jnp.asarray(pair, jnp.int32), metric, graph=graph, edges=which)
+            found = mj.attribution.exact(
+                model, *jnp.asarray(pair, jnp.int32), metric, graph=graph, edges=which
+            )
             jax.block_until_ready(found.scores)
             return time.perf_counter() - start
 

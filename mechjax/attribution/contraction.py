@@ -11,6 +11,7 @@ For a head that reads y = (x - mean) / s * w + b through W, with g the gradient 
 `(a - n (n . a) / d_model) / s`, with a = centred(w * W g) and n = (x - mean) / s; an RMSNorm has no mean.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -121,17 +122,17 @@ def _at_values(given: Subject, at_written: Array, acts: Activations) -> UnitSlop
 
 def edge_scores(
     given: Subject,
-    found: Slopes,
+    found: Sequence[tuple[float, Slopes]],
     sent: Writes,
     *,
     per_example: bool = False,
     chunk_size: int | None = None,
 ) -> Float[Array, "example edge"]:
-    """Scores of all edges, from the gradients of a run.
+    """Scores of all edges, from the gradients of one run or of several.
 
     Args:
         given: The model, its graph and where spans are.
-        found: The run's gradients.
+        found: Each run's share, which sum to 1, and its gradients.
         sent: What each node sends: w_u - a_u.
         per_example: Whether examples stay apart; else it is their sum, and the first axis is 1.
         chunk_size: Positions that are contracted at once; None plans it from their memory.
@@ -143,7 +144,9 @@ def edge_scores(
         rows, length = _rows_of_spans(given.spans, n_spans, n_examples)
     width = (len(graph.nodes) + len(graph.readers)) * d_model * sent.input.dtype.itemsize
     chunk = min(chunk_size or max(1, int(CHUNK_BYTES / width)), length)
-    return _contracted(given, found, sent, rows, (n_examples, n_spans), length, chunk)
+    weights = jnp.asarray([weight for weight, _ in found], sent.input.dtype)
+    runs = jax.tree.map(lambda *x: jnp.stack(x), *[slopes for _, slopes in found])
+    return _contracted(given, runs, weights, sent, rows, (n_examples, n_spans), length, chunk)
 
 
 def _rows_of_spans(spans: Int[Array, "batch pos"], n_spans: int, n_examples: int) -> tuple[Array, int]:
@@ -151,18 +154,18 @@ def _rows_of_spans(spans: Int[Array, "batch pos"], n_spans: int, n_examples: int
 
     What a span has not is filled up with a place that there is not.
     """
-    inside = spans.reshape(n_examples, 1, -1) == jnp.arange(n_spans)[:, None]
+    inside = spans.reshape(n_examples, 1, -1) == jnp.arange(n_spans, dtype=spans.dtype)[:, None]
     length = int(inside.sum(-1).max()) if is_concrete(inside) else inside.shape[-1]
     order = jnp.argsort(~inside, -1, stable=True)[..., : max(length, 1)]
     own = jnp.take_along_axis(inside, order, -1)
-    first = (jnp.arange(n_examples) * inside.shape[-1])[:, None, None]
+    first = (jnp.arange(n_examples, dtype=order.dtype) * inside.shape[-1])[:, None, None]
     return jnp.where(own, order + first, spans.size).reshape(-1, order.shape[-1]), max(length, 1)
 
 
 @eqx.filter_jit
 def _contracted(
-    given: Subject, found: Slopes, sent: Writes, rows: Array | None, groups: tuple[int, int], length: int,
-    chunk: int,
+    given: Subject, found: Slopes, shares: Float[Array, " run"], sent: Writes, rows: Array | None,
+    groups: tuple[int, int], length: int, chunk: int,
 ) -> Float[Array, "example edge"]:  # fmt: skip
     """Scores of each group of places: those of an example (or of all), at a span."""
     graph, config, n = given.graph, given.model.config, -(-length // chunk)
@@ -174,13 +177,14 @@ def _contracted(
     def group(i: Array) -> Array:
         def piece(total: list[Array], j: Array) -> tuple[list[Array], None]:
             here = lambda x, lead: lax.dynamic_slice_in_dim(x, i * n * chunk + j * chunk, chunk, lead)
-            own, slopes = jax.tree.map(here, placed, leads)
+            own, runs = jax.tree.map(here, placed, leads)
             nodes = own.vectors(given.model, graph)
             # merged, or XLA's CPU backend multiplies at half the rate
             times = lambda x: contract(
                 "ui,vi->uv", nodes.reshape(len(nodes), -1), x.reshape(-1, nodes[0].size), config
             )
-            return [a + times(x) for a, x in zip(total, _readers(given, weights, slopes), strict=True)], None
+            read = _summed(given, weights, runs, shares)
+            return [a + times(x) for a, x in zip(total, read, strict=True)], None
 
         sizes = [graph.n_layers * n for n in graph.reads.values()] + [1]
         zero = [jnp.zeros((len(graph.nodes), n), sent.input.dtype) for n in sizes]
@@ -188,14 +192,14 @@ def _contracted(
         layered = [x.reshape(len(x), graph.n_layers, -1) for x in layered]
         return jnp.concatenate((jnp.concatenate(layered, -1).reshape(len(last), -1), last), -1)
 
-    squares = lax.map(group, jnp.arange(n_groups))
-    squares = squares.reshape(*groups, *squares.shape[1:])
-    return jax.vmap(lambda x: graph.flat(jnp.moveaxis(x, 0, -1)))(squares)
+    tables = lax.map(group, jnp.arange(n_groups))
+    tables = tables.reshape(*groups, *tables.shape[1:])
+    return jax.vmap(lambda x: graph.flat(jnp.moveaxis(x, 0, -1)))(tables)
 
 
 def _leads(found: Slopes) -> Slopes:
-    """How many axes stand before batch and position: 1 for layers, else 0."""
-    return eqx.tree_at(lambda s: s.last, jax.tree.map(lambda _: 1, found), 0)
+    """How many axes stand before batch and position: that of runs and, but for one array, that of layers."""
+    return eqx.tree_at(lambda s: s.last, jax.tree.map(lambda _: 2, found), 1)
 
 
 def _rows(x: Array, lead: int, rows: Array | None, n_groups: int, length: int) -> Array:
@@ -224,10 +228,26 @@ def _weights(model: Decoder) -> list[Float[Array, "layer head d_head d_model"]]:
     return [of(W) for W in (attn.W_Q, attn.W_K, attn.W_V)]
 
 
+def _summed(
+    given: Subject, weights: list[Array], runs: Slopes, shares: Float[Array, " run"]
+) -> list[Float[Array, "*reader pos d_model"]]:
+    """The gradient at what every reader reads, each run by its share, in one sum: then one product does for all."""
+    first = jax.tree.map(lambda x: x[0], runs)
+    if len(shares) == 1:  # whose share is 1
+        return _readers(given, weights, first)
+
+    def run(total: list[Array], xs: tuple[Array, Slopes]) -> tuple[list[Array], None]:
+        read = _readers(given, weights, xs[1])
+        return [a + xs[0] * x for a, x in zip(total, read, strict=True)], None
+
+    shapes = eqx.filter_eval_shape(_readers, given, weights, first)
+    return lax.scan(run, [jnp.zeros(x.shape, x.dtype) for x in shapes], (shares, runs))[0]
+
+
 def _readers(
     given: Subject, weights: list[Array], found: Slopes
 ) -> list[Float[Array, "*reader pos d_model"]]:
-    """The gradient at what every reader reads: queries, keys, values, MLPs where there are any, and the unembedding."""
+    """The gradient at what readers read: queries, keys, values, units of MLPs, MLPs (if any), and the unembedding."""
     config, scale, n = given.model.config, None, None
     if given.model.blocks.ln1 is not None:
         x = widened(found.resid)

@@ -81,7 +81,7 @@ def eap(
     def part(part: Subject) -> tuple[Array, Array]:
         value, found, intact = slopes(part, part.start)
         sent = _sent(part, intact, resampled=ablation == "resample")
-        return edge_scores(part, found, sent, per_example=per_example, chunk_size=chunk_size), value
+        return edge_scores(part, [(1.0, found)], sent, per_example=per_example, chunk_size=chunk_size), value
 
     found, value = over_parts(given, part, per_example=per_example)
     return Scores(

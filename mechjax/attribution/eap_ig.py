@@ -20,9 +20,9 @@ arXiv:2407.08734 (mask).
 Differs from the papers and their code: the sign is m(intact) - m(ablated); the midpoint rule by default, where the code
 takes left ends for edges and right ends for nodes; in "activations" the run in which a sublayer moves scores only that
 sublayer's edges, where the code adds the gradients of all runs to all edges; else as `eap`.
-Cost: a forward for each side; then for each step a forward, a backward and a product of nodes by readers ("inputs"), or
-a masked forward and its backward ("mask"; "activations" takes that for every sublayer), whose memory is one stream per
-node and layer.
+Cost: a forward for each side; then for each step a forward and a backward, and one product of nodes by readers for all
+("inputs"; the gradients of all steps are kept), or a masked forward and its backward ("mask"; "activations" takes that
+for every sublayer), whose memory is one stream per node and layer.
 Exact when: the metric is affine in what readers read, but for "mask", where edges in a row share their effect.
 Misleads when: edges are redundant, or the way between the two runs leaves what the model was trained on.
 """
@@ -30,7 +30,6 @@ Misleads when: edges are redundant, or the way between the two runs leaves what 
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -39,10 +38,10 @@ from mechjax.attribution.contraction import edge_scores, slopes
 from mechjax.attribution.mask_path import slopes_of_mask, sublayers
 from mechjax.attribution.quadrature import Quadrature, nodes_of
 from mechjax.attribution.scores import Reduce, Scores, named, reduced
-from mechjax.attribution.subject import Ablation, Subject, over_parts, subject
+from mechjax.attribution.subject import Ablation, Subject, clean_run, over_parts, subject
 from mechjax.base.errors import ArgumentError
 from mechjax.graph.build import Graph
-from mechjax.graph.writes import writes_from
+from mechjax.graph.writes import recorded
 from mechjax.metrics.metric import Metric
 from mechjax.models.backward_rules import GRADIENT, Rules
 from mechjax.models.decoder import Decoder
@@ -105,24 +104,17 @@ def eap_ig(
     given = subject(model, clean, corrupt, metric, graph, ablation, reference, reduce, rules, positions)
 
     def inputs(part: Subject) -> tuple[Array, Array]:
-        intact = writes_from(part.model, part.start, part.mask, part.graph)
+        value, _, acts = clean_run(part)
+        intact = recorded(part.model, part.start, acts, part.graph)
         sent = jax.tree.map(jnp.subtract, intact, part.ablated)
-        total = jnp.zeros(())
-        for at, weight in rule:
-            _, found, _ = slopes(part, part.ablated.input + at * sent.input)
-            scores = edge_scores(part, found, sent, per_example=per_example, chunk_size=chunk_size)
-            total = total + weight * scores
-        return total, _metric(part)
+        runs = [(w, slopes(part, part.ablated.input + at * sent.input)[1]) for at, w in rule]
+        found = edge_scores(part, runs, sent, per_example=per_example, chunk_size=chunk_size)
+        return found, value
 
     if path == "inputs":
         found, value = over_parts(given, inputs, per_example=per_example)
     else:
         groups = sublayers(graph) if path == "activations" else 0 * sublayers(graph)
-        found, value = slopes_of_mask(given, groups, rule), _metric(given)
+        found, value = slopes_of_mask(given, groups, rule), clean_run(given)[0]
     method = named("eap_ig", path=path, steps=steps, quadrature=quadrature, rules=rules)
     return Scores(reduced(found, reduce), value, graph, ("edge",), method, ablation, reduce)
-
-
-@eqx.filter_jit
-def _metric(given: Subject) -> Array:
-    return given(given.start)

@@ -26,21 +26,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.attribution.scores import Reduce, Scores, reduced
-from mechjax.attribution.subject import Ablation, Subject, subject
+from mechjax.attribution.subject import Ablation, Subject, clean_run, subject
 from mechjax.base.errors import ArgumentError
 from mechjax.graph.build import Graph
 from mechjax.graph.forward import masked_stream
 from mechjax.graph.tap import READS, tapped
 from mechjax.graph.units import directions, scaled, units_of, values
-from mechjax.graph.writes import Blocks, Writes, recorded, sites
+from mechjax.graph.writes import Writes, recorded
 from mechjax.metrics.metric import Metric
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder
 from mechjax.models.marks import marks_of
 from mechjax.models.room import runs_that_fit
-from mechjax.transform.captured import Activations
 from mechjax.transform.context import wanting
-from mechjax.transform.transforms import capture
 
 CHUNK_BYTES = 256e6
 
@@ -94,20 +92,19 @@ def exact(
     if edges is not None and over == "node":
         raise ArgumentError("edges= chooses edges, and over='node' scores nodes: leave one of them out.")
     chosen = np.arange(len(graph.table)) if edges is None else _chosen(edges, graph)
-    given = subject(
-        model, clean, corrupt, metric, graph, ablation, reference, reduce, positions=positions
-    )
+    given = subject(model, clean, corrupt, metric, graph, ablation, reference, reduce, positions=positions)
     chunk = chunk_size or runs_that_fit(CHUNK_BYTES, given.model, given.start.shape[:2], heads_apart=True)
-    base, resid, acts = _clean_run(given)
+    base, last, acts = clean_run(given, ("resid_pre",))
     intact = recorded(given.model, given.start, acts, given.graph)
     if over == "node":
         found = _of_nodes(given, chunk)
     else:
-        clean_run = _Clean(resid, acts.arrays.get("mlp_in"), acts.arrays.get("ln2_post.scale"))
+        resid = jnp.concatenate((acts["resid_pre"], last[None]))
+        own = _Clean(resid, acts.arrays.get("mlp_in"), acts.arrays.get("ln2_post.scale"))
         found = jnp.full((len(graph.table), *base.shape), jnp.nan, base.dtype)
         sent = _sent(given, intact)
         for site, layers, cells in _cells(graph, chosen, chunk):
-            ran = _of_edges(given, clean_run, sent, site, jnp.asarray(layers), jnp.asarray(cells[..., :3]))
+            ran = _of_edges(given, own, sent, site, jnp.asarray(layers), jnp.asarray(cells[..., :3]))
             found = found.at[cells[..., 3].ravel()].set(ran.reshape(-1, *base.shape), mode="drop")
     effect = base - found
     return Scores(reduced(effect.T, reduce), base, graph, (over,), "exact", ablation, reduce)
@@ -117,7 +114,7 @@ def _chosen(edges: Any, graph: Graph) -> np.ndarray:
     """The places of some edges."""
     if isinstance(edges, str):
         edges = (edges,)
-    if not len(edges):
+    if len(edges) == 0:
         raise ArgumentError("edges= is empty: name at least one edge, or leave it out for all.")
     if isinstance(edges[0], str):
         return np.array([graph.number(name) for name in edges])
@@ -174,14 +171,6 @@ class _Clean(eqx.Module):
     resid: Float[Array, "stream batch pos d_model"]
     mid: Float[Array, "layer batch pos d_model"] | None
     scale: Float[Array, "layer batch pos one"] | None
-
-
-@eqx.filter_jit
-def _clean_run(given: Subject) -> tuple[Array, Array, Activations]:
-    """The clean metric; the stream that enters each layer and, last, the unembedding; and what writes are made of."""
-    names = ("resid_pre", *sites(given.model, given.graph))
-    last, acts = capture(Blocks(given.model), names)(given.start, given.mask)
-    return given.value(last), jnp.concatenate((acts["resid_pre"], last[None])), acts
 
 
 @eqx.filter_jit
@@ -248,7 +237,13 @@ def _of_nodes(given: Subject, chunk: int) -> Array:
     def ablate(place: Array) -> Array:
         kept = (of != place).astype(given.start.dtype)
         last = masked_stream(
-            given.model, given.start, kept, given.ablated, graph=given.graph, spans=given.spans, mask=given.mask
+            given.model,
+            given.start,
+            kept,
+            given.ablated,
+            graph=given.graph,
+            spans=given.spans,
+            mask=given.mask,
         )
         return given.value(last)
 

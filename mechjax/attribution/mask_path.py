@@ -31,16 +31,20 @@ def slopes_of_mask(
         rule: Where between 0 and 1 the slope is read, and with which weight.
     """
     at, weight = np.asarray(rule, given.start.dtype).T
-    return _integrals(
-        given, jnp.asarray(groups), jnp.asarray(at), jnp.asarray(weight), int(groups.max()) + 1
-    )
+    return _integrals(given, jnp.asarray(groups), jnp.asarray(at), jnp.asarray(weight), int(groups.max()) + 1)
 
 
 @eqx.filter_jit
 def _integrals(given: Subject, groups: Array, at: Array, weight: Array, n_groups: int) -> Array:
     def mean(kept: Array) -> Array:
         last = masked_stream(
-            given.model, given.start, kept, given.ablated, graph=given.graph, spans=given.spans, mask=given.mask
+            given.model,
+            given.start,
+            kept,
+            given.ablated,
+            graph=given.graph,
+            spans=given.spans,
+            mask=given.mask,
         )
         return given.value(last).mean()
 

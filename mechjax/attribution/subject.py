@@ -12,18 +12,22 @@ from mechjax.attribution.scores import Reduce
 from mechjax.base.errors import ArgumentError, ShapeError
 from mechjax.graph.build import Graph
 from mechjax.graph.spans import spans_of
-from mechjax.graph.writes import Blocks, Writes, writes, writes_from
+from mechjax.graph.writes import Blocks, Writes, sites, writes, writes_from
 from mechjax.metrics.measured import Measured, measured
 from mechjax.metrics.metric import Metric
 from mechjax.models.backward_rules import GRADIENT, Rules, backward_rules
 from mechjax.models.decoder import Decoder, as_tokens
 from mechjax.tasks.pairing import batched, paired
+from mechjax.transform.captured import Activations
+from mechjax.transform.transforms import capture
 
 Ablation = Literal["resample", "zero", "mean", "mean_per_pos"]
 """What stands in for what a node writes: what it writes on the corrupt prompt, nothing, or its mean over a reference
 set (and its positions, or position by position)."""
 
-PART_BYTES = 1e9  # what the backward pass of some examples may keep
+PART_BYTES = (
+    3e8  # what the backward pass of some examples may keep; larger parts are no faster on CPU (measured)
+)
 
 
 class Subject(eqx.Module):
@@ -64,7 +68,10 @@ class Subject(eqx.Module):
         config, (batch, n_pos) = self.model.config, self.start.shape[:2]
         widths = 8 * config.d_model + 3 * config.d_mlp + 3 * config.n_heads * n_pos
         size = config.n_layers * widths * n_pos * self.start.dtype.itemsize
-        n = max(1, int(PART_BYTES / size))
+        most = max(1, int(PART_BYTES / size))
+        n = next(
+            (n for n in range(most, most // 2, -1) if batch % n == 0), most
+        )  # alike, so that one program does
         for first in range(0, batch, n) if n < batch else ():
             rows = slice(first, first + n)
             yield Subject(
@@ -110,6 +117,14 @@ def subject(
             ablated = _mean(seen, reference, start, own, per_pos=ablation == "mean_per_pos")
     ruled, read = backward_rules(seen, rules), measured(metric, ids, mask, model.config.d_vocab)
     return Subject(ruled, read, mask, start, ablated, rules, own, spans)
+
+
+@eqx.filter_jit
+def clean_run(given: Subject, beside: tuple[str, ...] = ()) -> tuple[Array, Array, Activations]:
+    """The clean metric, what the unembedding reads, and what writes are made of, with the activations of more sites."""
+    names = (*sites(given.model, given.graph), *beside)
+    last, acts = capture(Blocks(given.model), names)(given.start, given.mask)
+    return given.value(last), last, acts
 
 
 def over_parts(

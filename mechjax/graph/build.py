@@ -6,13 +6,13 @@ them), `m{layer}` and `logits`. A reader sees every node before it, so its edges
 Biases that are added whatever a head does (`b_O`) belong to no node, and no ablation touches them.
 
 Two things may be taken apart further. Of MLPs some `units` may be nodes and readers of their own: neurons
-(`m{layer}.n{neuron}`), or latents of a dictionary (`m{layer}.f{feature}`, see `mj.graph.with_dictionary`); `m{layer}` is
-then what is left. And an edge may be one edge at each of some `positions`, or spans of them that have names: an edge of
-the stream starts and ends at the same position.
+(`m{layer}.n{neuron}`), or latents of a dictionary (`m{layer}.f{feature}`, see `mj.graph.with_dictionary`); then
+`m{layer}` is what is left. And an edge may be one edge at each position, or at each of some spans that have names: an
+edge of the stream starts and ends at the same position.
 
 The conventions, but for shared keys and values, are those of Hanna et al. 2024, arXiv:2403.17806, and of the MIB
-benchmark (Mueller et al. 2025, arXiv:2504.13151); edges at positions are those of Haklay et al. 2025, arXiv:2502.04577,
-without the edges by which they cut attention between positions; latents and what is left are nodes in Marks et al. 2024,
+benchmark (Mueller et al. 2025, arXiv:2504.13151). Edges at positions are those of Haklay et al. 2025, arXiv:2502.04577,
+but for those by which they cut attention between positions. Latents, and what is left, are nodes in Marks et al. 2024,
 arXiv:2403.19647.
 """
 
@@ -115,21 +115,24 @@ class Graph:
 
     def _places(self, of_heads: int, own: int) -> np.ndarray:
         """Where each layer's heads, units and MLP stand, of `own` places each."""
-        layers = [
-            [*range(of_heads + len(units)), *[own - 1] * self.mlp] for units in self.own_units
-        ]
+        layers = [[*range(of_heads + len(units)), *[own - 1] * self.mlp] for units in self.own_units]
         return np.concatenate([layer * own + np.array(places, int) for layer, places in enumerate(layers)])
 
     @cached_property
     def before(self) -> tuple[int, ...]:
         """For each reader the number of nodes before it, which are those that it reads."""
         found, start = [], 1
-        for units in self.own_units:
-            attention = self.n_heads + 2 * self.n_kv_heads
-            found += [start] * attention
+        for units, end in zip(self.own_units, self.ends, strict=True):
+            found += [start] * (self.n_heads + 2 * self.n_kv_heads)
             found += [start + self.n_heads * self.serial] * (len(units) + self.mlp)
-            start += self.n_heads + len(units) + self.mlp
+            start = end
         return (*found, start)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """For each layer the number of nodes that there are by its end."""
+        sizes = [self.n_heads + len(units) + self.mlp for units in self.own_units]
+        return tuple(itertools.accumulate(sizes, initial=1))[1:]
 
     @cached_property
     def table(self) -> np.ndarray:
@@ -144,7 +147,7 @@ class Graph:
     @cached_property
     def edges(self) -> tuple[str, ...]:
         """Names of the edges, such as `a0.h1->a1.h2<q>`, in the order of every array of edges."""
-        return tuple(f"{self.nodes[u]}->{self.readers[v]}{self._at(s)}" for u, v, s in self.table)
+        return tuple(f"{self.nodes[u]}->{self.readers[v]}{self._at(s)}" for u, v, s in self.table.tolist())
 
     @cached_property
     def places(self) -> tuple[str, ...]:

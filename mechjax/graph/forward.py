@@ -105,7 +105,7 @@ def masked_stream(
     moved = jnp.zeros((n_rows, *start.shape), start.dtype).at[0].set(ablated.input - start)
     with wanting(READS):
         resid, moved = over_blocks(model, step, (start, moved))
-    return resid + run.read(moved, run.cut[:, -1])
+    return resid + run.read(moved, run.cut[:, -1:])[..., 0, :]
 
 
 class _Run(eqx.Module):
@@ -125,16 +125,15 @@ class _Run(eqx.Module):
     cut: Float[Array, "row column span"]
     spans: Int[Array, "*batch pos"] | None
 
-    def read(self, moved: Array, cut: Float[Array, "row *reader span"]) -> Float[Array, "*batch pos *reader d_model"]:
-        """What cut edges add to what one reader reads, or each of several: `moved` rows, each as far as it is cut."""
-        several, config = cut.ndim == 3, self.model.config
-        cut = cut if several else cut[:, None]
+    def read(
+        self, moved: Float[Array, "row *batch pos d_model"], cut: Float[Array, "row reader span"]
+    ) -> Float[Array, "*batch pos reader d_model"]:
+        """What cut edges add to what some readers read: the rows of `moved`, each as far as it is cut."""
+        config = self.model.config
         if self.spans is None:
-            found = contract("u...m,uh->...hm", moved, cut[..., 0], config)
-        else:
-            inside = jax.nn.one_hot(self.spans, cut.shape[-1], dtype=cut.dtype)  # zero where there is no span
-            found = contract("u...m,...uh->...hm", moved, contract("...s,uhs->...uh", inside, cut, config), config)
-        return found if several else found[..., 0, :]
+            return contract("u...m,uh->...hm", moved, cut[..., 0], config)
+        inside = jax.nn.one_hot(self.spans, cut.shape[-1], dtype=cut.dtype)  # zero where there is no span
+        return contract("u...m,...uh->...hm", moved, contract("...s,uhs->...uh", inside, cut, config), config)
 
     def edges(self, layer: Array) -> dict[str, Array]:
         """The columns of one layer's readers, by site."""
@@ -154,7 +153,7 @@ class _Run(eqx.Module):
             others = self.with_heads(block, layer, moved, seen) if self.graph.serial else moved
             if self.graph.units:
                 seen["units"] = x[..., None, :] + self.read(others, edges["units"])
-            return x + self.read(others, edges["mlp_in"][:, 0])
+            return x + self.read(others, edges["mlp_in"])[..., 0, :]
 
         heads = {name: read_apart(name) for name in ("q_input", "k_input", "v_input")}
         return heads | {"mlp_in": read_mlp}
@@ -184,7 +183,9 @@ class _Run(eqx.Module):
         within = lambda found: scaled(found, block, seen.get("ln2_post.scale"))
         towards = directions(block, index, config)
         alone = within(values_apart(block, seen["units"], index, config))
-        along = within(values(block, seen["mlp_in"], index, config))  # as what is left reads, which makes no units
+        along = within(
+            values(block, seen["mlp_in"], index, config)
+        )  # as what is left reads, which makes no units
         off = _row(self.ablated.units, layer)
         resid = resid + contract("...k,km->...m", alone - along, towards, config)
         left = left - contract("...k,km->...m", off - along, towards, config)

@@ -67,14 +67,20 @@ def _inside(name: str, at: Any, batch: tuple[int, ...], n_pos: int) -> Array:
     at = jnp.asarray(at)
     if at.dtype == bool:
         if at.shape != (*batch, n_pos):
-            raise ShapeError(f"the mask of `{name}` has shape {at.shape}; that of the prompts is {(*batch, n_pos)}.")
+            raise ShapeError(
+                f"the mask of `{name}` has shape {at.shape}; that of the prompts is {(*batch, n_pos)}."
+            )
         return at
-    if not jnp.issubdtype(at.dtype, jnp.integer) or at.shape[: len(batch)] != batch or at.ndim > len(batch) + 1:
+    if (
+        not jnp.issubdtype(at.dtype, jnp.integer)
+        or at.shape[: len(batch)] != batch
+        or at.ndim > len(batch) + 1
+    ):
         raise ShapeError(
             f"`{name}` has shape {at.shape} and type {at.dtype}: give one position per example, {batch}, several, "
             f"{(*batch, 'n')}, or a mask, {(*batch, n_pos)}."
         )
     if is_concrete(at) and bool(((at < -n_pos) | (at >= n_pos)).any()):
         raise ArgumentError(f"`{name}` has a position that prompts of {n_pos} tokens do not have.")
-    at = jnp.where(at < 0, at + n_pos, at).reshape(*batch, -1)
-    return (at[..., None] == jnp.arange(n_pos)).any(-2)
+    at = jnp.where(at < 0, at + n_pos, at).astype(jnp.int32).reshape(*batch, -1)
+    return (at[..., None] == jnp.arange(n_pos, dtype=jnp.int32)).any(-2)

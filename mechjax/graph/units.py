@@ -189,7 +189,9 @@ def scaled(
     return found / scale.astype(found.dtype)
 
 
-def written(out: Float[Array, "*place d_model"], post: Norm | None, config: Config) -> Float[Array, "*place d_model"]:
+def written(
+    out: Float[Array, "*place d_model"], post: Norm | None, config: Config
+) -> Float[Array, "*place d_model"]:
     """What is added to the stream of something that is linear in its norm's scale, which is divided out already."""
     if post is not None:
         if config.norm == "layer":

@@ -49,7 +49,7 @@ class Measured(eqx.Module):
     def of_rest(
         self, model: Decoder, layer: Int[Array, ""], resid: Float[Array, "batch pos d_model"], mask: Any
     ) -> Float[Array, " batch"]:
-        """The metric of the run that goes on from a layer, which may be traced; the last layer runs only where it reads.
+        """The metric of the run that goes on from a layer, which may be traced; the last runs only where it reads.
 
         Raises:
             ArgumentError: As `of`.
