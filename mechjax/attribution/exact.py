@@ -34,6 +34,7 @@ from mechjax.graph.tap import READS, tapped
 from mechjax.graph.units import directions, scaled, units_of, values
 from mechjax.graph.writes import Writes, recorded
 from mechjax.metrics.metric import Metric
+from mechjax.models.attention import Attention
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder
 from mechjax.models.marks import marks_of
@@ -93,7 +94,8 @@ def exact(
         raise ArgumentError("edges= chooses edges, and over='node' scores nodes: leave one of them out.")
     chosen = np.arange(len(graph.table)) if edges is None else _chosen(edges, graph)
     given = subject(model, clean, corrupt, metric, graph, ablation, reference, reduce, positions=positions)
-    chunk = chunk_size or runs_that_fit(CHUNK_BYTES, given.model, given.start.shape[:2], heads_apart=True)
+    apart = over == "node" or not isinstance(given.model.blocks.attn, Attention)
+    chunk = chunk_size or runs_that_fit(CHUNK_BYTES, given.model, given.start.shape[:2], heads_apart=apart)
     base, last, acts = clean_run(given, ("resid_pre",))
     intact = recorded(given.model, given.start, acts, given.graph)
     if over == "node":
@@ -186,6 +188,9 @@ def _of_edges(
     """The metric with one edge ablated, for chunks of edges, each of one layer, which may be traced."""
     model, config = given.model, given.model.config
     sequence = model.arrange(clean.resid.shape[-2], mask=given.mask)
+    # One head alone reads something else: its query, key or value is formed anew, those of all others are the run's.
+    alone = site in ("q_input", "k_input", "v_input") and isinstance(model.blocks.attn, Attention)
+    made = site[0] if alone else None
 
     def cell(layer: Array, node: Array, which: Array, span: Array) -> Array:
         before, added = clean.resid[layer], sent[node]
@@ -195,6 +200,10 @@ def _of_edges(
             return given.value(before + added)
 
         def moved(x: Array) -> Array:
+            """What the reader reads, or (`made`) what its head makes of that."""
+            if made is not None:
+                head = _of_head(given, layer, site[0], which, before + added)
+                return jax.lax.dynamic_update_index_in_dim(x, head, which, -2)
             if site == "mlp_in":
                 return x + added
             here = jnp.arange(x.shape[-2], dtype=which.dtype)[:, None] == which
@@ -204,8 +213,8 @@ def _of_edges(
             own = jnp.arange(given.graph.n_units, dtype=which.dtype) == which
             after = clean.resid[layer + 1] + _of_units(given, clean, layer, added, own)
         else:
-            with wanting(READS & {site}):  # this layer's heads read apart, later ones need not
-                mark = tapped(marks_of(layer, config), {site: moved}, {})
+            with wanting(READS & {site} if made is None else frozenset()):
+                mark = tapped(marks_of(layer, config), {made or site: moved}, {})
                 after = model.block(before, layer, sequence, mark)
             if site == "mlp_in" and given.graph.units:  # they keep to what they read
                 every = jnp.ones(given.graph.n_units, bool)
@@ -217,6 +226,17 @@ def _of_edges(
         return jax.vmap(lambda node, which, span: cell(layer, node, which, span))(*own.T)
 
     return jax.lax.map(chunk, (layers, cells))
+
+
+def _of_head(given: Subject, layer: Array, letter: str, head: Array, read: Array) -> Array:
+    """The query, key or value of one head of a layer that reads `read` of the stream."""
+    model, config = given.model, given.model.config
+    if model.blocks.ln1 is not None:
+        read = jax.tree.map(lambda x: x[layer], model.blocks.ln1)(read, config)
+    W, b = (getattr(model.blocks.attn, f"{part}_{letter.upper()}") for part in "Wb")
+    y = contract("...m,md->...d", read, W[layer, :, head], config)
+    y = y if b is None else y + b[layer, head]
+    return y if config.qkv_clip is None else jnp.clip(y, -config.qkv_clip, config.qkv_clip)
 
 
 def _of_units(given: Subject, clean: _Clean, layer: Array, added: Array, own: Bool[Array, " unit"]) -> Array:
