@@ -8,7 +8,6 @@ from mechjax.viz.attention import tokens_line as tokens_line
 from mechjax.viz.bars import BarRow as BarRow
 from mechjax.viz.bars import bars as bars
 from mechjax.viz.circuit import circuit as circuit
-from mechjax.viz.circuit import node_map as node_map
 from mechjax.viz.edge_graph import Drawn as Drawn
 from mechjax.viz.edge_graph import edge_graph as edge_graph
 from mechjax.viz.heatmap import heatmap as heatmap
@@ -16,6 +15,7 @@ from mechjax.viz.heatmap import legend as legend
 from mechjax.viz.html import Html as Html
 from mechjax.viz.html import escape as escape
 from mechjax.viz.html import tag as tag
+from mechjax.viz.node_map import node_map as node_map
 from mechjax.viz.page import Page as Page
 from mechjax.viz.page import check_writable as check_writable
 from mechjax.viz.page import section as section

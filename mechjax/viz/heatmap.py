@@ -4,6 +4,7 @@ Colours diverge from zero: one hue for what is positive, another for what is neg
 sheet mixes them from one number per cell, which is how one table serves light and dark.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mechjax.base.errors import ShapeError
-from mechjax.viz.html import Html, tag
+from mechjax.viz.html import Child, Html, tag
 
 _DENSE = 10  # more columns than this are drawn small
 
@@ -59,6 +60,7 @@ def heatmap(
     caption: str,
     corner: str = "",
     under: Sequence[str] = (),
+    groups: Sequence[str] = (),
     limit: float | None = None,
     tip: Callable[[int, int], str] | None = None,
     marked: Sequence[tuple[int, int]] = (),
@@ -73,6 +75,7 @@ def heatmap(
         caption: What the table shows, in one sentence.
         corner: What rows and columns are, such as `"layer \N{RIGHTWARDS ARROW} position"`.
         under: A second line under the columns' names.
+        groups: For each row what it belongs to; rows in a row that belong together share one name at their left.
         limit: The size that takes the full colour; the largest size by default.
         tip: What to say of a cell when it is pointed at, given its row and column.
         marked: Cells with a frame around them.
@@ -82,10 +85,11 @@ def heatmap(
         ShapeError: The names do not fit the shape of `values`.
     """
     numbers = np.asarray(values, np.float64)
-    if numbers.shape != (len(rows), len(columns)) or len(under) not in (0, len(columns)):
+    unfit = len(under) not in (0, len(columns)) or len(groups) not in (0, len(rows))
+    if numbers.shape != (len(rows), len(columns)) or unfit:
         raise ShapeError(
             f"a heat map of shape (row, column) = {numbers.shape} was given {len(rows)} row names, {len(columns)} "
-            f"column names and {len(under)} second lines: give one name per row and per column."
+            f"column names, {len(under)} second lines and {len(groups)} groups: give one name per row and per column."
         )
     sizes = np.abs(numbers[np.isfinite(numbers)])
     full = limit if limit is not None else float(sizes.max(initial=0.0))
@@ -106,11 +110,23 @@ def heatmap(
             )
             for j, v in enumerate(numbers[i])
         ]
-        lines.append(tag("tr", tag("th", row, scope="row"), cells))
+        lines.append((tag("th", row, scope="row"), cells))
     dense = " dense" if len(columns) > _DENSE else ""
-    top = tag("thead", tag("tr", tag("td", corner, class_="corner"), heads))
-    table = tag("table", top, tag("tbody", lines), class_=f"heat{dense}", aria_label=caption)
+    top = tag("thead", tag("tr", tag("td", corner, class_="corner", colspan=2 if groups else None), heads))
+    table = tag("table", top, _bodies(lines, groups), class_=f"heat{dense}", aria_label=caption)
     return tag("figure", tag("figcaption", caption), tag("div", table, class_="scroll"), class_="map")
+
+
+def _bodies(lines: Sequence[Child], groups: Sequence[str]) -> list[Html]:
+    """The rows, group by group."""
+    if not groups:
+        return [tag("tbody", [tag("tr", line) for line in lines])]
+    found = []
+    for name, run in itertools.groupby(zip(groups, lines, strict=True), key=lambda pair: pair[0]):
+        (_, first), *rest = run
+        head = tag("th", name, scope="rowgroup", rowspan=1 + len(rest), class_="group")
+        found.append(tag("tbody", tag("tr", head, first), [tag("tr", line) for _, line in rest]))
+    return found
 
 
 def legend(low: str, middle: str, high: str) -> Html:

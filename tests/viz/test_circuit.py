@@ -9,8 +9,10 @@ import pytest
 from mechjax.attribution import Scores
 from mechjax.base.errors import ArgumentError
 from mechjax.graph import Graph
-from mechjax.viz.circuit import circuit, figure, node_map
+from mechjax.viz.attributed import figure
+from mechjax.viz.circuit import circuit
 from mechjax.viz.edge_graph import Drawn, edge_graph
+from mechjax.viz.node_map import node_map
 from tests.viz.chromium import BINARY, browser
 
 GRAPH = Graph(3, 4, 2, True, True, True)
