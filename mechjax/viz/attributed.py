@@ -4,6 +4,7 @@ import math
 
 from mechjax.attribution import Scores
 from mechjax.base.errors import ArgumentError
+from mechjax.graph import Graph
 
 
 def figure(value: float) -> str:
@@ -12,8 +13,8 @@ def figure(value: float) -> str:
 
 
 def decimals(full: float) -> int:
-    """How many decimals numbers up to `full` need, so that the largest has two digits at least."""
-    return max(0, 1 - math.floor(math.log10(full))) if full else 0
+    """How many decimals numbers up to `full` need: the largest then has two digits, or three from ten on."""
+    return max(int(full < 100), 1 - math.floor(math.log10(full))) if full else 0
 
 
 def made(scores: Scores) -> str:
@@ -23,6 +24,11 @@ def made(scores: Scores) -> str:
         f"Method {scores.method}, ablation {scores.ablation}; the metric is {figure(float(scores.clean.mean()))} in "
         f"the clean run.{size}"
     )
+
+
+def place_of(graph: Graph) -> str:
+    """What columns of scores apart are: positions by their number, or spans by their names."""
+    return "span" if graph.named else "position"
 
 
 def expect(scores: Scores, over: str, other: str) -> None:

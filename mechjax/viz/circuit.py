@@ -6,7 +6,7 @@ from jaxtyping import Float
 from mechjax.attribution import Scores
 from mechjax.base.errors import ArgumentError
 from mechjax.graph import Graph
-from mechjax.viz.attributed import expect, figure, made
+from mechjax.viz.attributed import expect, figure, made, place_of
 from mechjax.viz.edge_graph import Drawn, edge_graph, width
 from mechjax.viz.heatmap import shade
 from mechjax.viz.html import Html, tag
@@ -66,8 +66,7 @@ def _kind(graph: Graph, chosen: int | None) -> str:
         return f"edges at {graph.spans[chosen]}"
     if not graph.spans:
         return "edges"
-    place = "span" if graph.named else "position"
-    return f"pairs of a node and a reader, each at the {place} where it is strongest"
+    return f"pairs of a node and a reader, each at the {place_of(graph)} where it is strongest"
 
 
 def _drawn(graph: Graph, rank: int, pair: int, values: Float[np.ndarray, " span"], full: float) -> Drawn:
@@ -108,7 +107,7 @@ def _table(edges: list[Drawn], values: Float[np.ndarray, " edge"], spans: list[s
             "td", figure(value), class_=("n" if value < 0 else "p") + shade(share), style=f"--v:{share:.3f}"
         )
         reads = tag("td", name, tag("b", side.rstrip(">"), class_="side") if side else None)
-        place = None if span is None else tag("td", span)
+        place = None if span is None else tag("td", span, class_="span")
         lines.append(tag("tr", tag("td", edge.node), reads, place, number, data_edge=edge.number))
     words = ("sends", "reads", *["at"] * bool(spans), "score")
     heads = tag("tr", [tag("th", word, scope="col") for word in words])

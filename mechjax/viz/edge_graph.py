@@ -15,8 +15,10 @@ from mechjax.viz.html import Html, tag
 
 _NAME = re.compile(r"([am])(\d+)(?:\.(\w+?))?(?:<([qkv])>)?")
 _BOX, _DOT, _GAP, _TALL = 38.0, 7.0, 6.0, 21.0  # widths of nodes with and without edges, between them; height
+_LETTER = 6.95  # width in a fixed-width font
 _LAYER, _RAISED, _PORT, _BRACKET = 100.0, 37.0, 11.0, 13.0
 _LEFT, _MOST_DOTS = 58.0, 64
+_SMALLEST = 0.7  # of its own size: below, names cannot be read, and the drawing scrolls
 _SIDES = {"q": -11.0, "k": 0.0, "v": 11.0}
 
 
@@ -62,7 +64,8 @@ def edge_graph(nodes: Sequence[str], readers: Sequence[str], edges: Sequence[Dra
     curves = [_curve(plan, edge) for edge in reversed(edges)]  # the strongest lie on top
     return tag(
         "svg", tag("title", caption), plan.bands(), curves, plan.ports(), plan.boxes(), role="img",
-        viewBox=f"0 0 {plan.wide:.0f} {plan.tall:.0f}", style=f"width:{1.25 * plan.wide:.0f}px",
+        viewBox=f"0 0 {plan.wide:.0f} {plan.tall:.0f}",
+        style=f"width:{1.25 * plan.wide:.0f}px;min-width:{_SMALLEST * plan.wide:.0f}px",
     )  # fmt: skip
 
 
@@ -93,6 +96,8 @@ class _Plan:
         for name in self.nodes:
             if said := _NAME.fullmatch(name):
                 found.setdefault(int(said[2]), ([], []))[said[1] == "m"].append(name)
+        for _, mlps in found.values():
+            mlps.sort(key=lambda name: "." in name)  # whole MLPs below each other, their units beside them
         return [tuple(map(self._seen, found[layer])) for layer in sorted(found)]  # pyright: ignore[reportReturnType]
 
     def _seen(self, names: list[str]) -> list[str]:
@@ -113,7 +118,8 @@ class _Plan:
         return found
 
     def _width(self, names: Sequence[str]) -> float:
-        return sum(_BOX if n in self.active else _DOT for n in names) + _GAP * max(len(names) - 1, 0)
+        sizes = [max(_BOX, _LETTER * len(_label(n)) + 7) if n in self.active else _DOT for n in names]
+        return sum(sizes) + _GAP * max(len(names) - 1, 0)
 
     @cached_property
     def middle(self) -> float:
@@ -203,9 +209,8 @@ class _Plan:
         for name, box in self.box.items():
             dim = {"x": f"{box.x - box.width / 2:.1f}", "width": f"{box.width:.1f}"}
             if name in ("input", "logits") or name in self.active:
-                label = (_NAME.fullmatch(name) or [name] * 4)[3] or name
                 rect = tag("rect", **dim, y=f"{box.y:.1f}", height=f"{_TALL:.0f}", rx="5")
-                text = tag("text", label, x=f"{box.x:.1f}", y=f"{box.y + 15:.1f}")
+                text = tag("text", _label(name), x=f"{box.x:.1f}", y=f"{box.y + 15:.1f}")
                 found.append(
                     tag("g", rect, text, class_="node", data_node=name, data_tip=said.get(name, name))
                 )
@@ -215,6 +220,11 @@ class _Plan:
                         data_tip=f"{name}: none of the edges shown")
                 )  # fmt: skip
         return found
+
+
+def _label(name: str) -> str:
+    """What is written into a node: its head or unit, as its layer stands at the left."""
+    return (_NAME.fullmatch(name) or [name] * 4)[3] or name
 
 
 def _told(name: str, edges: Sequence[Drawn]) -> str:

@@ -5,15 +5,9 @@ import numpy as np
 from mechjax.attribution import Scores
 from mechjax.base.errors import ArgumentError, did_you_mean
 from mechjax.graph import Graph
-from mechjax.viz.attributed import decimals, figure
+from mechjax.viz.attributed import decimals, figure, place_of
 from mechjax.viz.heatmap import heatmap
-from mechjax.viz.html import Html
-
-_SAID = (
-    "Where: sizes of scores, added up over the edges that are read at a layer and a span. They say where to look, not "
-    "what the metric would lose."
-)
-
+from mechjax.viz.html import Html, tag
 
 def where(scores: Scores, chosen: int | None = None) -> Html:
     """The heat map, logits on top as in the drawing of edges.
@@ -28,11 +22,16 @@ def where(scores: Scores, chosen: int | None = None) -> Html:
     sizes = np.zeros((graph.n_layers + 1, len(graph.spans)))
     np.add.at(sizes, (layer, span), np.abs(np.nan_to_num(np.asarray(scores.scores, np.float64))))
     values, rows = sizes[::-1], ["logits", *(f"layer {i}" for i in reversed(range(graph.n_layers)))]
-    return heatmap(
-        values, rows, graph.spans, caption=_SAID, digits=decimals(float(values.max())),
+    said = (
+        f"Where: sizes of scores, added up over the edges that are read at a layer and a {place_of(graph)}. They say "
+        "where to look, not what the metric would lose."
+    )
+    map_ = heatmap(
+        values, rows, graph.spans, caption=said, digits=decimals(float(values.max())),
         marked=[] if chosen is None else [(row, chosen) for row in range(len(rows))],
         tip=lambda i, j: f"{rows[i]} @ {graph.spans[j]}: {figure(values[i, j]).lstrip('+')}",
     )  # fmt: skip
+    return tag("div", map_, class_="sizes wide")
 
 
 def span_of(graph: Graph, at: str | int | None) -> int | None:
