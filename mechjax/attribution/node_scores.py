@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from mechjax.attribution.site_scores import SiteScores, reduce_examples
 from mechjax.base.axes import label
-from mechjax.base.display import largest
+from mechjax.base.display import LEADING, as_html, largest
 from mechjax.base.errors import ArgumentError, SiteError
 from mechjax.base.records import Record
 from mechjax.graph.agreement import Agreement, agreement
@@ -82,6 +82,9 @@ class NodeScores(Record):
         found = largest(self.flat(), ("node",), n, {})
         order = np.argsort(-np.abs(np.asarray(self.flat())), kind="stable")[: len(found)]
         return [(self.name(int(i)), score) for i, (_, score) in zip(order, found, strict=True)]
+
+    def _repr_html_(self) -> str:
+        return as_html(self, dict(self.labels), self.top(LEADING))
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary per node: its site, its place, its score."""

@@ -15,7 +15,8 @@ from mechjax.base.errors import ArgumentError
 
 _MOST_LINES = 17
 _WIDEST = 40  # rows or columns of a heat map
-_LEADING = 12  # of many numbers with names, how many are shown
+LEADING = 12  # of many numbers with names, how many are shown
+_MANY = {"batch", "d_model", "d_vocab"}  # axes along which single numbers say little
 _STYLE = "border-collapse:collapse;font:13px system-ui,sans-serif"
 _CELL = "padding:.15em .8em .15em 0;text-align:left;vertical-align:top;border:0"
 _HEAT = "padding:.25em .5em;text-align:center;font-weight:400;border:0"
@@ -151,12 +152,19 @@ def as_text(record: Any, names: Mapping[str, Sequence[str]]) -> str:
     return "\n".join(text)
 
 
-def as_html(record: Any, names: Mapping[str, Sequence[str]]) -> str:
-    """The same for notebooks, with the main field as a heat map where it has two axes. All text is escaped."""
+def as_html(
+    record: Any, names: Mapping[str, Sequence[str]], leading: Sequence[tuple[str, float]] | None = None
+) -> str:
+    """The same for notebooks, with a picture of the main field. All text is escaped.
+
+    Two axes make a heat map. Numbers with names, and those over more axes than two, are told by those that are largest
+    in size; `leading` gives others.
+    """
     lines = islice(facts(record, names), _MOST_LINES)
     table = "".join(_row(f"<td style={_CELL!r}>{html.escape(cell)}</td>" for cell in line) for line in lines)
     title = f"<b>{html.escape(type(record).__name__)}</b>"
-    return f"<div>{title}<table style={_STYLE!r}>{table}</table>{_picture(record, names)}</div>"
+    picture = _picture(record, names) if leading is None else _leading(leading)
+    return f"<div>{title}<table style={_STYLE!r}>{table}</table>{picture}</div>"
 
 
 def _picture(record: Any, names: Mapping[str, Sequence[str]]) -> str:
@@ -165,33 +173,38 @@ def _picture(record: Any, names: Mapping[str, Sequence[str]]) -> str:
     except ArgumentError:
         return ""
     axes, values = record.axis_names(main) or (), np.asarray(getattr(record, main), np.float64)
-    full = float(np.abs(np.nan_to_num(values)).max(initial=0.0)) or 1.0
-
-    def cell(value: float, text: str) -> str:
-        hue, share = ("#2f7bd6" if value >= 0 else "#d9602e"), 0.0 if np.isnan(value) else abs(value) / full
-        # Mixed with nothing, so that it suits light and dark notebooks alike.
-        style = f"{_HEAT};background:color-mix(in srgb,{hue} {80 * share:.0f}%,transparent)"
-        return f"<td style={style!r}>{text}</td>"
-
-    if (
-        values.ndim == 1 and values.size > 1 and set(axes) <= set(names)
-    ):  # names are what is read: the leading ones
-        leading = largest(values, axes, _LEADING, names)
-        lines = (
-            _row([f"<td style={_CELL!r}>{html.escape(n)}</td>", cell(v, f"{v:.4g}")]) for n, v in leading
-        )
-        return f"<table style={_STYLE!r}>{''.join(lines)}</table>"
+    named = values.ndim == 1 and values.size > 1 and set(axes) <= set(names)
+    if named or (values.ndim > 2 and values.size and not _MANY & set(axes)):
+        return _leading(record.top(LEADING))
     if values.ndim != 2 or max(values.shape) > _WIDEST or not values.size:
         return ""
+    full = float(np.abs(np.nan_to_num(values)).max(initial=0.0))
     heads = [
         [label((axis,), (i,), names) for i in range(n)] for axis, n in zip(axes, values.shape, strict=True)
     ]
     top_row = _row(f"<th style={_HEAT!r}>{html.escape(head)}</th>" for head in ("", *heads[1]))
     rows = (
-        _row([f"<th style={_HEAT!r}>{html.escape(h)}</th>", *(cell(x, f"{x:.2f}") for x in v)])
+        _row([f"<th style={_HEAT!r}>{html.escape(h)}</th>", *(_heat(x, full, f"{x:.2f}") for x in v)])
         for h, v in zip(heads[0], values, strict=True)
     )
     return f"<div style='overflow-x:auto'><table style={_STYLE!r}>{top_row}{''.join(rows)}</table></div>"
+
+
+def _leading(found: Sequence[tuple[str, float]]) -> str:
+    """Numbers with their names, as a table."""
+    full = max((abs(value) for _, value in found), default=0.0)
+    lines = (
+        _row([f"<td style={_CELL!r}>{html.escape(name)}</td>", _heat(value, full, f"{value:.4g}")])
+        for name, value in found
+    )
+    return f"<table style={_STYLE!r}>{''.join(lines)}</table>"
+
+
+def _heat(value: float, full: float, text: str) -> str:
+    hue, share = ("#2f7bd6" if value >= 0 else "#d9602e"), 0.0 if np.isnan(value) else abs(value) / (full or 1.0)
+    # Mixed with nothing, so that it suits light and dark notebooks alike.
+    style = f"{_HEAT};background:color-mix(in srgb,{hue} {80 * share:.0f}%,transparent)"
+    return f"<td style={style!r}>{text}</td>"
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from mechjax.viz.html import Html, tag
 from mechjax.viz.page import Page, section
 
 _PLACE = re.compile(r"([am])(\d+)(?:\.(\w+))?")
-_MOST, _NARROW = 160, 16  # rows of one map, and columns that the page's own width holds
+_MOST = 160  # rows of one map
 _LOSES = "What the metric loses without each node"
 
 
@@ -66,7 +66,7 @@ def _grid(nodes: Sequence[str], values: Float[np.ndarray, " node"]) -> list[Html
         table, [f"layer {i}" for i in layers], columns, caption=_LOSES, digits=decimals(full),
         tip=lambda i, j: f"{names[i, j]}: {figure(table[i, j])}" if names[i, j] else "",
     )  # fmt: skip
-    return [map_, _words(full)]
+    return [tag("div", map_, class_="wide"), _words(full)]
 
 
 def _rows(
@@ -83,7 +83,7 @@ def _rows(
         values, names, columns, caption=caption, groups=layers, digits=decimals(full),
         tip=lambda i, j: f"{names[i]}, {columns[j]}: {figure(values[i, j])}",
     )  # fmt: skip
-    return [tag("div", map_, class_="wide") if len(columns) > _NARROW else map_, _words(full)]
+    return [tag("div", map_, class_="wide"), _words(full)]
 
 
 def _largest(values: Float[np.ndarray, "row column"]) -> float:

@@ -50,6 +50,15 @@ def test_heatmap__names_tips_and_marks__are_there_and_escaped():
     assert 'data-tip="&lt;0,1&gt;"' in page
 
 
+def test_heatmap__of_groups__names_each_once_beside_its_rows():
+    page = heatmap(np.ones((3, 1)), list("abc"), ["x"], caption="c", groups=["<g>", "<g>", "h"])
+    found = re.findall(r'<th scope="rowgroup" rowspan="(\d)" class="group">([^<]*)</th><th scope="row">(\w)', page)
+    assert found == [("2", "&lt;g&gt;", "a"), ("1", "h", "c")]
+    assert page.count("<tbody>") == 2 and 'colspan="2"' in page
+    with pytest.raises(ShapeError, match=r"and 1 groups: give one name per row"):
+        heatmap(np.ones((3, 1)), list("abc"), ["x"], caption="c", groups=["g"])
+
+
 def test_heatmap__of_another_shape_than_its_names__is_refused():
     with pytest.raises(
         ShapeError, match=r"shape \(row, column\) = \(2, 2\) was given 1 row names, 2 column names"
