@@ -201,7 +201,10 @@ def _leading(found: Sequence[tuple[str, float]]) -> str:
 
 
 def _heat(value: float, full: float, text: str) -> str:
-    hue, share = ("#2f7bd6" if value >= 0 else "#d9602e"), 0.0 if np.isnan(value) else abs(value) / (full or 1.0)
+    hue, share = (
+        ("#2f7bd6" if value >= 0 else "#d9602e"),
+        0.0 if np.isnan(value) else abs(value) / (full or 1.0),
+    )
     # Mixed with nothing, so that it suits light and dark notebooks alike.
     style = f"{_HEAT};background:color-mix(in srgb,{hue} {80 * share:.0f}%,transparent)"
     return f"<td style={style!r}>{text}</td>"

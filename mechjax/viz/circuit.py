@@ -52,12 +52,16 @@ def circuit(
     of_all = f"The {len(order):,} strongest of {known:,} {_kind(graph, chosen)}"
     held, total = np.abs(values[order]).sum(), np.abs(shown).sum()
     there = "" if chosen is None else " there"
-    about = f"{of_all}; together they hold {held / total if total else 0.0:.0%} of the size of all scores{there}."
+    about = (
+        f"{of_all}; together they hold {held / total if total else 0.0:.0%} of the size of all scores{there}."
+    )
     drawing = edge_graph(graph.nodes, graph.readers, drawn, caption=of_all)
     figures = tag("figure", tag("div", drawing, class_="scroll"), _key(full))
     table = _table(drawn, values[order], [graph.spans[span[i]] for i in order] if graph.spans else [], full)
     map_ = where(scores, chosen) if graph.spans else None
-    return Page(title, section(title, made(scores), map_, about, tag("div", figures, table, class_="circuit")))
+    return Page(
+        title, section(title, made(scores), map_, about, tag("div", figures, table, class_="circuit"))
+    )
 
 
 def _kind(graph: Graph, chosen: int | None) -> str:
@@ -74,9 +78,9 @@ def _drawn(graph: Graph, rank: int, pair: int, values: Float[np.ndarray, " span"
     node, reader, _ = graph.table[pair * len(values)]
     name = f"{graph.nodes[node]}->{graph.readers[reader]}"
     first, *others = np.argsort(-np.abs(values), kind="stable")[: 1 + _OTHERS]
-    told = ", ".join(f"@ {graph.spans[s]} {figure(values[s])}" for s in others if values[s])
+    told = ", ".join(f"@ {graph.spans[s]} {figure(float(values[s]))}" for s in others if values[s])
     place = f" @ {graph.spans[first]}" if graph.spans else ""
-    said = f"{name}{place}: {figure(values[first])}{f' ({told})' if told else ''}"
+    said = f"{name}{place}: {figure(float(values[first]))}{f' ({told})' if told else ''}"
     return Drawn(rank, graph.nodes[node], graph.readers[reader], float(values[first]) / full, said)
 
 

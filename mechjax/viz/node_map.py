@@ -76,7 +76,7 @@ def _rows(
     strongest = np.sort(np.argsort(-np.nan_to_num(np.abs(values)).max(-1), kind="stable")[:_MOST])
     if len(strongest) < len(nodes):
         caption = f"{caption}: the {_MOST} strongest of {len(nodes):,}"
-    names, values = [nodes[i] for i in strongest], values[strongest]
+    names, values = [nodes[int(i)] for i in strongest], values[strongest]
     layers = [f"layer {said[2]}" if (said := _PLACE.fullmatch(name)) else "" for name in names]
     full = _largest(values)
     map_ = heatmap(

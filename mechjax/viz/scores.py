@@ -42,8 +42,8 @@ def scores_page(scores: Record, *, title: str | None = None, names: Names | None
     if kind is None:
         raise ArgumentError(
             f"no heat map of a {type(scores).__name__}: there are those of "
-            f"{', '.join(kind.__name__ for kind in SHOWN)}; mj.viz.circuit draws scores of edges, mj.viz.node_map shows "
-            "scores of nodes."
+            f"{', '.join(kind.__name__ for kind in SHOWN)}; mj.viz.circuit draws scores of edges, mj.viz.node_map "
+            "shows scores of nodes."
         )
     shown = SHOWN[kind](scores)
     sizes = [float(np.abs(np.nan_to_num(part.values)).max(initial=0.0)) for part in shown.maps.values()]

@@ -9,6 +9,7 @@ from mechjax.viz.attributed import decimals, figure, place_of
 from mechjax.viz.heatmap import heatmap
 from mechjax.viz.html import Html, tag
 
+
 def where(scores: Scores, chosen: int | None = None) -> Html:
     """The heat map, logits on top as in the drawing of edges.
 

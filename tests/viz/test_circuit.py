@@ -215,7 +215,9 @@ def test_views__of_what_they_do_not_show__say_which_does(scores):
         circuit(scored(np.ones(len(GRAPH.nodes)), "node"))
     with pytest.raises(ArgumentError, match="n=0 edges asked for"):
         circuit(scores, n=0)
-    with pytest.raises(ArgumentError, match=r"at='END': these scores are of a graph that sums positions, .*build"):
+    with pytest.raises(
+        ArgumentError, match=r"at='END': these scores are of a graph that sums positions, .*build"
+    ):
         circuit(scores, at="END")
     with pytest.raises(ArgumentError, match=r"at='end': the graph has IO, <b>S2</b>, END"):
         circuit(at_spans(), at="end")

@@ -52,7 +52,9 @@ def test_heatmap__names_tips_and_marks__are_there_and_escaped():
 
 def test_heatmap__of_groups__names_each_once_beside_its_rows():
     page = heatmap(np.ones((3, 1)), list("abc"), ["x"], caption="c", groups=["<g>", "<g>", "h"])
-    found = re.findall(r'<th scope="rowgroup" rowspan="(\d)" class="group">([^<]*)</th><th scope="row">(\w)', page)
+    found = re.findall(
+        r'<th scope="rowgroup" rowspan="(\d)" class="group">([^<]*)</th><th scope="row">(\w)', page
+    )
     assert found == [("2", "&lt;g&gt;", "a"), ("1", "h", "c")]
     assert page.count("<tbody>") == 2 and 'colspan="2"' in page
     with pytest.raises(ShapeError, match=r"and 1 groups: give one name per row"):

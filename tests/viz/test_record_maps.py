@@ -81,7 +81,9 @@ def test_every_record__with_two_axes__has_a_view():
 
 def test_scores_page__of_a_record_without_a_view__names_those_that_have_one():
     scores = Scores(jnp.zeros(len(GRAPH.edges)), ONE, GRAPH, ("edge",), **MADE)
-    with pytest.raises(ArgumentError, match=r"no heat map of a Scores: .* PatchScores, .* mj\.viz\.circuit draws"):
+    with pytest.raises(
+        ArgumentError, match=r"no heat map of a Scores: .* PatchScores, .* mj\.viz\.circuit draws"
+    ):
         scores_page(scores)
 
 
