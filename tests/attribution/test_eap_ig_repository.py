@@ -1,8 +1,9 @@
 """Scores of the EAP-IG repository on the same weights (`tests/oracles/make_eap_ig.py`): the same, or why they differ.
 
 Its scores are of corrupt - clean, and those from gradients divide a mean over the batch by the batch once more:
-`theirs` undoes both. Where it departs from its own definition, three things are compared: its recorded scores equal what we say
-it computes; ours equal the definition, from gradients of the transform and products in numpy; the two are far apart.
+`theirs` undoes both. Where it departs from its own definition, three things are compared: its recorded scores equal
+what we say it computes; ours equal the definition, from gradients of the transform and products in numpy; the two are
+far apart.
 """
 
 from pathlib import Path
