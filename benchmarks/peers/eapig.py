@@ -7,11 +7,20 @@ what they would be for this model's device and these tokens. Nothing else is cha
 import importlib.metadata
 from typing import Any
 
+try:
+    from eap import attribute
+    from eap.graph import Graph
+except ModuleNotFoundError as error:
+    if error.name != "eap":
+        raise
+    raise SystemExit(
+        "the `eapig` side needs the authors' package `eap` (hannamw/EAP-IG at commit 795f560), which is on no "
+        "registry, installed in its environment. Without it: --without eapig"
+    ) from None
+
 import numpy as np
 import torch
 import transformers
-from eap import attribute
-from eap.graph import Graph
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
 

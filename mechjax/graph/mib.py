@@ -1,7 +1,8 @@
 """Circuits in the JSON of MIB's circuit track (Mueller et al. 2025, arXiv:2504.13151) and of EAP-IG, and back.
 
 A file holds `cfg` (layers, heads, whether parallel, d_model), `nodes` (name -> in_graph) and `edges` (name -> score and
-in_graph). Edges have the names of a graph made with `grouped=False`. Positive scores help the metric there too.
+in_graph). Edges have the names of a graph made with `grouped=False`. Positive scores help the metric there too. The
+other format, a `.pt`, is a pickle: it is refused, with what makes JSON of it.
 """
 
 import json
@@ -78,6 +79,11 @@ def from_mib(graph: Graph, path: str | Path) -> tuple[Float[Array, " edge"], Boo
     Raises:
         CheckpointError: The file cannot be read, is no such file, or names edges that the graph does not have.
     """
+    if Path(path).suffix == ".pt":
+        raise CheckpointError(
+            f"`{path}` is a pickle, which could run code and is never read. Make JSON of it where it was made, with "
+            "the authors' eap.graph.Graph.from_pt(path).to_json(...), and read that."
+        )
     try:
         page: Any = json.loads(Path(path).read_bytes())
         rows = {name: (float(edge["score"]), bool(edge["in_graph"])) for name, edge in page["edges"].items()}

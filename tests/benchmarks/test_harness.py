@@ -78,6 +78,15 @@ def test_worker__that_cannot_load__shows_its_traceback(tmp_path):
     assert (ROOT / "benchmarks").is_dir()
 
 
+def test_worker__of_a_peer_without_its_authors_package__says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.process.interpreter", lambda *_: Path(sys.executable))
+    missing = (
+        r"eapig: the process ended:\nthe `eapig` side needs the authors' package `eap` .* --without eapig$"
+    )
+    with pytest.raises(WorkerFailed, match=missing):
+        Worker("eapig", environments=tmp_path, checkpoint=tmp_path, folder=tmp_path, device="cpu", threads=1)
+
+
 def test_measure__a_fact_above_its_goal__is_missed_and_shown_beside_ratios(tmp_path):
     class Heavy(Toy):
         def run(self, job, arrays, params):

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ from mechjax.base.errors import ArgumentError, CheckpointError, ShapeError, Writ
 from mechjax.graph import Graph, from_mib, to_mib
 
 GRAPH = Graph(n_layers=2, n_heads=2, n_kv_heads=2, mlp=True, serial=True, grouped=True)
+PARALLEL = Graph(n_layers=2, n_heads=2, n_kv_heads=2, mlp=True, serial=False, grouped=True)
+ORACLES = Path(__file__).parents[1] / "oracles"
 
 
 def test_mib__written_and_read__comes_back(tmp_path):
@@ -38,8 +41,43 @@ def test_mib__bad_input__is_explained(tmp_path):
         to_mib(GRAPH, tmp_path / "no" / "c.json", d_model=8)
     with pytest.raises(CheckpointError, match="is no circuit of MIB: FileNotFoundError"):
         from_mib(GRAPH, tmp_path / "none.json")
+    with pytest.raises(
+        CheckpointError, match=r"c\.pt` is a pickle, .* never read\. Make JSON of it .*from_pt"
+    ):
+        from_mib(GRAPH, tmp_path / "c.pt")
     (tmp_path / "c.json").write_text(json.dumps({"edges": {"a9.h0->m9": {"score": 1, "in_graph": True}}}))
     with pytest.raises(
         CheckpointError, match=r"names 1 edges that the graph does not have, first `a9\.h0->m9`"
     ):
         from_mib(GRAPH, tmp_path / "c.json")
+
+
+@pytest.mark.parametrize(("name", "graph"), [("serial", GRAPH), ("parallel", PARALLEL)])
+def test_mib__a_circuit_that_the_eap_ig_repository_wrote__is_read_and_written_the_same(tmp_path, name, graph):
+    """`tests/oracles/make_eap_ig.py` made it: 20 edges, then pruned."""
+    path = ORACLES / f"mib_{name}.json"
+    page = json.loads(path.read_text())
+    scores, kept = from_mib(graph, path)
+    assert {edge: bool(k) for edge, k in zip(graph.edges, kept, strict=True)} == {
+        edge: row["in_graph"] for edge, row in page["edges"].items()
+    }
+    assert 0 < kept.sum() < 20
+    again = to_mib(graph, tmp_path / "c.json", scores=scores, kept=kept, d_model=8)
+    assert json.loads(again.read_text()) == page
+
+
+def test_to_mib__what_it_writes__is_read_by_the_eap_ig_repository(tmp_path):
+    """It read `mib_ours.json`; this is that file."""
+    scores = jnp.linspace(-1, 1, len(GRAPH.edges))
+    kept = jnp.array([edge.startswith("input->") for edge in GRAPH.edges])
+    ours = to_mib(GRAPH, tmp_path / "c.json", scores=scores, kept=kept, d_model=8)
+    assert json.loads(ours.read_text()) == json.loads((ORACLES / "mib_ours.json").read_text())
+    with np.load(ORACLES / "eap_ig.npz") as file:
+        read = {key: file[f"read/{key}"].tolist() for key in ("edges", "scores", "in_graph", "nodes")}
+    assert dict(zip(read["edges"], read["scores"], strict=True)) == dict(
+        zip(GRAPH.edges, scores.tolist(), strict=True)
+    )
+    assert dict(zip(read["edges"], read["in_graph"], strict=True)) == dict(
+        zip(GRAPH.edges, kept.tolist(), strict=True)
+    )
+    assert read["nodes"] == ["input", "logits"]
