@@ -310,9 +310,11 @@ def build(
 
 
 def _spans(positions: int | Sequence[str]) -> tuple[str, ...]:
-    if isinstance(positions, int) and not isinstance(positions, bool):
-        if positions < 1:
-            raise ArgumentError(f"positions={positions}: prompts have at least one token.")
+    if isinstance(positions, int):
+        if positions < 1 or isinstance(positions, bool):
+            raise ArgumentError(
+                f"positions={positions}: give a number of tokens, at least one, or names of spans."
+            )
         return tuple(map(str, range(positions)))
     names = (positions,) if isinstance(positions, str) else tuple(positions)
     wrong = [name for name in names if not isinstance(name, str) or not name or "->" in name]

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from mechjax.base.errors import ArgumentError
 from mechjax.graph.build import Graph
 from mechjax.graph.spans import spans_of
 from mechjax.graph.tap import READS, tapped
@@ -59,7 +60,7 @@ def masked_forward(
         mask: True for real tokens.
 
     Raises:
-        ArgumentError: The graph of another model, or spans that it does not have.
+        ArgumentError: The graph of another model, spans that it does not have, or ablated writes of another graph.
         ShapeError: A mask with another number of edges, or prompts of another length than the graph's positions.
     """
     ids, mask = as_tokens(tokens, mask, model.config)
@@ -90,6 +91,12 @@ def masked_stream(
     Arguments and errors as in `masked_forward`, but for `spans`: the span that each position is in, -1 for none.
     """
     model = graph.view(model)
+    n_units = 0 if ablated.units is None else ablated.units.shape[-1]
+    if n_units != graph.n_units:
+        raise ArgumentError(
+            f"the graph has {graph.n_units} units of an MLP as nodes and `ablated` says what {n_units} of them write: "
+            "record it with the graph, mj.graph.writes(model, corrupt, graph=graph)."
+        )
     sequence = model.arrange(start.shape[-2], mask=mask)
     run = _Run(model, graph, ablated, (1 - graph.square(kept)).astype(start.dtype), spans)
 

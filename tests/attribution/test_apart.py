@@ -222,7 +222,7 @@ def test_apart__bad_input__is_explained(small, draw, pair, metric, as_a_user):
     graph, named = mj.graph.build(model), mj.graph.build(model, positions=("first", "rest"))
     eap = lambda graph, model=model, **how: mj.attribution.eap(model, *pair, metric, graph=graph, **how)
     refuse = [
-        (ArgumentError, "prompts have at least one token", lambda: mj.graph.build(model, positions=0)),
+        (ArgumentError, "give a number of tokens, at least one", lambda: mj.graph.build(model, positions=0)),
         (ArgumentError, "at least one and each of them once", lambda: mj.graph.build(model, positions=("a", "a"))),
         (ArgumentError, "the model has layers 0 to 1", lambda: mj.graph.build(model, units={2: [0]})),
         (ArgumentError, "layer 1 has 12 units, 0 to 11", lambda: mj.graph.build(model, units={1: [12]})),
@@ -281,3 +281,8 @@ def test_apart__bad_input__is_explained(small, draw, pair, metric, as_a_user):
         exact(edges=["a0.h9->logits"])
     with pytest.raises(ArgumentError, match=r"what units write hangs on the graph"):
         mj.graph.writes(model, pair[0], graph=mj.graph.build(model, units=UNITS)).vectors(model)
+    apart, whole = mj.graph.build(model, units=UNITS), mj.graph.writes(model, pair[1])
+    with pytest.raises(
+        ArgumentError, match="has 3 units of an MLP as nodes and `ablated` says what 0 of them write"
+    ):
+        mj.graph.masked_forward(model, pair[0], jnp.ones(len(apart.edges)), whole, graph=apart)

@@ -73,7 +73,7 @@ class Given(SimpleNamespace):
     def contracted(self, sent, slopes):
         """Scores of each example's edges. Shape (example, edge)."""
         square = np.einsum("ubpd,vbpd->buv", sent, slopes)
-        return square[:, *self.graph.table.T]
+        return square[:, *self.graph.table.T[:2]]
 
 
 @pytest.fixture(scope="module", autouse=True)
