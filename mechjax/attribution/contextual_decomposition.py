@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from mechjax.attribution.same import seen_apart
 from mechjax.attribution.scores import Reduce, Scores, reduced
 from mechjax.attribution.shares import Shares, affine, normalised
 from mechjax.attribution.subject import Ablation, Subject, subject
@@ -96,9 +97,9 @@ def contextual_decomposition(
     per_token = 8 * (config.d_mlp + 3 * config.d_model + 3 * config.n_heads * config.d_head)
     size = per_token * given.start[..., 0].size * given.start.dtype.itemsize
     chunk = min(chunk_size or max(1, int(CHUNK_BYTES / size)), len(graph.nodes))
-    base, found = _of_nodes(given, len(graph.nodes), settle, chunk)
+    base, effect = _of_nodes(given, len(graph.nodes), settle, chunk, ablation == "resample")
     return Scores(
-        reduced((base - found).T, reduce),
+        reduced(effect.T, reduce),
         base,
         graph,
         ("node",),
@@ -109,9 +110,10 @@ def contextual_decomposition(
 
 
 @eqx.filter_jit
-def _of_nodes(given: Subject, n_nodes: int, settle: bool, chunk: int) -> tuple[Array, Array]:
-    """The metric, and that of what is not each node's."""
+def _of_nodes(given: Subject, n_nodes: int, settle: bool, chunk: int, resampled: bool) -> tuple[Array, Array]:
+    """The metric, and for each node what it loses without the node's share."""
     model = given.model
+    apart = seen_apart(given.start, given.ablated.input, model.config) if resampled else None
     last, frozen = capture_frozen(given)
     without = eqx.tree_at(lambda m: m.ln_final, model, None, is_leaf=lambda part: part is None)
     n_own = (n_nodes - 1) // model.config.n_layers
@@ -120,8 +122,9 @@ def _of_nodes(given: Subject, n_nodes: int, settle: bool, chunk: int) -> tuple[A
         first = jnp.maximum(jnp.argmax(held.any(0)) - 1, 0) // n_own  # layer of the first of them
 
         def node(held: Array) -> Array:
-            shares = decomposed(given, frozen, held, settle, first.astype(jnp.int32))
-            return given.measured.of(without, normalised(shares, model.ln_final, model.config).rest)
+            shares = decomposed(given, frozen, held, settle, first.astype(jnp.int32), apart)
+            ends = normalised(shares, model.ln_final, model.config)
+            return given.measured.of(without, ends.total) - given.measured.of(without, ends.rest)
 
         return jax.vmap(node)(held)
 
@@ -140,7 +143,12 @@ def capture_frozen(given: Subject) -> tuple[Array, Frozen]:
 
 
 def decomposed(
-    given: Subject, frozen: Frozen, held: Bool[Array, " node"], settle: bool, first: Int[Array, ""]
+    given: Subject,
+    frozen: Frozen,
+    held: Bool[Array, " node"],
+    settle: bool,
+    first: Int[Array, ""],
+    apart: Bool[Array, "batch pos"] | None = None,
 ) -> Shares:
     """What the unembedding reads, in shares.
 
@@ -150,10 +158,12 @@ def decomposed(
         held: Which nodes are the source.
         settle: Whether shares of opposite signs are given to the larger.
         first: A layer before which there is no source, so that all is the rest's.
+        apart: Where the two runs differ, and nodes so have something of their own; None for everywhere.
     """
     model, config, ablated = given.model, given.model.config, given.ablated
     own = held[1:].reshape(config.n_layers, -1)
     settled = Shares.settled if settle else lambda x: x
+    apart = jnp.ones(given.start.shape[:-1], bool) if apart is None else apart
     streams, patterns, scales = frozen
 
     def through_block(resid: Shares, block: Block, here: Varying, layer: Array) -> Shares:
@@ -161,7 +171,7 @@ def decomposed(
         z = settled(_mixed(first, block.attn, patterns[layer], config))
         instead = ablated.heads[layer]
         instead = instead if scales is None else instead * scales[layer][..., None].astype(instead.dtype)
-        z = z.given(own[layer, : config.n_heads, None], instead)
+        z = z.given(own[layer, : config.n_heads, None] & apart[..., None, None], instead)
         out = affine("...hd,hdm->...m", z, block.attn.W_O, block.attn.b_O, config)
         attn = settled(_written(out, block.ln1_post, config))
         if block.mlp is None or ablated.mlps is None:
@@ -169,14 +179,16 @@ def decomposed(
         mid = settled(resid + attn) if config.residual == "serial" else resid
         read = first if config.residual == "parallel_shared" else normalised(mid, block.ln2, config)
         mlp = settled(_written(_through(read, block.mlp, config, settled), block.ln2_post, config))
-        mlp = mlp.given(own[layer, -1], ablated.mlps[layer])
+        mlp = mlp.given(own[layer, -1] & apart[..., None], ablated.mlps[layer])
         return settled(mid + mlp if config.residual == "serial" else resid + attn + mlp)
 
     def step(resid: Shares, block: Block, here: Varying, layer: Array) -> Shares:
         run = lambda resid: through_block(resid, block, here, layer)
         return jax.lax.cond(layer >= first, run, lambda resid: resid, resid)
 
-    start = Shares(jnp.zeros_like(given.start), streams[first]).given(held[0], ablated.input)
+    start = Shares(jnp.zeros_like(given.start), streams[first]).given(
+        held[0] & apart[..., None], ablated.input
+    )
     return over_blocks(model, step, start)
 
 

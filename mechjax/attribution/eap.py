@@ -21,16 +21,12 @@ gradient at the clean run says little of the way to the ablated one: see `eap_ig
 from collections.abc import Mapping
 from typing import Any
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from mechjax.attribution.contraction import edge_scores, slopes
 from mechjax.attribution.scores import Reduce, Scores, named, reduced
-from mechjax.attribution.subject import Ablation, Subject, over_parts, subject
+from mechjax.attribution.subject import Ablation, Subject, over_parts, sent_by, subject
 from mechjax.graph.build import Graph
-from mechjax.graph.writes import Writes
 from mechjax.metrics.metric import Metric
 from mechjax.models.backward_rules import GRADIENT, Rules
 from mechjax.models.decoder import Decoder
@@ -80,26 +76,10 @@ def eap(
 
     def part(part: Subject) -> tuple[Array, Array]:
         value, found, intact = slopes(part, part.start)
-        sent = _sent(part, intact, resampled=ablation == "resample")
+        sent = sent_by(part, intact, resampled=ablation == "resample")
         return edge_scores(part, [(1.0, found)], sent, per_example=per_example, chunk_size=chunk_size), value
 
     found, value = over_parts(given, part, per_example=per_example)
     return Scores(
         reduced(found, reduce), value, graph, ("edge",), named("eap", rules=rules), ablation, reduce
-    )
-
-
-@eqx.filter_jit
-def _sent(part: Subject, intact: Writes, *, resampled: bool) -> Writes:
-    """w_u - a_u. The two come from different programs, so what is equal is made so: where both runs saw the same."""
-    sent = jax.tree.map(jnp.subtract, intact, part.ablated)
-    if not resampled:
-        return sent
-    differs = (part.start != part.ablated.input).any(-1)
-    seen = (
-        jax.lax.cummax(differs.astype(jnp.int8), axis=1) > 0 if part.model.config.causal else differs.any(1)
-    )
-    seen = jnp.broadcast_to(seen.reshape(len(differs), -1), differs.shape)
-    return sent.mapped(
-        lambda x, lead: jnp.where(seen.reshape((1,) * lead + seen.shape + (1,) * (x.ndim - lead - 2)), x, 0)
     )

@@ -30,15 +30,13 @@ Misleads when: edges are redundant, or the way between the two runs leaves what 
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from mechjax.attribution.contraction import edge_scores, slopes
 from mechjax.attribution.mask_path import slopes_of_mask, sublayers
 from mechjax.attribution.quadrature import Quadrature, nodes_of
 from mechjax.attribution.scores import Reduce, Scores, named, reduced
-from mechjax.attribution.subject import Ablation, Subject, clean_run, over_parts, subject
+from mechjax.attribution.subject import Ablation, Subject, clean_run, over_parts, sent_by, subject
 from mechjax.base.errors import ArgumentError
 from mechjax.graph.build import Graph
 from mechjax.graph.writes import recorded
@@ -106,7 +104,7 @@ def eap_ig(
     def inputs(part: Subject) -> tuple[Array, Array]:
         value, _, acts = clean_run(part)
         intact = recorded(part.model, part.start, acts, part.graph)
-        sent = jax.tree.map(jnp.subtract, intact, part.ablated)
+        sent = sent_by(part, intact, resampled=ablation == "resample")
         runs = [(w, slopes(part, part.ablated.input + at * sent.input)[1]) for at, w in rule]
         found = edge_scores(part, runs, sent, per_example=per_example, chunk_size=chunk_size)
         return found, value

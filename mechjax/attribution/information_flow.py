@@ -25,8 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from mechjax.attribution.scores import Scores
 from mechjax.base.errors import ArgumentError
 from mechjax.base.records import Record
+from mechjax.graph.agreement import Agreement, agreement
 from mechjax.graph.build import Graph
 from mechjax.graph.writes import Writes, recorded, sites
 from mechjax.models.decoder import Decoder, as_tokens
@@ -51,6 +53,23 @@ class InformationFlow(Record):
     def axis_labels(self) -> Mapping[str, Sequence[str]]:
         """Names of the edges."""
         return {"edge": self.graph.edges}
+
+    def compare(self, exact: Scores, n: int | None = None) -> Agreement:
+        """How well importances agree with the sizes of exact scores, or of any scores of edges.
+
+        Args:
+            exact: `exact(...)`, or another record of the same graph's edges.
+            n: How many of the exact scores count as large; a tenth of them by default.
+
+        Raises:
+            ArgumentError: Scores of another graph, or of nodes.
+        """
+        if exact.graph != self.graph or exact.over != ("edge",):
+            raise ArgumentError(
+                f"importances are of the edges of {self.graph!r}; those to compare with are over={exact.over} of "
+                f"{exact.graph!r}: compare what was made of the edges of the same graph."
+            )
+        return agreement(self.importance, jnp.abs(exact.scores), n)
 
     def routes(self, threshold: float) -> Bool[Array, " edge"]:
         """The edges that lead to the logits: walked from there down, along importances of `threshold` and above.

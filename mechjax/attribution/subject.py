@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mechjax.attribution.same import seen_apart
 from mechjax.attribution.scores import Reduce
 from mechjax.base.errors import ArgumentError, ShapeError
 from mechjax.graph.build import Graph
@@ -125,6 +126,18 @@ def clean_run(given: Subject, beside: tuple[str, ...] = ()) -> tuple[Array, Arra
     names = (*sites(given.model, given.graph), *beside)
     last, acts = capture(Blocks(given.model), names)(given.start, given.mask)
     return given.value(last), last, acts
+
+
+@eqx.filter_jit
+def sent_by(given: Subject, intact: Writes, *, resampled: bool) -> Writes:
+    """w_u - a_u. The two come from different programs, so what is equal is made so: where both runs saw the same."""
+    sent = jax.tree.map(jnp.subtract, intact, given.ablated)
+    if not resampled:
+        return sent
+    seen = seen_apart(given.start, given.ablated.input, given.model.config)
+    return sent.mapped(
+        lambda x, lead: jnp.where(seen.reshape((1,) * lead + seen.shape + (1,) * (x.ndim - lead - 2)), x, 0)
+    )
 
 
 def over_parts(

@@ -72,13 +72,22 @@ class Measured(eqx.Module):
         Raises:
             ArgumentError: As `of`.
         """
-        value = self.metric.of(logits)
-        if value.shape != self.at.shape:
-            raise ArgumentError(
-                f"{type(self.metric).__name__} gives shape {value.shape} for a batch of {self.at.shape[0]}: a metric "
-                "gives one number per example, and this function takes the mean itself."
-            )
-        return value
+        return value_of(self.metric, logits)
+
+
+def value_of(metric: Metric, logits: Float[Array, "batch token"]) -> Float[Array, " batch"]:
+    """The metric of the logits that it reads, which must be one number per example.
+
+    Raises:
+        ArgumentError: It is not.
+    """
+    value = metric.of(logits)
+    if value.shape != logits.shape[:-1]:
+        raise ArgumentError(
+            f"{type(metric).__name__} gives shape {value.shape} for a batch of {logits.shape[0]}: a metric gives one "
+            "number per example, and this function takes the mean itself."
+        )
+    return value
 
 
 def measured(

@@ -111,7 +111,7 @@ def varying(config: Config) -> Varying:
 def count_positions(n_pos: int, mask: Bool[Array, "*batch pos"] | None) -> Int[Array, "*positions"]:
     """Index of each token among the real tokens of its example; 0 for padding before the first."""
     if mask is None:
-        return jnp.arange(n_pos)
+        return jnp.arange(n_pos, dtype=jnp.int32)
     return jnp.maximum(jnp.cumsum(mask, -1, dtype=jnp.int32) - 1, 0)
 
 
@@ -131,7 +131,7 @@ def arrange(
     if cache is None:
         order = count_positions(n_pos, mask)
         positions = order if positions is None else positions
-        slot = jnp.arange(n_pos) if config.causal else jnp.zeros(n_pos, jnp.int32)
+        slot = jnp.arange(n_pos, dtype=jnp.int32) if config.causal else jnp.zeros(n_pos, jnp.int32)
         queries = keys = _places(config, slot, mask, order, positions)
     else:
         positions = cache.next(cache.positions, n_pos)

@@ -29,6 +29,7 @@ from mechjax.metrics.measured import measured
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
 from mechjax.models.room import runs_that_fit
+from mechjax.patching.finite import check_numbers
 from mechjax.patching.scores import PatchScores
 from mechjax.patching.sweep import Sweep, all_scores, starts_of
 from mechjax.patching.units import swept_in
@@ -76,7 +77,8 @@ def activation_patch(
         SiteError: a site or axis that this model does not have.
         PairingError: clean and corrupt that do not line up.
         ShapeError: answers for another number of examples.
-        ArgumentError: an unknown mode, a chunk size below 1, or a folder of another sweep: what differs is named.
+        ArgumentError: an unknown mode, a chunk size below 1, a metric that gives anything but one number per example,
+            a run whose activations are not finite, or a folder of another sweep: what differs is named.
         CheckpointError: a file in the folder that is not whole, or was changed.
         WriteError: a folder that cannot be written.
     """
@@ -102,6 +104,7 @@ def activation_patch(
         scores, *runs = all_scores(sweep)
     else:
         scores, *runs = swept_in(Path(folder), sweep, mode=mode, names=tuple(positions or ()))
+    check_numbers(model, (base, donor), mask, *runs, scores)
     of_clean, of_corrupt = runs if mode == "denoise" else runs[::-1]
     labels = (("pos", tuple(positions)),) if positions else ()
     return PatchScores(scores.mean(-1), scores, of_clean, of_corrupt, name, tuple(over), mode, labels)

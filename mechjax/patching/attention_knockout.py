@@ -30,6 +30,7 @@ from mechjax.models.decoder import Decoder, as_tokens
 from mechjax.models.positions import varying
 from mechjax.models.scores import visible
 from mechjax.patching.chosen import chosen
+from mechjax.patching.finite import check_numbers
 from mechjax.patching.windows import windows
 from mechjax.tasks.pairing import batched
 from mechjax.transform.edits import add
@@ -80,16 +81,19 @@ def attention_knockout(
         The scores `[layer]`.
 
     Raises:
-        ArgumentError: A window outside the model, a query that would see no key at all, or tokens that are not there.
+        ArgumentError: A window outside the model, a query that would see no key at all, tokens that are not there, or a
+            run whose activations are not finite.
         ShapeError: Masks or positions for other prompts.
     """
     ids, mask = as_tokens(batched(prompts), None, model.config)
     window = min(9, model.config.n_layers) if window is None else window
     held = windows(window, model.config.n_layers)
-    blocked = chosen("queries", queries, ids, mask)[:, :, None] & chosen("keys", keys, ids, mask)[:, None, :]
-    _check_left(model, blocked, mask)
+    with jax.ensure_compile_time_eval():  # which tokens are meant is known, inside jit too
+        blocked = chosen("queries", queries, ids, mask)[:, :, None] & chosen("keys", keys, ids, mask)[:, None]
+        _check_left(model, blocked, mask)
     run = FromStart(model, measured(metric, ids, mask, model.config.d_vocab))
     clean, found = _blocked(run, ids, mask, blocked, held)
+    check_numbers(model, (ids,), mask, clean, found)
     effect = clean - found
     return KnockoutScores(effect.mean(-1), effect, clean, window)
 

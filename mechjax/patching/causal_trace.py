@@ -31,6 +31,7 @@ from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder, as_tokens
 from mechjax.models.room import runs_that_fit
 from mechjax.patching.chosen import chosen
+from mechjax.patching.finite import check_numbers
 from mechjax.patching.windows import windows
 from mechjax.tasks.pairing import batched
 from mechjax.transform.edits import replace
@@ -109,7 +110,8 @@ def causal_trace(
 
     Raises:
         SiteError: A site that cannot be restored.
-        ArgumentError: A subject without tokens, a window outside the model, or a number outside its range.
+        ArgumentError: A subject without tokens, a window outside the model, a number outside its range, or a run whose
+            activations are not finite.
         ShapeError: A mask or positions for other prompts.
     """
     if site not in WINDOWS:
@@ -126,18 +128,20 @@ def causal_trace(
     held = windows(window, model.config.n_layers)
     if positions is not None and not positions:
         raise ArgumentError("positions= is empty: name at least one position.")
-    for name, at in (positions or {}).items():
-        chosen(f"positions[{name!r}]", at, ids, None)
+    with jax.ensure_compile_time_eval():  # which tokens are meant is known, inside jit too
+        for name, at in (positions or {}).items():
+            chosen(f"positions[{name!r}]", at, ids, None)
+        drowned = chosen("subject", subject, ids, mask)
     named = named_positions(positions, ids)
     if named is None:
         named = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32)[:, None], ids.shape[::-1])
     run = FromStart(model, measured(metric, ids, mask, model.config.d_vocab))
-    subject = chosen("subject", subject, ids, mask)
-    clean, sigma, acts, start = _clean_run(run, ids, mask, subject, site)
+    clean, sigma, acts, start = _clean_run(run, ids, mask, drowned, site)
     draws = jax.random.normal(key, (n_samples, *start.shape), start.dtype)
-    starts = start + jnp.where(subject[..., None], noise * sigma * draws, 0)
+    starts = start + jnp.where(drowned[..., None], noise * sigma * draws, 0)
     chunk = min(chunk_size or runs_that_fit(CHUNK_BYTES, model, starts.shape[:-1]), len(named))
     corrupt, found = _restored(run, starts, mask, acts, held, named, site=site, chunk=chunk)
+    check_numbers(model, (ids,), mask, clean, found)
     effect = found - corrupt
     labels = () if positions is None else (("pos", tuple(positions)),)
     return TraceScores(effect.mean(-1), effect, clean, corrupt, sigma, site, window, labels)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.catalogue import SITES
+from mechjax.metrics.measured import value_of
 from mechjax.metrics.metric import Metric
 from mechjax.models.cache import Cache
 from mechjax.models.config import Config
@@ -197,7 +198,11 @@ def starts_of(
 
 @eqx.filter_jit
 def prepare(sweep: Sweep) -> Runs:
-    """Run both sides."""
+    """Run both sides.
+
+    Raises:
+        ArgumentError: The metric gives anything but one number per example.
+    """
     last = sweep.model.config.n_layers - 1
     # Both runs are one program with an axis in front, which compiles in half the time of two.
     both = jnp.stack([sweep.donor, sweep.base])
@@ -207,7 +212,7 @@ def prepare(sweep: Sweep) -> Runs:
     ends = sweep.site in TAIL
     wanted = [sweep.site, f"blocks.{last}.hook_resid_post" if ends else "resid_pre"]
     (logits, cache), acts = capture(_Whole(sweep), list(dict.fromkeys(wanted)))(both, mask, at, columns)
-    of_donor, of_base = sweep.metric.of(logits)
+    of_donor, of_base = (value_of(sweep.metric, of_run) for of_run in logits)
     streams = acts["resid_post" if ends else "resid_pre"][:, 1]
     donor = acts[sweep.site][:, 0] if acts.layers[sweep.site] else acts[sweep.site][0]
     if cache is not None:

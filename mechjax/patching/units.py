@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from mechjax.base.errors import ArgumentError, CheckpointError, WriteError
 from mechjax.base.progress import bar
 from mechjax.base.records import replace_file
+from mechjax.patching.finite import check_numbers
 from mechjax.patching.sweep import Sweep, even, prepare, scores_of, shaped
 from mechjax.transform.select import is_concrete
 
@@ -77,7 +78,8 @@ def swept_in(
         names: The named positions.
 
     Raises:
-        ArgumentError: The folder of another sweep (what differs is named), or a sweep inside `jit`.
+        ArgumentError: The folder of another sweep (what differs is named), a sweep inside `jit`, or a run whose
+            activations are not finite: before anything is swept.
         CheckpointError: A file that is not whole, or was changed.
         WriteError: The folder cannot be written.
     """
@@ -88,6 +90,7 @@ def swept_in(
         )
     specification = _digest_of(_specify(folder, _specification(sweep, mode, names)))
     every, runs, places = units(sweep), prepare(sweep), sweep.cells()
+    check_numbers(sweep.model, (sweep.base, sweep.donor), sweep.mask, runs.of_base, runs.of_donor)
     todo = [unit for unit in every if not (folder / unit.name).exists()]
     what = f"Patching {sweep.site}"
     with bar(what, len(every)) as progress:

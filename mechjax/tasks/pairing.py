@@ -64,12 +64,14 @@ def batched(prompts: Any) -> Any:
 
 
 def _lengths(ids: Array, mask: Array | None) -> Any:
-    return np.full(ids.shape[0], ids.shape[-1]) if mask is None else np.asarray(mask.sum(-1))
+    return np.full(ids.shape[0], ids.shape[-1]) if mask is None else np.asarray(mask).sum(-1)
 
 
 def _real(ids: Array, mask: Array | None, example: int) -> list[str]:
-    row = np.asarray(ids[example])
-    return [str(i) for i in (row if mask is None else row[np.asarray(mask[example])])]
+    if not is_concrete(ids):  # inside jit, with a mask that is known
+        return ["?"] * int(_lengths(ids, mask)[example])
+    row = np.asarray(ids)[example]
+    return [str(i) for i in (row if mask is None else row[np.asarray(mask)[example]])]
 
 
 def _same_mask(mask: Array | None, other: Array | None) -> bool:

@@ -15,6 +15,7 @@ from mechjax.models import Config, init
 from mechjax.models.experts import Experts
 from mechjax.models.scores import MASKED
 from mechjax.patching import PatchScores
+from tests.compilations import nothing_compiles
 from tests.tolerances import TOL
 
 TURNED = {"positions": "rotary", "attn_softcap": 3.0, "qk_norm": "per_head", "attn_sinks": True}
@@ -176,6 +177,23 @@ def test_atp_star__grad_drop__is_the_mean_size_over_backward_passes_with_a_layer
         np.testing.assert_allclose(found.scores[site], expected.mean(-1), **TOL["float32", "gradient"])
 
 
+@pytest.mark.slow
+def test_atp_star__grad_drop_with_fixed_queries_and_keys__is_the_mean_size_over_stopped_layers(
+    model, pair, metric
+):
+    found = mj.attribution.atp_star(model, *pair, metric, sites=("q", "k"), chunk_size=1)
+    totals = np.zeros((len(PLACES), 3))
+    for layer in range(2):
+        edits = [mj.apply(site, still, layer=layer) for site in ("attn_out", "mlp_out")]
+        stopped = patcher(mj.intervene(model, edits), pair, metric)
+        for i, (site, *place) in enumerate(PLACES):
+            if site in ("q", "k") and place[0] != layer:  # a layer that is dropped drops its own nodes
+                totals[i] += np.abs(stopped(site, *place))
+    for (site, *place), total in zip(PLACES, totals, strict=True):
+        if site in ("q", "k"):
+            np.testing.assert_allclose(found.per_example[site][tuple(place)], total, **GRADIENT)
+
+
 def cancelling():
     """Head 0 writes +-1 to dimension 1, where it speaks for token 0; MLP 1 takes +1 back, but not -1. Layer 2 is idle."""
     config = Config(
@@ -205,6 +223,7 @@ def test_atp_star__effects_that_cancel_at_the_clean_run__are_found_where_atp_is_
     np.testing.assert_array_equal(blind.scores["z"].ravel(), [0, 0, 0])
     np.testing.assert_array_equal(found.scores["z"].ravel(), [(0 + 2 + 0) / 2, 0, 0])
     np.testing.assert_array_equal(found.scores["mlp_out"].ravel(), [0, (1 + 0 + 1) / 2, 0])
+    assert not np.any(mj.attribution.atp_star(model, pair[0], pair[0], metric, **how).flat())
 
 
 def test_node_scores__compared_with_exact_ones__takes_all_nodes_together(found):
@@ -257,6 +276,13 @@ def test_node_scores__name_their_nodes_and_are_saved(found, tmp_path):
 def test_atp_star__clean_equals_corrupt__is_zero(model, pair, metric):
     same = mj.attribution.atp_star(model, pair[0], pair[0], metric, grad_drop=False, reduce="mean")
     assert not np.any(same.flat())
+
+
+def test_atp_star__other_prompts_and_answers__compile_nothing(model, pair, metric, found, caplog):
+    other = mj.metrics.logit_diff(np.array([6, 7, 8], np.int32), np.array([9, 5, 1], np.int32))
+    with nothing_compiles(caplog):
+        turned = mj.attribution.atp_star(model, *pair[::-1], other, grad_drop=False, reduce="mean")
+    assert np.abs(turned.flat() - found.flat()).max() > 0.01
 
 
 def test_atp_star__bad_input__is_explained(model, small, pair, metric, as_a_user):

@@ -70,6 +70,13 @@ def test_diagnose__subsets__are_runs_with_all_of_their_edits(model, pair, metric
         assert float(diagnosis.effects[subset]) == pytest.approx(effect, abs=1e-5)
 
 
+def test_diagnose__clean_equals_corrupt__finds_nothing(model, pair, metric, found):
+    same = mj.attribution.diagnose(model, pair[0], pair[0], metric, found=found, chunk_size=9, **HOW)
+    for effects in (same.exact, same.effects, same.others):
+        np.testing.assert_allclose(effects, np.zeros(effects.shape), **TOL["float32", "law"])
+    assert same.largest() < 1e-6
+
+
 def test_chance__is_the_largest_of_welchs_tests(diagnosis, inside):
     effects = np.asarray(diagnosis.effects, np.float64)
     others = np.flatnonzero(inside.any(0))

@@ -15,6 +15,7 @@ from mechjax.graph import Writes, masked_forward
 from mechjax.metrics import Metric
 from mechjax.models.backward_rules import backward_rules
 from mechjax.models.experts import Experts
+from tests.compilations import nothing_compiles
 from tests.tolerances import TOL
 
 EXPERTS = {"mlp": "gated", "experts": Experts(n_experts=4, top_k=2, d_expert=6, layers=(1,))}
@@ -252,3 +253,29 @@ def test_compare_and_nodes__of_what_does_not_fit__are_refused(model, graph, pair
         zero.compare(exact)
     with pytest.raises(ArgumentError, match=r"sums over edges where those are gradients.*method='exact'"):
         exact.nodes()
+
+
+def test_eap__other_prompts_answers_and_means__compile_nothing(model, graph, pair, metric, caplog):
+    """And a mean over one prompt is that prompt: the same scores as where it stands in."""
+    one = np.tile(pair[1][:1], (3, 1))
+    expected = mj.attribution.eap(model, pair[0], one, metric, graph=graph).scores
+    ablate = partial(mj.attribution.eap, model, graph=graph, ablation="mean_per_pos")
+    found = ablate(pair[0], None, metric, reference=one).scores
+    np.testing.assert_allclose(found, expected, **TOL["float32", "gradient"])
+    answers = mj.metrics.logit_diff(np.array([6, 7, 8], np.int32), np.array([9, 5, 1], np.int32))
+    with nothing_compiles(caplog):
+        mj.attribution.eap(model, *pair[::-1], answers, graph=graph)
+        other = ablate(pair[1], None, answers, reference=pair[0]).scores
+    assert np.abs(other - found).max() > 0.01
+
+
+def test_eap__padding_between_tokens__changes_nothing(model, graph, pair, metric):
+    at = np.array([0, 1, 4, 5, 6])
+    mask, padded = jnp.asarray(np.tile(np.isin(np.arange(7), at), (3, 1))), []
+    for ids in pair:
+        wider = np.full((3, 7), 9, np.int32)
+        wider[:, at] = ids
+        padded.append(mj.Prompts(jnp.asarray(wider), mask))
+    found = mj.attribution.eap(model, *padded, metric, graph=graph, chunk_size=4)
+    expected = mj.attribution.eap(model, *pair, metric, graph=graph)
+    np.testing.assert_allclose(found.scores, expected.scores, **TOL["float32", "gradient"])

@@ -1,11 +1,15 @@
 """EAP-IG against its completeness sum, EAP at one point, and rules of quadrature against integrals."""
 
+import inspect
+from functools import partial
+
 import numpy as np
 import pytest
 
 import mechjax as mj
 from mechjax.attribution.quadrature import nodes_of
 from mechjax.base.errors import ArgumentError
+from tests.compilations import nothing_compiles
 from tests.tolerances import TOL
 
 
@@ -62,6 +66,26 @@ def test_eap_ig__one_step_at_its_right_end__is_eap(model, graph, pair, metric):
 
 def test_eap_ig__clean_equals_corrupt__is_zero(model, graph, pair, metric):
     assert not np.any(mj.attribution.eap_ig(model, pair[0], pair[0], metric, graph=graph, steps=2).scores)
+
+
+@pytest.mark.parametrize(("path", "steps"), [("inputs", 5), ("activations", 40), ("mask", 80)])
+def test_eap_ig__on_every_path__other_numbers_compile_nothing_and_equal_prompts_give_zero(
+    model, graph, pair, metric, caplog, path, steps
+):
+    run = partial(mj.attribution.eap_ig, model, graph=graph, path=path, steps=steps)
+    first = run(*pair, metric).scores
+    other = mj.metrics.logit_diff(np.array([6, 7, 8], np.int32), np.array([9, 5, 1], np.int32))
+    with nothing_compiles(caplog):
+        turned, same = run(*pair[::-1], other).scores, run(pair[0], pair[0], metric).scores
+    assert np.abs(turned - first).max() > 0.01
+    np.testing.assert_allclose(same, np.zeros(same.shape), **TOL["float32", "law"])
+
+
+def test_eap_ig__by_default__is_five_midpoints_on_inputs():
+    given = inspect.signature(mj.attribution.eap_ig).parameters
+    assert {name: given[name].default for name in ("path", "steps", "quadrature", "reduce")} == {
+        "path": "inputs", "steps": 5, "quadrature": "midpoint", "reduce": "mean",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

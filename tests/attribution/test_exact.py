@@ -1,5 +1,8 @@
 """Exact scores against a loop of masked runs, and of patches, one at a time."""
 
+from functools import partial
+
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ import pytest
 import mechjax as mj
 from mechjax.base.errors import ArgumentError
 from mechjax.models.experts import Experts
+from tests.compilations import nothing_compiles
 from tests.tolerances import TOL
 
 SWEEP = TOL["float32", "sweep"]
@@ -63,9 +67,55 @@ def test_exact__keys_for_every_head__move_the_metric_less_than_the_shared_ones(m
     assert len(apart.edges) > len(graph.edges)
 
 
-def test_exact__clean_equals_corrupt__is_zero(model, graph, pair, metric):
-    found = mj.attribution.exact(model, pair[0], pair[0], metric, graph=graph)
-    np.testing.assert_allclose(found.scores, np.zeros(len(graph.edges)), **TOL["float32", "law"])
+def test_exact__a_shared_key__is_that_of_all_its_heads_cut_at_once(model, graph, pair, metric):
+    found = mj.attribution.exact(model, *pair, metric, graph=graph)
+    apart, ablated = mj.graph.build(model, grouped=False), mj.graph.writes(model, pair[1])
+    clean = metric(model(pair[0]))
+    heads = {"a0.h3->a1.kv1<k>": ("h2<k>", "h3<k>"), "input->a1.kv0<v>": ("h0<v>", "h1<v>"),
+             "m0->a1.kv1<v>": ("h2<v>", "h3<v>")}  # fmt: skip
+    for edge, cut in heads.items():
+        kept = np.ones(len(apart.edges), np.float32)
+        kept[[apart.number(f"{edge.partition('->')[0]}->a1.{head}") for head in cut]] = 0
+        logits = mj.graph.masked_forward(model, pair[0], jnp.asarray(kept), ablated, graph=apart)
+        effect = (clean - metric(logits)).mean()
+        np.testing.assert_allclose(found.scores[graph.number(edge)], effect, **SWEEP)
+        assert abs(effect) > 1e-3, edge
+
+
+def test_exact__other_ablations__are_what_stands_in(model, graph, pair, metric):
+    """A mean over one prompt is that prompt, and zeros in the place of nodes are edits that say so."""
+    one = np.tile(pair[1][:1], (3, 1))
+    run = partial(mj.attribution.exact, model, pair[0], graph=graph)
+    expected = run(one, metric).scores
+    found = run(None, metric, ablation="mean_per_pos", reference=one).scores
+    np.testing.assert_allclose(found, expected, **SWEEP)
+    nodes = run(None, metric, over="node", ablation="zero", chunk_size=4).scores
+    z, mlp, clean = (
+        np.zeros((3, 5, 4, 4), np.float32),
+        np.zeros((3, 5, 8), np.float32),
+        metric(model(pair[0])),
+    )
+    zeroed = {"a0.h1": mj.replace("z", z, layer=0, head=1), "a1.h3": mj.replace("z", z, layer=1, head=3),
+              "m0": mj.replace("mlp_out", mlp, layer=0)}  # fmt: skip
+    for node, edit in zeroed.items():
+        effect = (clean - metric(mj.intervene(model, [edit])(pair[0]))).mean()
+        np.testing.assert_allclose(nodes[graph.nodes.index(node)], effect, **SWEEP)
+
+
+@pytest.mark.parametrize("how", [{}, {"over": "node", "chunk_size": 4}], ids=["edges", "nodes"])
+def test_exact__other_numbers__compile_nothing_and_equal_prompts_give_zero(
+    model, graph, pair, metric, caplog, how
+):
+    run = partial(mj.attribution.exact, model, graph=graph, **how)
+    first = run(*pair, metric).scores
+    other = mj.metrics.logit_diff(np.array([6, 7, 8], np.int32), np.array([9, 5, 1], np.int32))
+    with nothing_compiles(caplog):
+        turned, same = run(*pair[::-1], other).scores, run(pair[0], pair[0], metric).scores
+    assert np.abs(turned - first).max() > 0.01
+    np.testing.assert_allclose(same, np.zeros(same.shape), **TOL["float32", "law"])
+    broken = eqx.tree_at(lambda m: m.blocks.mlp.W_out, model, model.blocks.mlp.W_out.at[0].set(jnp.nan))
+    with pytest.raises(ArgumentError, match="`mlp_out` of layer 0 is not finite in this run"):
+        mj.attribution.exact(broken, *pair, metric, graph=graph, **how)
 
 
 def test_exact__bad_input__is_explained(model, graph, pair, metric, as_a_user):

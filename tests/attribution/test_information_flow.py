@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import mechjax as mj
-from mechjax.attribution import InformationFlow
+from mechjax.attribution import InformationFlow, Scores
 from mechjax.base.errors import ArgumentError
 from tests.tolerances import TOL
 
@@ -62,6 +62,17 @@ def test_routes__of_a_flow__are_a_walk_down_from_the_logits(model, graph, flow):
     assert {e for e, k in zip(graph.edges, kept, strict=True) if k} == reached
     assert 0 < len(reached) < len(strong)
     assert flow.routes(0.0).all() and not flow.routes(1.0).any()
+
+
+def test_information_flow__compared_with_scores_of_edges__agrees_with_their_sizes(graph, flow):
+    clean = jnp.ones(3)
+    of = lambda x, over="edge", graph=graph: Scores(x, clean, graph, (over,), "exact", "resample", "mean")
+    assert float(flow.compare(of(-flow.importance)).pearson) == pytest.approx(1)
+    rng = np.random.default_rng(0)
+    found = flow.compare(of(jnp.asarray(rng.normal(size=len(graph.edges)), jnp.float32)), 9)
+    assert abs(float(found.pearson)) < 0.4 and found.n == 9
+    with pytest.raises(ArgumentError, match=r"those to compare with are over=\('node',\) of Graph"):
+        flow.compare(of(jnp.ones(len(graph.nodes)), "node"))
 
 
 def test_information_flow__bad_input__is_explained(model, graph, pair, flow):

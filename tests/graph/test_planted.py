@@ -59,6 +59,17 @@ def test_planted__larger_models__are_apart_on_the_circuit_what_is_nearest_and_a_
     assert np.abs(found[~inside]).max() < OUTSIDE
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("n_layers", "n_heads"), [(6, 8), (12, 12)])
+def test_planted__larger_models__all_edges_are_apart_by_the_stated_gap(n_layers, n_heads):
+    truth = planted(n_layers, n_heads, key=jax.random.key(0))
+    found = mj.attribution.exact(truth.model, truth.clean, truth.corrupt, truth.metric, graph=truth.graph)
+    scores, varying = np.asarray(found.scores), np.asarray(truth.varying)
+    assert scores[varying].min() > INSIDE
+    assert np.abs(scores[~varying]).max() < OUTSIDE
+
+
 def test_planted__of_sizes_that_do_not_fit__is_explained(as_a_user):
     key = jax.random.key(0)
     with pytest.raises(

@@ -1,10 +1,6 @@
 """The same numbers on eight simulated devices; programs for chips that are not here."""
 
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
+import importlib.util
 
 import jax
 import numpy as np
@@ -13,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import mechjax as mj
 from mechjax.base.errors import ArgumentError
+from tests.parallel import for_tpu
 from tests.tolerances import TOL
 
 MESH = TOL["float32", "mesh"]
@@ -74,55 +71,28 @@ def test_make_mesh__axes_and_refusals(mesh):
         mj.make_mesh(data=4, model=4)
 
 
-FOR_TPU = textwrap.dedent("""
-    import re
-    import equinox as eqx, jax, jax.numpy as jnp, numpy as np
-    from jax.experimental import topologies
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-    import mechjax as mj
-    from mechjax.models import Config, init
-
-    chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
-    mesh = Mesh(np.array(chips.devices).reshape(2, 4), ("data", "model"))
-    config = Config(d_vocab=128, n_ctx=32, d_model=64, n_layers=3, n_heads=4, n_kv_heads=4, d_head=16, d_mlp=128)
-    model = init(config, key=jax.random.key(0))
-
-    def there(x, spec):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
-
-    arrays, static = eqx.partition(model, eqx.is_array)
-    arrays = jax.tree.map(lambda x: there(x, P()), arrays)
-    tokens = there(jnp.zeros((8, 16), jnp.int32), P("data"))
-    metric, graph = mj.metrics.logit_diff(1, 2), mj.graph.build(model)
-    programs = {
-        "forward": lambda model, t: model(t),
-        "capture": lambda model, t: mj.capture(model, ["z", "resid_post"], layers=[1])(t),
-        "edit": lambda model, t: mj.intervene(model, [mj.zero("z", layer=1, head=2)])(t),
-        "sweep": lambda model, t: mj.patching.activation_patch(model, t, t, metric, site="resid_pre").per_example,
-        "eap": lambda model, t: mj.attribution.eap(model, t, t, metric, graph=graph).scores,
-    }
-    for name, fn in programs.items():
-        run = jax.jit(lambda arrays, t, fn=fn: jax.tree.leaves(fn(eqx.combine(arrays, static), t)))
-        lowered = run.lower(arrays, tokens)
-        dots = re.findall(r"stablehlo.dot_general[^\\n]*", lowered.as_text())
-        assert dots, name
-        loose = [d for d in dots if "f32" in d and "precision = [HIGHEST, HIGHEST]" not in d]
-        assert not loose, (name, loose[:2])
-        lowered.compile()
-        print("compiled", name, len(dots))
-""")
+CHIPS = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, which compiles for described chips, has no wheel for this Python",
+)
+QUICK = ("forward", "capture", "edit", "sweep", "eap")
 
 
+@CHIPS
 def test_described_tpu__forward_capture_edit_sweep_and_attribution__compile_at_highest_precision():
-    pytest.importorskip(
-        "libtpu", reason="libtpu, which compiles for described chips, has no wheel for this Python"
-    )
-    env = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "TPU_WORKER_HOSTNAMES": "localhost", "PYTHONPATH": str(Path(mj.__file__).parents[1]),
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", FOR_TPU], env=env, capture_output=True, text=True, timeout=280, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split("\n")[:-1] and done.stdout.count("compiled") == 5, done.stdout
+    found, said = for_tpu.compiled(*QUICK)
+    assert found == [*QUICK], said
+
+
+METHODS = ("eap under rules", "eap_ig on inputs", "eap_ig on activations", "eap_ig on the mask", "exact edges",
+           "exact nodes", "contextual_decomposition", "path_patching", "attribution_patch", "integrated_gradients",
+           "direct_logit_attribution", "atp_star", "information_flow", "causal_trace", "attention_knockout",
+           "masked_forward")  # fmt: skip
+
+
+@CHIPS
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_described_tpu__every_other_method__compiles_at_highest_precision_without_large_constants(name):
+    found, said = for_tpu.compiled(name)
+    assert found == [name], said

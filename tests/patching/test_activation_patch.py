@@ -1,5 +1,6 @@
 """Patching against a plain loop over `intervene` on the whole model: every site, axis, direction and padding."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import mechjax as mj
 from mechjax.base.catalogue import SITES
 from mechjax.base.errors import ArgumentError, PairingError, ShapeError, SiteError
+from mechjax.metrics import Metric
 from mechjax.transform.log import compile_log
 from tests.tolerances import TOL
 
@@ -164,6 +166,30 @@ def test_activation_patch__new_prompts_and_answers__no_new_program(model, pair):
         mode = "noise" if i == 2 else "denoise"
         mj.patching.activation_patch(model, pair[0] + i - i, pair[1], metric, site="attn_out", mode=mode)
     assert len(compile_log()) == 2, compile_log()  # the capture of both sides and the sweep, once
+
+
+class Total(Metric):
+    """One number for the whole batch."""
+
+    def of(self, logits):
+        return logits.sum()
+
+
+@pytest.mark.usefixtures("as_a_user")
+def test_activation_patch__what_gives_no_numbers__teaches(model, pair, metric):
+    with pytest.raises(ArgumentError, match=r"Total gives shape \(\) for a batch of 3: a metric gives one"):
+        mj.patching.activation_patch(model, *pair, Total(jnp.int32(-1)), site="attn_out")
+    for weights, message in {
+        (lambda m: m.blocks.attn.W_V): "`z` of layer 1 is not finite in this run",
+        (lambda m: m.blocks.mlp.W_out): "`mlp_out` of layer 1 is not finite in this run",
+    }.items():
+        broken = eqx.tree_at(weights, model, weights(model).at[1].set(jnp.inf))
+        with pytest.raises(ArgumentError, match=message):
+            mj.patching.activation_patch(broken, *pair, metric, site="attn_out")
+    for at in (7, -7):
+        there = {"first": jnp.array([0, 1, 2]), "there": jnp.array([1, 2, at])}
+        with pytest.raises(ArgumentError, match=r"NaN, though what nodes write is finite.* a named position"):
+            mj.patching.activation_patch(model, *pair, metric, site="resid_pre", positions=there)
 
 
 @pytest.mark.usefixtures("as_a_user")

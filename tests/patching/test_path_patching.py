@@ -3,6 +3,7 @@
 import re
 from typing import ClassVar
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -150,3 +151,6 @@ def test_path_patching__bad_input__is_explained(model, graph, as_a_user):
     refused("chunk_size=0: at least one group of senders", chunk_size=0)
     refused("graph is of another model: it has n_layers 4", graph=mj.graph.Graph(4, 2, 1, True, True, True))
     refused("pair 0 has 5 clean and 4 corrupt tokens", PairingError, corrupt=PAIR[1][:, :4])
+    broken = eqx.tree_at(lambda m: m.blocks.mlp.W_in, model, model.blocks.mlp.W_in.at[1].set(jnp.nan))
+    with pytest.raises(ArgumentError, match="`mlp_out` of layer 1 is not finite in this run"):
+        sweep(broken, graph)

@@ -1,5 +1,8 @@
 """Sweeps that leave out positions before an edit, against whole runs."""
 
+import re
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,3 +115,17 @@ def test_starts__where_positions_cannot_be_left_out__are_none(monkeypatch, windo
     assert ask(config=Config(**TINY, causal=False)) == ()
     monkeypatch.setattr(sweep, "_WORTH_ELSEWHERE", 1e12)
     assert ask() == ()  # too short to pay for a second program
+
+
+def test_sweep__its_program__branches_at_layers_and_forms_the_logits_that_are_read(monkeypatch, pair, metric):
+    """A select in place of the branch would run every layer, and a vocabulary that is formed is most of a small model."""
+    monkeypatch.setattr(sweep, "_WORTH_ELSEWHERE", 1e12)  # one bucket
+    model = init(Config(**TINY | {"d_vocab": 53}), key=jax.random.key(0))
+    run = lambda model, metric: mj.patching.activation_patch(model, *pair, metric, site="resid_pre").scores
+    arrays, static = eqx.partition((model, metric), eqx.is_array)
+    text = str(jax.make_jaxpr(lambda arrays: run(*eqx.combine(arrays, static)))(arrays))
+    assert "cond[" in text
+    shapes = set(re.findall(r"f32\[([\d,]*53[\d,]*)\]", text))
+    assert shapes <= {"53,16", "16,53"}, shapes  # the embedding itself
+    whole = str(jax.make_jaxpr(lambda arrays: eqx.combine(arrays, static)[0](pair[0]))(arrays))
+    assert re.search(r"f32\[4,8,53\]", whole)

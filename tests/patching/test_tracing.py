@@ -1,5 +1,8 @@
 """Causal tracing and attention knockout against whole runs with edits, one at a time."""
 
+from functools import partial
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 import mechjax as mj
 from mechjax.base.errors import ArgumentError, ShapeError, SiteError
 from mechjax.patching.windows import windows
+from tests.compilations import nothing_compiles
 from tests.patching.small import METRIC, PAIR, redrawn
 from tests.tolerances import TOL
 
@@ -116,6 +120,37 @@ def test_attention_knockout__of_a_later_key__changes_nothing(model, padded):
     found = mj.patching.attention_knockout(model, padded, METRIC, queries=2, keys=3)
     np.testing.assert_allclose(found.scores, 0, atol=1e-6)
     assert found.window == 3
+
+
+def test_tracing__other_prompts_and_answers__compile_nothing(model, traced, padded, caplog):
+    other = mj.metrics.logit_diff(np.array([6, 7, 8], np.int32), np.array([9, 5, 1], np.int32))
+    trace = partial(mj.patching.causal_trace, site="mlp_out", window=2, n_samples=2, chunk_size=3)
+    knock = partial(mj.patching.attention_knockout, queries=-1, window=2)
+    knock(model, padded, METRIC, keys=np.array([[1, 2], [2, 3], [0, 3]]))
+    with nothing_compiles(caplog):
+        found = trace(model, PAIR[1], other, subject=~SUBJECT, noise=2.0, key=jax.random.key(6))
+        knock(model, padded, other, keys=np.array([[1, 2], [2, 3], [1, 2]]))
+    assert np.abs(found.scores - traced.scores).max() > 1e-2
+
+
+def test_tracing__of_a_run_that_is_not_finite__names_the_first_site(model, padded):
+    broken = eqx.tree_at(lambda m: m.blocks.attn.W_V, model, model.blocks.attn.W_V.at[1].set(jnp.inf))
+    with pytest.raises(ArgumentError, match="`z` of layer 1 is not finite in this run"):
+        mj.patching.causal_trace(
+            broken,
+            PAIR[0],
+            METRIC,
+            subject=SUBJECT,
+            site="mlp_out",
+            window=2,
+            n_samples=2,
+            chunk_size=3,
+            key=KEY,
+        )
+    with pytest.raises(ArgumentError, match="`z` of layer 1 is not finite in this run"):
+        mj.patching.attention_knockout(
+            broken, padded, METRIC, queries=-1, keys=np.array([[1, 2], [2, 3], [0, 3]]), window=2
+        )
 
 
 def test_tracing__bad_input__is_explained(model, padded, as_a_user):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import equinox as eqx
 import jax
@@ -113,20 +114,74 @@ def killed(folder, moments):
         process.wait()
 
 
+def stamps(folder):
+    """When each file was written, to the nanosecond, and which file it is."""
+    found = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in found}
+
+
 def test_folder__killed_from_outside__goes_on(done, patch, tmp_path):
     folder = tmp_path / "sweep"
     killed(folder, [(4, 0.01)])
-    assert 4 <= len(files(folder)) < UNITS + 1
+    before = stamps(folder)
+    assert 4 <= len(before) < UNITS + 1
     same(patch(folder), done[1])
     assert files(folder) == files(done[0])
+    assert before.items() <= stamps(folder).items()
 
 
 @pytest.mark.slow
 def test_folder__killed_at_ten_random_moments__loses_and_doubles_nothing(done, patch, tmp_path):
-    folder, rng = tmp_path / "sweep", random.Random(0)
-    killed(folder, [(i, rng.random() * rng.choice([0.03, 3])) for i in range(10)])
+    folder, rng, kept = tmp_path / "sweep", random.Random(0), {}
+    for i in range(10):
+        killed(folder, [(i, rng.random() * rng.choice([0.03, 3]))])
+        assert kept.items() <= stamps(folder).items()  # what was done is never done again
+        kept = stamps(folder)
     same(patch(folder), done[1])
+    assert kept.items() <= stamps(folder).items()
     assert files(folder) == files(done[0])
+
+
+def test_folder__continued__shows_how_far_it_was(patch, tmp_path, monkeypatch):
+    shown, left, write = [], [5], units.replace_file
+
+    class Shown:
+        def begin(self, description):
+            shown.append(description)
+
+        def advance(self, steps=1):
+            shown.append(steps)
+
+    @contextmanager
+    def bar(description, total):
+        shown.extend((description, total))
+        yield Shown()
+
+    def stops(path, data):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        write(path, data)
+
+    monkeypatch.setattr(units, "bar", bar)
+    monkeypatch.setattr(units, "replace_file", stops)
+    with pytest.raises(KeyboardInterrupt):
+        patch(tmp_path)
+    what = "Patching resid_pre"
+    assert shown == [what, UNITS, 0, what, 1, 1, 1, 1]  # its specification is the first file
+    shown.clear()
+    left[0] = 99
+    patch(tmp_path)
+    assert shown == [what, UNITS, 4, what, *[1] * (UNITS - 4)]
+
+
+def test_folder__of_a_run_that_is_not_finite__stays_without_units(patch, tiny_model, tmp_path):
+    broken = eqx.tree_at(
+        lambda m: m.blocks.mlp.W_out, tiny_model, tiny_model.blocks.mlp.W_out.at[2].set(np.nan)
+    )
+    with pytest.raises(ArgumentError, match="`mlp_out` of layer 2 is not finite in this run"):
+        patch(tmp_path, model=broken)
+    assert list(files(tmp_path)) == ["sweep.json"]
 
 
 @pytest.mark.slow
