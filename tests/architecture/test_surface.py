@@ -64,11 +64,14 @@ def test_import__mechjax__loads_no_extra():
 
 def test_import__mechjax__stays_within_half_a_second_of_jax():
     code = """
-import time, jax
-start = time.process_time(); import mechjax; print(time.process_time() - start)
+import time
+start = time.process_time(); import jax
+between = time.process_time(); import mechjax
+print((time.process_time() - between) / (between - start))
 """
-    # CPU time, since other work may share the machine; the best of three, since the first writes the byte code.
-    assert min(float(_python(code)) for _ in range(3)) < 0.5
+    # CPU time, in units of what jax itself takes: half a second is where that is 0.7 s, and machines and their load
+    # differ. The best of three, since the first writes the byte code.
+    assert min(float(_python(code)) for _ in range(3)) < 0.5 / 0.7
 
 
 def test_errors__every_class__is_raised_and_matched_somewhere():
