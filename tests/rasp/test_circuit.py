@@ -73,7 +73,7 @@ def test_edges__removed_one_by_one__matter_to_their_reader_exactly_where_they_ar
     graph = compiled.graph
     whole = streams(compiled, prompts)
     assert not np.any(np.asarray(compiled.constant) & ~np.asarray(compiled.circuit))
-    for (_, v), edge in zip(graph.table, graph.edges, strict=True):
+    for (_, v, _), edge in zip(graph.table, graph.edges, strict=True):
         reader = graph.readers[v].partition("<")[0]
         change = np.abs(streams(compiled, prompts, edge)[reader] - whole[reader]).max()
         if edge in compiled.edges:
@@ -96,7 +96,7 @@ def test_edges__of_the_weights__are_those_whose_product_is_not_zero(case):
             }
         out[f"m{i}"] = jnp.concatenate((mlp.W_out[i], mlp.b_out[i][None]))
         into[f"m{i}"] = mlp.W_in[i]
-    sizes = [np.abs(out[graph.nodes[u]] @ into[graph.readers[v]]).max() for u, v in graph.table]
+    sizes = [np.abs(out[graph.nodes[u]] @ into[graph.readers[v]]).max() for u, v, _ in graph.table]
     np.testing.assert_array_equal(np.array(sizes) > 1e-4, compiled.circuit)
 
 
