@@ -204,12 +204,12 @@ def test_eap_ig__of_what_is_apart__sums_to_the_difference_of_the_runs(small, dra
 def test_graph__of_units_and_positions__names_and_saves_them(small, draw, tmp_path):
     model, graph, _ = subject(small, draw, "spans")
     assert repr(graph) == (
-        "Graph of 2 layers of 4 heads and an MLP, 5 neurons apart, at 2 spans: 16 nodes, 24 readers, 448 edges"
+        "Graph of 2 layers of 4 heads and an MLP, 5 neurons apart, at 2 spans: 16 nodes, 24 readers, 302 edges"
     )
     assert {"m0.n7->m1.n11 @ rest", "a1.h3->m1 @ first", "m1.n0->logits @ first"} <= set(graph.edges)
     assert not any(name.startswith("m1.n0->m1") for name in graph.edges)
     scores = mj.attribution.Scores(
-        jnp.arange(448.0), jnp.zeros(3), graph, ("edge",), "eap", "resample", "mean"
+        jnp.arange(302.0), jnp.zeros(3), graph, ("edge",), "eap", "resample", "mean"
     )
     mj.save(scores, tmp_path / "scores")
     assert mj.restore(tmp_path / "scores").graph == graph
