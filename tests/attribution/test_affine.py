@@ -5,6 +5,7 @@
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -70,7 +71,7 @@ def test_rules__that_halve_attention__are_exact_but_for_what_passes_it(
     found = mj.attribution.eap(straight, *pair, metric, graph=graph, rules=rules).scores
     values = np.array([edge.endswith("<v>") and "->a1" in edge for edge in graph.edges])
     np.testing.assert_allclose(found[values], cut[values] / 2, **TIGHT)
-    silent = eqx.tree_at(lambda m: m.blocks.attn.W_O, straight, replace_fn=np.zeros_like)
+    silent = eqx.tree_at(lambda m: m.blocks.attn.W_O, straight, replace_fn=jnp.zeros_like)
     exact, found = (
         method(silent, *pair, metric, graph=graph, **how).scores
         for method, how in ((mj.attribution.exact, {}), (mj.attribution.eap, {"rules": rules}))

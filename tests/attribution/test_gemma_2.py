@@ -73,7 +73,7 @@ def test_edges__of_gemma_2__are_edits_of_what_readers_read(model, graph, pair, m
 
 def test_eap__of_gemma_2__is_the_slope_of_small_steps_of_the_mask(model, graph, pair, metric):
     found = mj.attribution.eap(model, *pair, metric, graph=graph)
-    ablated, step = mj.graph.writes(model, pair[1]), 1e-4
+    ablated, step = mj.graph.writes(model, pair[1]), 1e-5
     run = lambda kept: metric(mj.graph.masked_forward(model, pair[0], kept, ablated, graph=graph)).mean()
     for direction in np.random.default_rng(0).normal(size=(3, len(graph.edges))):
         high, low = (run(jnp.asarray(1 + by * direction)) for by in (step, -step))
