@@ -7,7 +7,7 @@ from rich.text import Text
 
 from mechjax.studies import scoreboard_page
 from mechjax.studies.ground_truth import MODELS
-from mechjax.studies.scoreboard import METHODS
+from mechjax.studies.judged_methods import METHODS
 from mechjax.studies.scoreboard import scoreboard as run_scoreboard
 
 

@@ -109,7 +109,7 @@ class Compiled(Record):
                 f"{sorted({len(text) for text in (*clean, *corrupt)})}: give as many of each, all of one length."
             )
         one, other = (np.asarray(self.encode(inputs).tokens) for inputs in (clean, corrupt))
-        same = ~self._differ(one, other, pos)
+        same = ~_differ(self._says(one), self._says(other))[:, pos]
         if same.any():
             i = int(np.flatnonzero(same)[0])
             raise ArgumentError(
@@ -118,33 +118,45 @@ class Compiled(Record):
             )
         return self._truth(one, other, pos)
 
-    def sample(self, n: int, *, seed: int, pos: int = -1) -> Truth:
+    def sample(self, n: int, *, seed: int, pos: int | None = -1) -> Truth:
         """The circuit with `n` random pairs of the longest inputs, of those that differ at `pos`; as `truth`.
+
+        Of a program that gives numbers, the clean input of each pair has the larger one.
+
+        Args:
+            n: How many pairs.
+            seed: Of the inputs.
+            pos: The position whose value the metric reads; None for the one where most random pairs differ.
 
         Raises:
             ArgumentError: Fewer than `n` of `100 * n` random pairs differ there.
         """
         whole("n", n, 1)
         size = (2, 100 * n, self.model.config.n_ctx)
-        one, other = np.random.default_rng(seed).integers(0, len(self.vocabulary), size, np.int32)
-        chosen = np.flatnonzero(self._differ(one, other, pos))[:n]
+        pairs = np.random.default_rng(seed).integers(0, len(self.vocabulary), size, np.int32)
+        says = [self._says(side) for side in pairs]
+        differ = _differ(*says)
+        pos = int(differ.sum(0).argmax()) if pos is None else pos
+        chosen = np.flatnonzero(differ[:, pos])[:n]
         if len(chosen) < n:
             raise ArgumentError(
                 f"of {100 * n} random pairs of inputs only {len(chosen)} differ at position {pos} in what the program "
                 f"gives, n={n} were asked for: choose inputs yourself, `truth(clean, corrupt)`, or another `pos`."
             )
-        return self._truth(one[chosen], other[chosen], pos)
+        one, other = pairs[:, chosen]
+        if self.variables[-1].numerical:
+            larger = (says[0] > says[1])[chosen, pos][:, None]
+            one, other = np.where(larger, one, other), np.where(larger, other, one)
+        return self._truth(one, other, pos)
 
-    def _at(self, ids: np.ndarray, pos: int) -> np.ndarray:
-        """What the program gives at a position: numbers, or the place of categories among the output's values."""
-        logits = np.asarray(self.model(ids))[:, pos]
-        return logits[:, 0] if self.variables[-1].numerical else logits.argmax(-1)
-
-    def _differ(self, one: np.ndarray, other: np.ndarray, pos: int) -> np.ndarray:
-        return ~np.isclose(self._at(one, pos), self._at(other, pos), atol=1e-4)
+    def _says(self, ids: np.ndarray) -> np.ndarray:
+        """What the program gives at each position: numbers, or the places of categories among the output's values."""
+        logits = np.asarray(self.model(ids))
+        return logits[..., 0] if self.variables[-1].numerical else logits.argmax(-1)
 
     def _truth(self, one: np.ndarray, other: np.ndarray, pos: int) -> Truth:
-        answers = (0, 1) if self.variables[-1].numerical else (self._at(one, pos), self._at(other, pos))
+        of = lambda side: self._says(side)[:, pos]
+        answers = (0, 1) if self.variables[-1].numerical else (of(one), of(other))
         sides = jnp.asarray(one), jnp.asarray(other)
         return Truth(self.circuit, self.constant, *sides, logit_diff(*answers, pos), self.model, self.graph)
 
@@ -178,6 +190,10 @@ class Compiled(Record):
             [variable.decode(at[: variable.size]) for at in row[there]]
             for row, there in zip(x, real, strict=True)
         ]
+
+
+def _differ(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return ~np.isclose(one, other, atol=1e-4)
 
 
 def check_inputs(vocabulary: Any, max_length: Any) -> tuple[Hashable, ...]:

@@ -1,83 +1,33 @@
 """How well does each method find circuits that are known?
 
-Every method scores every edge of every model of `ground_truth`, on fresh pairs of inputs for each seed:
+Every method of `judged_methods` scores the edges and nodes of every model of `ground_truth`, on fresh pairs of inputs
+for each seed:
 
 - AUROC: the chance that an edge of the circuit gets a larger size than one that is not in it, over all such pairs, ties
-  as half (Mann and Whitney 1947); the same for nodes, which are in the circuit where one of their edges is.
-- Pearson and rank correlation (Spearman) with the exact effects of the edges.
+  as half (Mann and Whitney 1947); the same for nodes (heads and MLPs), which are in the circuit where one of their
+  edges is. What carries the same in both prompts of every pair is left out.
+- Pearson and rank correlation (Spearman) with the exact effects: of edges, or of nodes where a method scores no edges.
 - Cost: passes of the model, a backward pass counted as two, and seconds without compilation.
 
-Scores drawn at random stand beside them, and must read 0.5.
+Scores drawn at random stand beside them, the mean of many draws, and must read 0.5.
 """
 
 import time
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Key
 
-from mechjax.attribution import Scores, eap, eap_ig, exact
-from mechjax.base.errors import ArgumentError
+from mechjax.base.errors import ArgumentError, UnsupportedModelError
 from mechjax.base.progress import bar
 from mechjax.base.records import Record
-from mechjax.graph import Graph, Truth, agreement
+from mechjax.graph import Truth, agreement
 from mechjax.studies.ground_truth import MODELS
-
-EdgesAndNodes = tuple[Scores, Scores]
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of the scoreboard.
-
-    Attributes:
-        score: Scores of edges and of nodes, for a model and a key.
-        passes: How many passes of the model its scores of edges take.
-    """
-
-    score: Callable[[Truth, Array], EdgesAndNodes]
-    passes: Callable[[Graph], int]
-
-
-def _random(known: Truth, key: Array) -> EdgesAndNodes:
-    def draw(n: int, over: str) -> Scores:
-        values = jax.random.normal(jax.random.fold_in(key, n), (n,), jnp.float32)
-        return Scores(values, jnp.zeros(len(known.clean)), known.graph, (over,), "random", "resample", "mean")
-
-    return draw(len(known.graph.edges), "edge"), draw(len(known.graph.nodes), "node")
-
-
-def _exact(known: Truth, key: Array) -> EdgesAndNodes:
-    over = lambda what: exact(*_pair(known), graph=known.graph, over=what)
-    return over("edge"), over("node")
-
-
-def _from_edges(method: Callable[..., Scores]) -> Callable[[Truth, Array], EdgesAndNodes]:
-    """A method whose scores of nodes are sums over their edges."""
-
-    def score(known: Truth, key: Array) -> EdgesAndNodes:
-        edges = method(*_pair(known), graph=known.graph)
-        return edges, edges.nodes()
-
-    return score
-
-
-def _pair(known: Truth) -> tuple:
-    return known.model, known.clean, known.corrupt, known.metric
-
-
-METHODS: dict[str, Method] = {
-    "random": Method(_random, lambda graph: 0),
-    "exact": Method(_exact, lambda graph: 2 + len(graph.edges)),
-    "eap": Method(_from_edges(eap), lambda graph: 1 + 3),
-    "eap_ig": Method(_from_edges(eap_ig), lambda graph: 2 + 5 * 3),
-}
-"""Name -> a method. Adding one is one line."""
+from mechjax.studies.judged_methods import METHODS, Found
 
 
 class Scoreboard(Record):
@@ -86,10 +36,10 @@ class Scoreboard(Record):
     Attributes:
         edge_auroc: Of edges of the circuit against all others.
         node_auroc: Of nodes of the circuit against all others.
-        pearson: Correlation with the exact scores of edges.
+        pearson: Correlation with the exact scores of edges, or of nodes where there are none of edges.
         spearman: Correlation of ranks with theirs.
         seconds: Time for the scores of edges and of nodes; of the first seed with compilation.
-        passes: How many passes of the model the scores of edges take.
+        passes: How many passes of the model the scores of edges (else of nodes) take.
         models: Names (static).
         methods: Names (static).
     """
@@ -115,7 +65,7 @@ def scoreboard(
 
     Args:
         models: Names from `mechjax.studies.ground_truth.MODELS`.
-        methods: Names from `METHODS`.
+        methods: Names from `mechjax.studies.judged_methods.METHODS`.
         n_seeds: How many draws of inputs (and of the basis) for each model.
 
     Raises:
@@ -141,33 +91,75 @@ def scoreboard(
 _COLUMNS = ("edge_auroc", "node_auroc", "pearson", "spearman", "seconds", "passes")
 
 
-def _judged(known: Truth, methods: Sequence[str], key: Array) -> Float[np.ndarray, "method column"]:
-    """One row per method, all against the same exact scores."""
-    truth = exact(*_pair(known), graph=known.graph)
-    inside, counted = np.asarray(known.varying), ~np.asarray(known.constant)
-    sends = np.asarray(known.nodes)
+class _Items(NamedTuple):
+    """The edges, or the nodes, of a model."""
+
+    inside: Bool[np.ndarray, " item"]
+    counted: Bool[np.ndarray, " item"]
+    effects: Float[np.ndarray, " item"]
+
+
+def _judged(known: Truth, methods: Sequence[str], key: Key[Array, ""]) -> Float[np.ndarray, "method column"]:
+    """One row per method, all against the same circuit and exact scores."""
+    truth = _timed("exact", known, key)
+    edges, nodes = _items(known, truth[0])
     rows = []
     for name in methods:
-        start = time.perf_counter()
-        edges, nodes = jax.block_until_ready(METHODS[name].score(known, key))
-        took = time.perf_counter() - start
-        agrees = edges.compare(truth)
-        rows.append(
-            [
-                auroc(np.asarray(edges.scores)[counted], inside[counted]),
-                auroc(np.asarray(nodes.scores), sends),
-                float(agrees.pearson),
-                float(agrees.spearman),
-                took,
-                METHODS[name].passes(known.graph),
-            ]
-        )
+        method = METHODS[name]
+        found, seconds = truth if name == "exact" else _timed(name, known, key)
+        aurocs = _auroc(found.edges, edges), _auroc(found.nodes, nodes)
+        compared = (found.nodes, nodes) if found.edges is None else (found.edges, edges)
+        agree = _correlations(*compared, signed=method.signed)
+        rows.append([*aurocs, *agree, seconds, method.passes(known.graph)])
     return np.array(rows, np.float64)
 
 
-def auroc(scores: Float[np.ndarray, " item"], inside: Array | np.ndarray) -> float:
+def _timed(name: str, known: Truth, key: Key[Array, ""]) -> tuple[Found, float]:
+    """What a method finds, nothing in a model that it has no rules for, and the seconds that it takes."""
+    start = time.perf_counter()
+    try:
+        found = jax.block_until_ready(METHODS[name].score(known, key))
+    except UnsupportedModelError:
+        return Found(), float("nan")
+    return found, time.perf_counter() - start
+
+
+def _items(known: Truth, effects: Found) -> tuple[_Items, _Items]:
+    """Edges and nodes, with exact scores: what of the circuit carries the same in both prompts does not count."""
+    table, sends = known.graph.table, np.asarray(known.nodes)
+    leaves = np.isin(np.arange(len(sends)), table[np.asarray(known.circuit), 0])
+    counted = sends | ~leaves
+    counted[0] = False  # the input
+    return (
+        _Items(np.asarray(known.varying), ~np.asarray(known.constant), np.asarray(effects.edges)),
+        _Items(sends, counted, np.asarray(effects.nodes)),
+    )
+
+
+def _auroc(scores: Float[Array, "*draw item"] | None, items: _Items) -> float:
+    """The mean over draws."""
+    if scores is None:
+        return float("nan")
+    rows = np.atleast_2d(np.asarray(scores))[:, items.counted]
+    return float(np.mean([auroc(row, items.inside[items.counted]) for row in rows]))
+
+
+def _correlations(
+    scores: Float[Array, "*draw item"] | None, items: _Items, *, signed: bool
+) -> tuple[float, float]:
+    """Pearson and Spearman with the exact effects, the means over draws, of the items that have scores."""
+    rows = np.zeros((1, 0)) if scores is None else np.atleast_2d(np.asarray(scores))
+    there = ~np.isnan(rows[0])
+    if there.sum() < 2:
+        return float("nan"), float("nan")
+    effects = items.effects[there] if signed else np.abs(items.effects[there])
+    agree = [agreement(row[there], effects) for row in rows]
+    return float(np.mean([one.pearson for one in agree])), float(np.mean([one.spearman for one in agree]))
+
+
+def auroc(scores: Float[np.ndarray, " item"], inside: Bool[np.ndarray, " item"]) -> float:
     """The chance that what is inside has a larger size than what is not, ties as half; NaN where all are or none is."""
     n = int(inside.sum())
     if not 0 < n < len(inside):
         return float("nan")
-    return float(agreement(jnp.asarray(scores), jnp.asarray(inside, jnp.float32), n).auroc)
+    return float(agreement(scores, inside.astype(np.float32), n).auroc)

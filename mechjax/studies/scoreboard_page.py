@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,55 +25,72 @@ How well methods find circuits that are known. Made by `mechjax scoreboard`; the
 `results/scoreboard.json` and compare.
 
 AUROC is the chance that an edge (node) of the true circuit gets a larger size than one that is not in it, ties as half:
-0.5 is chance, 1 is right. Edges of the circuit that carry the same in both prompts of every pair, such as positions,
-are left out. Correlations are with exact effects, over all edges. Each number is a mean with its 95 % bootstrap
-interval (percentiles): over models, whole models drawn anew, in the first table; over seeds in the second. Passes are
-counted for the scores of edges, a backward pass as two; seconds are for edges and nodes, without compilation (median).
+0.5 is chance, 1 is right. Nodes are heads and MLPs, by what they write. Edges of the circuit that carry the same in
+both prompts of every pair, such as positions, are left out, and nodes with only such edges. Correlations are with exact
+effects, over all edges; for methods that give no edges, over nodes; for those that give sizes, with the exact sizes.
+Each number is a mean with its 95 % bootstrap interval (percentiles), where that is wider than what is printed: over
+models, whole models drawn anew, in the first table; over seeds in the others. Passes are counted for the scores of
+edges (of nodes where there are none), a backward pass as two. Seconds are for edges and nodes on two cores that had
+other work, without compilation (median).
 
 `rasp/`: programs, compiled at a coldness of 12 in a random basis. `planted/`: circuits in random transformers of so
-many layers x heads. `gate/`: what single edges or gradients are known to miss: where any of three inputs is enough
-(`or`), each alone does nothing, so that even exact effects do not show it.
+many layers x heads. `gate/`: what single edges or gradients are known to miss (`mechjax.graph.gates`).
 """
 
 
 def page(rows: Sequence[Row]) -> str:
-    """The page: methods over all models, then edge AUROC model by model."""
+    """The page: methods over all models, then each of its columns, and the cost, model by model."""
     methods, models = (list(dict.fromkeys(row[what] for row in rows)) for what in ("method", "model"))
     seeds = len({row["seed"] for row in rows})
-    head = ["method", *_COLUMNS.values(), "passes", "seconds"]
-    overall = [[name, *_overall([row for row in rows if row["method"] == name], models)] for name in methods]
-    by_model = [
-        [model, *(_mean(_values(rows, "edge_auroc", model=model, method=name)) for name in methods)]
-        for model in models
+    cells: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        cells.setdefault((row["model"], row["method"]), []).append(row)
+    overall = [[name, *_overall([cells[model, name] for model in models])] for name in methods]
+    parts = [
+        _ABOUT,
+        f"## All {len(models)} models, {seeds} seeds\n",
+        *_table(["method", *_COLUMNS.values(), "passes", "seconds"], overall),
     ]
-    return "\n".join(
-        [
-            _ABOUT,
-            f"## All {len(models)} models, {seeds} seeds\n",
-            *_table(head, overall),
-            "\n## Edge AUROC of each model\n",
-            *_table(["model", *methods], by_model),
-            "",
-        ]
-    )
+    for title, cell in {
+        **{label: _mean_of(column) for column, label in _COLUMNS.items()},
+        "cost": _cost,
+    }.items():
+        given = [name for name in methods if any(cell(cells[model, name]) for model in models)]
+        body = [[model, *(cell(cells[model, name]) for name in given)] for model in models]
+        parts += [f"\n## {title[0].upper()}{title[1:]}, model by model\n", *_table(["model", *given], body)]
+    return "\n".join([*parts, ""])
 
 
-def _overall(rows: Sequence[Row], models: Sequence[str]) -> list[str]:
-    """The cells of one method."""
-    of_models = {
-        column: np.array([_known_mean(_values(rows, column, model=model)) for model in models])
-        for column in _COLUMNS
-    }
-    cells = [_mean(values) for values in of_models.values()]
-    passes = sorted({int(row["passes"]) for row in rows})
+def _mean_of(column: str) -> Callable[[Sequence[Row]], str]:
+    return lambda rows: _mean(_values(rows, column))
+
+
+def _cost(rows: Sequence[Row]) -> str:
+    """Passes and seconds of one method on one model, nothing where it has no rules for it."""
+    if math.isnan(_seconds(rows)):
+        return ""
+    return f"{int(rows[0]['passes']):,}, {_told(_seconds(rows))} s"
+
+
+def _overall(cells: Sequence[Sequence[Row]]) -> list[str]:
+    """The cells of one method, from its rows on each model."""
+    means = [_mean(np.array([_known_mean(_values(rows, column)) for rows in cells])) for column in _COLUMNS]
+    passes = sorted({int(rows[0]["passes"]) for rows in cells})
     spread = f"{passes[0]:,}" if len(passes) == 1 else f"{passes[0]:,} to {passes[-1]:,}"
-    warm = [row["seconds"] for row in rows if row["seed"] > 0] or [row["seconds"] for row in rows]
-    return [*cells, spread, f"{np.median(warm):.2g}"]
+    return [*means, spread, _told(float(np.nanmedian([_seconds(rows) for rows in cells])))]
 
 
-def _values(rows: Sequence[Row], column: str, **where: Any) -> Float[np.ndarray, " row"]:
-    picked = (row[column] for row in rows if all(row[key] == value for key, value in where.items()))
-    return np.array([math.nan if value is None else value for value in picked], np.float64)
+def _seconds(rows: Sequence[Row]) -> float:
+    """The median, but for the first seed, which is compiled for."""
+    return float(np.median(_values([row for row in rows if row["seed"] > 0] or rows, "seconds")))
+
+
+def _told(seconds: float) -> str:
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
+
+
+def _values(rows: Sequence[Row], column: str) -> Float[np.ndarray, " row"]:
+    return np.array([math.nan if row[column] is None else row[column] for row in rows], np.float64)
 
 
 def interval(values: Float[np.ndarray, " draw"]) -> tuple[float, float]:
@@ -92,8 +109,10 @@ def _known_mean(values: Float[np.ndarray, " draw"]) -> float:
 
 
 def _mean(values: Float[np.ndarray, " draw"]) -> str:
-    low, high = interval(values)
-    return "" if math.isnan(low) else f"{_known_mean(values):.2f} [{low:.2f}, {high:.2f}]"
+    low, mean, high = (f"{x:.2f}" for x in (interval(values)[0], _known_mean(values), interval(values)[1]))
+    if mean == "nan":
+        return ""
+    return mean if low == mean == high else f"{mean} [{low}, {high}]"
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:

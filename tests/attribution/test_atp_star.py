@@ -226,6 +226,36 @@ def test_atp_star__effects_that_cancel_at_the_clean_run__are_found_where_atp_is_
     assert not np.any(mj.attribution.atp_star(model, pair[0], pair[0], metric, **how).flat())
 
 
+BITS = ["z L0.H0", "z L0.H1", "z L0.H2"]
+MISSED = {  # gate of 3 bits -> nodes, what each does on the clean prompt, and on the corrupt one
+    "saturated": (["q L1.H0"], 1, -1),
+    "saturated_or": (["q L1.H0"], 1, -1),
+    "cancelling": (BITS, 0.75, None),  # gradients see it from there
+    "cancelling_and": (BITS, 0.75, 0),
+    "cancelling_or": (BITS, 0, -0.75),
+}
+
+
+@pytest.mark.parametrize("name", MISSED)
+def test_atp_star__on_or_and_and_gates__finds_what_atp_misses(name):
+    """Where resampling shows nothing, of a bit of an OR that is on or of an AND that is off, the other way does."""
+    truth, (nodes, *effects) = mj.graph.gate(name, 3), MISSED[name]
+    site = nodes[0][0]
+    for pair, effect in zip((sides := (truth.clean, truth.corrupt), sides[::-1]), effects, strict=True):
+        asked = truth.model, *pair, truth.metric
+        exact = mj.patching.activation_patch(*asked, site=site, over=("layer", "head"), mode="noise")
+        how = {"sites": ("q", "z"), "per_position": False, "reduce": "mean_of_abs"}
+        atp = mj.attribution.atp_star(*asked, qk_fix=False, grad_drop=False, **how)[site]
+        star = mj.attribution.atp_star(*asked, **how)[site]
+        does = np.asarray(exact.clean - exact.per_example)[..., 0]
+        at = tuple(np.array([[int(node[3]), int(node[6])] for node in nodes]).T)
+        if effect is not None:
+            np.testing.assert_allclose(does[at], effect, **TOL["float32", "parity"])
+        if effect:
+            np.testing.assert_array_equal(atp.scores[at], 0)
+            assert [float(of.compare(exact, len(nodes)).auroc) for of in (atp, star)] == [0.5, 1]
+
+
 def test_node_scores__compared_with_exact_ones__takes_all_nodes_together(found):
     site, own = "z", found["z"]
     exact = PatchScores(

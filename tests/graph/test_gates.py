@@ -20,6 +20,15 @@ CUT = {  # gate -> effect of resampling one edge on the clean prompt, and of res
     "and": ({BIT: 1, MLP: 1, "m1->logits": 1}, {BIT: 0, MLP: 0, "m1->logits": -1}),
     "adder": ({BIT: 1, MLP: 1, "m1->logits": 2}, {BIT: -1, MLP: -1, "m1->logits": -2}),
     "saturated": ({BIT: 1, QUERY: 1, "a1.h0->logits": 1}, {BIT: 0, QUERY: 0, "a1.h0->logits": -1}),
+    "saturated_or": ({BIT: 0, QUERY: 0, "a1.h0->logits": 1}, {BIT: -1, QUERY: -1, "a1.h0->logits": -1}),
+    "cancelling_and": (
+        {BIT: 0.75, "a0.h1->logits": 1, MLP: -0.25, "m1->logits": -1.25},
+        {BIT: 0, "a0.h1->logits": -1, MLP: 1, "m1->logits": 1.25},
+    ),
+    "cancelling_or": (
+        {BIT: 0, "a0.h1->logits": 1, MLP: -1, "m1->logits": -1.25},
+        {BIT: -0.75, "a0.h1->logits": -1, MLP: 0.25, "m1->logits": 1.25},
+    ),
     "cancelling": (
         {BIT: 0.75, "a0.h1->logits": 1, MLP: -0.25, "m1->logits": -0.25},
         {BIT: -1, "a0.h1->logits": -1, MLP: 0, "m1->logits": 0.25},
@@ -45,7 +54,7 @@ def test_gate__edges__do_what_the_gate_says_and_no_others_do_anything(name):
         assert_allclose(effects, expected, **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["and", "saturated"])
+@pytest.mark.parametrize("name", ["and", "saturated", "saturated_or"])
 def test_gate__of_constant_edges__is_needed_though_resampling_does_not_see_it(name):
     """With zeros in their place the heads no longer know where to look."""
     truth = gate(name, N)
@@ -58,7 +67,9 @@ def test_gate__of_constant_edges__is_needed_though_resampling_does_not_see_it(na
     assert abs(float(run(jnp.where(truth.varying, 1.0, 0.0))[0] - run(kept)[0])) > 0.2
 
 
-@pytest.mark.parametrize(("name", "effect"), [("saturated", 1), ("cancelling", 0.75), ("adder", 1)])
+@pytest.mark.parametrize(
+    ("name", "effect"), [("saturated", 1), ("cancelling", 0.75), ("cancelling_and", 0.75), ("adder", 1)]
+)
 def test_gradients__at_the_clean_prompt__miss_saturated_and_cancelling_gates(name, effect):
     truth = gate(name, N)
     score = lambda tokens: truth.metric(truth.model(tokens))[0]

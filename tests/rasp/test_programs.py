@@ -176,6 +176,14 @@ def test_sample__of_pairs__differ_in_what_the_program_gives():
         shift.sample(5, seed=0, pos=0)
 
 
+def test_sample__of_numbers_and_of_any_position__has_the_larger_on_the_clean_side():
+    share = compiled("frac_prevs").sample(8, seed=1, pos=None)
+    clean, corrupt = (share.metric(share.model(side)) for side in (share.clean, share.corrupt))
+    assert (clean - corrupt > 1 / 100).all()  # shares of at most 6 tokens
+    anywhere = compiled("shift").sample(5, seed=0, pos=None)
+    assert int(anywhere.metric.pos) > 0  # where nothing is moved from, no pair differs
+
+
 def test_causal__flag__is_the_interpreters():
     hist, word = program("hist"), [tuple("abab")]
     assert interpret(hist, word[0]) == [2, 2, 2, 2]
