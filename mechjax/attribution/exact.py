@@ -268,4 +268,4 @@ def _of_nodes(given: Subject, chunk: int) -> Array:
         return given.value(last)
 
     n = len(given.graph.places)
-    return jax.lax.map(ablate, jnp.arange(n), batch_size=min(chunk, n))
+    return jax.lax.map(ablate, jnp.arange(n, dtype=of.dtype), batch_size=min(chunk, n))
