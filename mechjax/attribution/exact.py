@@ -29,7 +29,6 @@ from mechjax.attribution.scores import Reduce, Scores, reduced
 from mechjax.attribution.subject import Ablation, Subject, clean_run, subject
 from mechjax.base.errors import ArgumentError
 from mechjax.graph.build import Graph
-from mechjax.graph.forward import masked_stream
 from mechjax.graph.tap import READS, tapped
 from mechjax.graph.units import directions, scaled, units_of, values
 from mechjax.graph.writes import Writes, recorded
@@ -256,16 +255,7 @@ def _of_nodes(given: Subject, chunk: int) -> Array:
 
     def ablate(place: Array) -> Array:
         kept = (of != place).astype(given.start.dtype)
-        last = masked_stream(
-            given.model,
-            given.start,
-            kept,
-            given.ablated,
-            graph=given.graph,
-            spans=given.spans,
-            mask=given.mask,
-        )
-        return given.value(last)
+        return given.masked(kept)
 
     n = len(given.graph.places)
     return jax.lax.map(ablate, jnp.arange(n, dtype=of.dtype), batch_size=min(chunk, n))

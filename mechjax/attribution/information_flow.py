@@ -55,7 +55,7 @@ class InformationFlow(Record):
         return {"edge": self.graph.edges}
 
     def compare(self, exact: Scores, n: int | None = None) -> Agreement:
-        """How well importances agree with the sizes of exact scores, or of any scores of edges.
+        """How well importances agree with the sizes of exact scores, of all edges or some, or of any scores of edges.
 
         Args:
             exact: `exact(...)`, or another record of the same graph's edges.
@@ -69,7 +69,8 @@ class InformationFlow(Record):
                 f"importances are of the edges of {self.graph!r}; those to compare with are over={exact.over} of "
                 f"{exact.graph!r}: compare what was made of the edges of the same graph."
             )
-        return agreement(self.importance, jnp.abs(exact.scores), n)
+        known = exact.asked
+        return agreement(np.asarray(self.importance)[known], np.abs(exact.scores)[known], n)
 
     def routes(self, threshold: float) -> Bool[Array, " edge"]:
         """The edges that lead to the logits: walked from there down, along importances of `threshold` and above.

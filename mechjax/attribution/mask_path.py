@@ -10,7 +10,6 @@ from jaxtyping import Array, Float, Int
 
 from mechjax.attribution.subject import Subject
 from mechjax.graph.build import Graph
-from mechjax.graph.forward import masked_stream
 
 
 def sublayers(graph: Graph) -> Int[np.ndarray, " edge"]:
@@ -36,22 +35,12 @@ def slopes_of_mask(
 
 @eqx.filter_jit
 def _integrals(given: Subject, groups: Array, at: Array, weight: Array, n_groups: int) -> Array:
-    def mean(kept: Array) -> Array:
-        last = masked_stream(
-            given.model,
-            given.start,
-            kept,
-            given.ablated,
-            graph=given.graph,
-            spans=given.spans,
-            mask=given.mask,
-        )
-        return given.value(last).mean()
-
     def step(total: Array, x: tuple[Array, Array, Array]) -> tuple[Array, None]:
         group, at, weight = x
         kept = jnp.where(groups == group, at, jnp.ones_like(at))
-        return total + jnp.where(groups == group, weight * jax.grad(mean)(kept), 0), None
+        return total + jnp.where(
+            groups == group, weight * jax.grad(lambda kept: given.masked(kept).mean())(kept), 0
+        ), None
 
     every = jnp.arange(n_groups, dtype=groups.dtype)
     xs = (jnp.repeat(every, len(at)), jnp.tile(at, n_groups), jnp.tile(weight, n_groups))

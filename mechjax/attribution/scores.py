@@ -6,7 +6,7 @@ from typing import Literal
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from mechjax.base.errors import ArgumentError
 from mechjax.base.records import Record
@@ -46,6 +46,12 @@ class Scores(Record):
         """Names of edges and nodes."""
         return {"edge": self.graph.edges, "node": self.graph.places}
 
+    @property
+    def asked(self) -> Bool[np.ndarray, " item"]:
+        """Which scores were asked for: all, but of exact ones of some edges."""
+        scores = np.asarray(self.scores)
+        return ~np.isnan(scores) if self.method == "exact" else np.ones(scores.shape, bool)
+
     def compare(self, exact: "Scores", n: int | None = None) -> Agreement:
         """How well these scores agree with those of `exact`: Pearson, Spearman, AUROC, overlap of the `n` largest.
 
@@ -61,8 +67,7 @@ class Scores(Record):
                     f"these scores have {what}={mine!r} and those to compare with have {what}={other!r}: compare what "
                     "was made of the same graph, in the same way."
                 )
-        known = ~np.isnan(exact.scores) if exact.method == "exact" else slice(None)
-        return agreement(np.asarray(self.scores)[known], np.asarray(exact.scores)[known], n)
+        return agreement(np.asarray(self.scores)[exact.asked], np.asarray(exact.scores)[exact.asked], n)
 
     def nodes(self) -> "Scores":
         """What each node does, from its edges: for gradients the sum over them is the node's own score.

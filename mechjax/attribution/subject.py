@@ -12,6 +12,7 @@ from mechjax.attribution.same import seen_apart
 from mechjax.attribution.scores import Reduce
 from mechjax.base.errors import ArgumentError, ShapeError
 from mechjax.graph.build import Graph
+from mechjax.graph.forward import masked_stream
 from mechjax.graph.spans import spans_of
 from mechjax.graph.writes import Blocks, Writes, sites, writes, writes_from
 from mechjax.metrics.measured import Measured, measured
@@ -63,6 +64,13 @@ class Subject(eqx.Module):
     def __call__(self, start: Float[Array, "batch pos d_model"]) -> Float[Array, " batch"]:
         """The metric of the run that begins with `start`."""
         return self.value(Blocks(self.model)(start, self.mask))
+
+    def masked(self, kept: Float[Array, " edge"]) -> Float[Array, " batch"]:
+        """The metric of the run in which edges are cut (`mechjax.graph.forward`)."""
+        last = masked_stream(
+            self.model, self.start, kept, self.ablated, graph=self.graph, spans=self.spans, mask=self.mask
+        )
+        return self.value(last)
 
     def parts(self) -> Iterator["Subject"]:
         """The examples in groups of which a forward and backward fit in PART_BYTES."""
