@@ -68,7 +68,9 @@ def test_information_flow__compared_with_scores_of_edges__agrees_with_their_size
     clean = jnp.ones(3)
     of = lambda x, over="edge", graph=graph: Scores(x, clean, graph, (over,), "exact", "resample", "mean")
     assert float(flow.compare(of(-flow.importance)).pearson) == pytest.approx(1)
-    some = jnp.where(jnp.arange(len(graph.edges)) % 3 == 0, flow.importance, jnp.nan)  # the others were not asked for
+    some = jnp.where(
+        jnp.arange(len(graph.edges)) % 3 == 0, flow.importance, jnp.nan
+    )  # the others were not asked for
     assert float(flow.compare(of(some)).spearman) == pytest.approx(1)
     rng = np.random.default_rng(0)
     found = flow.compare(of(jnp.asarray(rng.normal(size=len(graph.edges)), jnp.float32)), 9)
