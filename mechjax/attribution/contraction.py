@@ -145,7 +145,7 @@ def edge_scores(
     width = (len(graph.nodes) + len(graph.readers)) * d_model * sent.input.dtype.itemsize
     chunk = min(chunk_size or max(1, int(CHUNK_BYTES / width)), length)
     weights = jnp.asarray([weight for weight, _ in found], sent.input.dtype)
-    runs = jax.tree.map(lambda *x: jnp.stack(x), *[slopes for _, slopes in found])
+    runs = [slopes for _, slopes in found]
     return _contracted(given, runs, weights, sent, rows, (n_examples, n_spans), length, chunk)
 
 
@@ -164,12 +164,13 @@ def _rows_of_spans(spans: Int[Array, "batch pos"], n_spans: int, n_examples: int
 
 @eqx.filter_jit
 def _contracted(
-    given: Subject, found: Slopes, shares: Float[Array, " run"], sent: Writes, rows: Array | None,
+    given: Subject, runs: list[Slopes], shares: Float[Array, " run"], sent: Writes, rows: Array | None,
     groups: tuple[int, int], length: int, chunk: int,
 ) -> Float[Array, "example edge"]:  # fmt: skip
     """Scores of each group of places: those of an example (or of all), at a span."""
     graph, config, n = given.graph, given.model.config, -(-length // chunk)
     weights = _weights(given.model)
+    found = jax.tree.map(lambda *x: jnp.stack(x), *runs)
     leads = (sent.mapped(lambda _, lead: lead), _leads(found))
     n_groups = groups[0] * groups[1]
     placed = jax.tree.map(lambda x, lead: _rows(x, lead, rows, n_groups, n * chunk), (sent, found), leads)
