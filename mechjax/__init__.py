@@ -43,6 +43,8 @@ _PACKAGES = frozenset(
     {
         "attribution",
         "decompose",
+        "dictionaries",
+        "dictlearn",
         "fit",
         "graph",
         "heads",

@@ -1,0 +1,162 @@
+"""Many steps as one compiled program, fed with batches: what training one dictionary and many have in common."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from mechjax.base.errors import ArgumentError, ShapeError, WriteError
+from mechjax.dictlearn.plan import Plan
+from mechjax.dictlearn.step import State, advanced
+
+Batch = Any
+Stacked = tuple[Any, Any | None]
+Measures = dict[str, Array]
+Tracker = Callable[[int, dict[str, Any]], None]
+
+
+def chunks(
+    batches: Iterable[Batch], read: tuple[int, ...], written: tuple[int, ...], steps: int, most: int
+) -> Iterator[Stacked]:
+    """Batches of at most `most` steps at a time, stacked.
+
+    Args:
+        batches: Arrays, or pairs of what is read and what is to be made of it.
+        read: The shape of what is read, without the batch's size at its place before the last.
+        written: The shape of what is made, likewise.
+        steps: How many in all.
+        most: How many at a time.
+
+    Raises:
+        ArgumentError: Too few.
+        ShapeError: One of another shape.
+    """
+    stream, done, size = iter(batches), 0, None
+    while done < steps:
+        some = [_pair(batch) for batch in islice(stream, min(most, steps - done))]
+        if len(some) < min(most, steps - done):
+            raise ArgumentError(
+                f"`batches` ended after {done + len(some)} of {steps} steps: give one batch for each step, or fewer "
+                "steps."
+            )
+        for i, (x, y) in enumerate(some):
+            size = x.shape[-2] if size is None and x.ndim > 1 else size
+            _check(x, y, read, written, size, done + i)
+        stack = np.stack if all(isinstance(x, np.ndarray) for x, _ in some) else jnp.stack
+        xs, ys = zip(*some, strict=True)
+        yield stack(xs), None if ys[0] is None else stack(ys)
+        done += len(some)
+
+
+def _pair(batch: Batch) -> tuple[Any, Any | None]:
+    """What is read and what is to be made of it; None where that is the same."""
+    return batch if isinstance(batch, tuple) else (batch, None)
+
+
+def _check(
+    x: Any, y: Any | None, read: tuple[int, ...], written: tuple[int, ...], size: int | None, step: int
+) -> None:
+    """Whether a batch fits."""
+    whole = lambda shape: (*shape[:-1], size, shape[-1])
+    told = lambda shape: str(whole(shape)) if size is not None else f"(batch, {shape[-1]})"
+    if x.shape != whole(read):
+        raise ShapeError(
+            f"the batch of step {step + 1} has shape {x.shape}, and {told(read)} is what is read here: all batches of "
+            "a run have one shape, or each would be compiled for."
+        )
+    if y is None and read != written:
+        raise ShapeError(
+            f"what is read has {read[-1]} numbers and what is made of it {written[-1]}: give pairs of both, as for a "
+            "transcoder."
+        )
+    if y is not None and y.shape != whole(written):
+        raise ShapeError(
+            f"the batch of step {step + 1} has a target of shape {y.shape}; it should be {told(written)}."
+        )
+
+
+@eqx.filter_jit(donate="all-except-first")
+def advance(
+    given: tuple[Plan, Float[Array, "*many two"], Array], batches: Stacked, state: State
+) -> tuple[State, Measures]:
+    """As many steps as there are batches; of many dictionaries, where the scale has an axis for them.
+
+    The batches of many dictionaries are their own where they have an axis for them, else they are shared.
+    """
+    plan, scale, done = given
+    x, y = batches
+
+    def step(carry: tuple[State, Array], batch: Stacked) -> tuple[tuple[State, Array], Measures]:
+        state, done = carry
+        if scale.ndim == 1:
+            state, measured = _one(state, scale, *batch, plan, done)
+        else:
+            own = [None if z is None or z.ndim == 2 else 0 for z in batch]
+            many: Any = eqx.filter_vmap(_one, in_axes=(eqx.if_array(0), 0, *own, None, None))
+            state, measured = many(state, scale, *batch, plan, done)
+        return (state, done + 1), measured
+
+    (state, _), measured = lax.scan(step, (state, done), (x, y))
+    return state, measured
+
+
+def _one(
+    state: State, scale: Array, x: Array, y: Array | None, plan: Plan, done: Array
+) -> tuple[State, Measures]:
+    x = x / scale[0].astype(x.dtype)
+    return advanced(state, plan, x, x if y is None else y / scale[1].astype(y.dtype), done)
+
+
+def check_finite(measured: Measures, done: int, not_finite: Literal["abort", "skip"]) -> None:
+    """Stops a run at a batch that is not finite, where that is asked for.
+
+    Raises:
+        ArgumentError: There was one.
+    """
+    fine = np.asarray(measured["fine"])
+    if not_finite == "skip" or fine.all():
+        return
+    first = int(np.argmin(fine.reshape(len(fine), -1).all(-1)))
+    raise ArgumentError(
+        f"the batch of step {done + first + 1} holds numbers that are not finite, or makes such: nothing was changed "
+        "by it. Look at that batch; to leave such batches out and count them, not_finite='skip'."
+    )
+
+
+def report(path: str | Path | None, tracker: Tracker | None, measured: Measures, done: int) -> None:
+    """Each step's measures, as lines of JSON and to a tracker.
+
+    Raises:
+        WriteError: The file cannot be written.
+    """
+    if path is None and tracker is None:
+        return
+    columns = {name: np.asarray(values, np.float64) for name, values in measured.items()}
+    rows = [
+        {name: values[i].tolist() for name, values in columns.items()} for i in range(len(measured["loss"]))
+    ]
+    if tracker is not None:
+        for i, row in enumerate(rows):
+            tracker(done + i + 1, row)
+    if path is None:
+        return
+    known = lambda value: (
+        [known(x) for x in value] if isinstance(value, list) else value if np.isfinite(value) else None
+    )
+    tidy = lambda row: {name: known(value) for name, value in row.items()}
+    try:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.writelines(
+                json.dumps({"step": done + i + 1, **tidy(row)}) + "\n" for i, row in enumerate(rows)
+            )
+    except OSError as error:
+        raise WriteError(
+            f"cannot add metrics to {path}: {error.strerror}. Give a file that can be written."
+        ) from error

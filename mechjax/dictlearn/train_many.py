@@ -1,0 +1,137 @@
+"""Train many dictionaries at once: seeds, coefficients or layers, fed by one forward of the model.
+
+One program holds them all, mapped over a leading axis: what makes activations runs once for all of them, and small
+dictionaries fill the machine together. Each learns as it would alone (`train`), to rounding.
+
+Cost: that of as many runs of `train`, less what is shared. Misleads: see `train`.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+from mechjax.base.errors import ArgumentError
+from mechjax.base.progress import bar
+from mechjax.dictionaries import Dictionary
+from mechjax.dictlearn.loop import Batch, Tracker, advance, check_finite, chunks, report
+from mechjax.dictlearn.plan import DEAD_AFTER, planned
+from mechjax.dictlearn.start import begin
+from mechjax.dictlearn.step import begun, turned
+from mechjax.dictlearn.train import Training
+
+
+def train_many(
+    dictionaries: Sequence[Dictionary],
+    batches: Iterable[Batch],
+    *,
+    steps: int,
+    learning_rate: float,
+    own_batches: bool = False,
+    warm_up: int = 0,
+    decay: float = 1 / 3,
+    sparsity_warm_up: float = 0.05,
+    target_l0: float | None = None,
+    dead_after: int = DEAD_AFTER,
+    normalize: bool = True,
+    centre: bool = True,
+    not_finite: Literal["abort", "skip"] = "abort",
+    optimizer: optax.GradientTransformation | None = None,
+    steps_per_call: int = 20,
+    metrics: str | Path | None = None,
+    tracker: Tracker | None = None,
+) -> tuple[Training, ...]:
+    """Minimise each dictionary's loss over batches of activations.
+
+    Args:
+        dictionaries: Of one kind and size; their coefficients may differ.
+        batches: One array (batch, d_model) for each step, that all of them read, or pairs, as for `train`.
+        steps: How many.
+        learning_rate: Its peak.
+        own_batches: Whether each dictionary reads its own part of an array (dictionary, batch, d_model): one layer of
+            `acts["resid_post"]`, say.
+        warm_up: Steps over which the learning rate grows to its peak.
+        decay: Over which last part of the run it falls to 0, linearly.
+        sparsity_warm_up: Over which first part of the run coefficients of sparsity grow to their values.
+        target_l0: Active latents of a token to steer each coefficient to; None leaves them.
+        dead_after: Tokens without activity after which a latent is dead.
+        normalize: Whether to divide the data by their root mean square, and fold it back.
+        centre: Whether to set biases to the middle of the first batches.
+        not_finite: What to do with a batch that holds NaN or makes one: "abort", or "skip" it and count.
+        optimizer: In place of Adam, with a schedule of its own.
+        steps_per_call: Steps of one compiled call.
+        metrics: A file to which each step's measures are added, lists with a number for each dictionary.
+        tracker: Called with each step's number and measures.
+
+    Returns:
+        Each dictionary's training, in their order.
+
+    Raises:
+        ArgumentError: Dictionaries that differ in kind or size, and what `train` refuses.
+        ShapeError: Batches of another width, or of changing shape.
+        WriteError: A file of metrics that cannot be written.
+    """
+    kinds = {(jax.tree.structure(d), tuple(x.shape for x in jax.tree.leaves(d))) for d in dictionaries}
+    if len(kinds) != 1:
+        raise ArgumentError(
+            f"{len(dictionaries)} dictionaries of {len(kinds)} kinds or sizes: those that are trained in one program "
+            "have one kind, one size and one k. Train others in another call."
+        )
+    plan = planned(
+        steps,
+        steps_per_call,
+        learning_rate,
+        warm_up,
+        decay,
+        sparsity_warm_up,
+        target_l0,
+        dead_after,
+        optimizer,
+    )
+    n, one = len(dictionaries), dictionaries[0]
+    lead = (n,) if own_batches else ()
+    stream = chunks(batches, (*lead, one.d_model), (*lead, one.b_dec.shape[-1]), steps, steps_per_call)
+    first = next(stream)
+    own = lambda z, i: z[:, i] if own_batches and z is not None else z
+    begins = [
+        begin(d, own(first[0], i), own(first[1], i), normalize=normalize, centre=centre)
+        for i, d in enumerate(dictionaries)
+    ]
+    scale = jnp.stack([s for s, _ in begins])
+    state = _stacked([begun(model, plan.optimizer) for _, model in begins])
+    done, recorded = 0, []
+    with bar(f"Training {n} x {type(one).__name__}", steps) as progress:
+        for part in chain([first], stream):
+            count = len(part[0])
+            state, measured = advance((plan, scale, jnp.int32(done)), part, state)
+            check_finite(measured, done, not_finite)
+            del measured["fine"]
+            report(metrics, tracker, measured, done)
+            recorded.append(measured)
+            done += count
+            progress.advance(count)
+    history = {name: jnp.concatenate([entry[name] for entry in recorded]) for name in recorded[0]}
+    trainings = []
+    for i in range(n):
+        own_state, s = jax.tree.map(lambda x, i=i: x[i] if eqx.is_array(x) else x, state), scale[i]
+        found = turned(own_state.dictionary)
+        trainings.append(
+            Training(
+                jnp.arange(1, steps + 1),
+                {name: values[:, i] for name, values in history.items()},
+                found.scaled(s[0], s[1]) if normalize else found,
+                own_state.silent,
+                own_state.skipped,
+                s,
+            )
+        )
+    return tuple(trainings)
+
+
+def _stacked(states: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *x: jnp.stack(x) if eqx.is_array(x[0]) else x[0], *states)

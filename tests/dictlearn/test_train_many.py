@@ -1,0 +1,52 @@
+"""Many dictionaries in one program: each learns as it would alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mechjax.base.errors import ArgumentError, ShapeError
+from mechjax.dictlearn import train, train_many
+from tests.dictionaries.kinds import KINDS, B, D, drawn, tokens
+from tests.tolerances import TOL
+
+SGD = optax.sgd(0.02)  # Adam makes much of the rounding of gradients near 0
+KEY = jax.random.key(0)
+GIVEN = {"steps": 4, "learning_rate": 1.0, "optimizer": SGD, "steps_per_call": 2, "dead_after": 50}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("top_k", "jump_relu") else pytest.param(name, marks=pytest.mark.slow)
+        for name in KINDS
+    ],
+)
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own batches"])
+def test_train_many__of_any_kind__is_each_alone(name, own):
+    some = [drawn(name, seed) for seed in range(3)]
+    streams = [[tokens(10 * own * i + step) for step in range(4)] for i in range(3)]
+    batches = [jnp.stack(xs) for xs in zip(*streams, strict=True)] if own else streams[0]
+    many = train_many(some, batches, own_batches=own, **GIVEN)
+    for dictionary, stream, found in zip(some, streams, many, strict=True):
+        alone = train(dictionary, stream, key=KEY, **GIVEN)
+        for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(one, two, **TOL["float32", "gradient"])
+
+
+def test_train_many__of_transcoders__reads_pairs():
+    some = [drawn("top_k", seed, d_out=7) for seed in range(2)]
+    pairs = [(tokens(i), tokens(i, d=7)) for i in range(4)]
+    many = train_many(some, pairs, **GIVEN)
+    alone = train(some[1], pairs, key=KEY, **GIVEN)
+    np.testing.assert_allclose(many[1].history["loss"], alone.history["loss"], **TOL["float32", "gradient"])
+
+
+def test_train_many__of_what_differs__says_what_must_not():
+    with pytest.raises(ArgumentError, match="2 dictionaries of 2 kinds or sizes"):
+        train_many([drawn("top_k"), drawn("relu")], [tokens()] * 4, **GIVEN)
+    with pytest.raises(ShapeError, match=r"shape \(24, 12\), and \(2, None, 12\)|\(24, 12\)"):
+        train_many([drawn("top_k"), drawn("top_k", 1)], [tokens()] * 4, own_batches=True, **GIVEN)
+    with pytest.raises(ArgumentError, match="batch of step 1 holds numbers that are not finite"):
+        train_many([drawn("top_k")] * 2, [jnp.full((B, D), jnp.nan)] * 4, **GIVEN)
