@@ -166,7 +166,7 @@ def _importance(
     real = jnp.ones(streams.shape[1:3], bool) if mask is None else mask
     counted = real.astype(streams.dtype)
     weight = counted / counted.sum(-1, keepdims=True) / len(counted)
-    before = jnp.zeros(len(streams), jnp.int32).at[_stream_of(graph)].set(jnp.array(graph.before))
+    before = jnp.zeros(len(streams), jnp.int32).at[_stream_of(graph)].set(jnp.array(graph.before, jnp.int32))
     tokens = lambda x, axis: jnp.moveaxis(x.reshape(*x.shape[:axis], -1, 1, *x.shape[axis + 2 :]), axis, 0)
 
     def token(xs: tuple[Writes, Array, Array]) -> Array:

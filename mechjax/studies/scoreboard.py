@@ -10,6 +10,9 @@ for each seed:
 - Cost: passes of the model, a backward pass counted as two, and seconds without compilation.
 
 Scores drawn at random stand beside them, the mean of many draws, and must read 0.5.
+
+Everything runs in double precision: where softmaxes are saturated, as in compiled programs, gradients are smaller than
+what float32 rounds, and the order of what is rounded would hang on the compiler.
 """
 
 import time
@@ -82,7 +85,9 @@ def scoreboard(
             progress.begin(model)
             for seed in range(n_seeds):
                 key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(model.encode()))
-                cells[:, i, :, seed] = _judged(MODELS[model](seed), methods, key).T
+                with jax.enable_x64(True):
+                    cells[:, i, :, seed] = _judged(_widened(MODELS[model](seed)), methods, key).T
+            jax.clear_caches()  # shapes are each model's own; Linux gives a process 65,530 maps, and programs take many
             progress.advance()
     columns = dict(zip(_COLUMNS, cells, strict=True))
     return Scoreboard(**columns, models=tuple(models), methods=tuple(methods))
@@ -97,6 +102,12 @@ class _Items(NamedTuple):
     inside: Bool[np.ndarray, " item"]
     counted: Bool[np.ndarray, " item"]
     effects: Float[np.ndarray, " item"]
+
+
+def _widened(known: Truth) -> Truth:
+    """The same in double precision."""
+    wide = lambda x: x.astype(np.float64) if eqx.is_inexact_array(x) else x
+    return jax.tree.map(wide, known)
 
 
 def _judged(known: Truth, methods: Sequence[str], key: Key[Array, ""]) -> Float[np.ndarray, "method column"]:

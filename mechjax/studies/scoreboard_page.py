@@ -31,10 +31,13 @@ effects, over all edges; for methods that give no edges, over nodes; for those t
 Each number is a mean with its 95 % bootstrap interval (percentiles), where that is wider than what is printed: over
 models, whole models drawn anew, in the first table; over seeds in the others. Passes are counted for the scores of
 edges (of nodes where there are none), a backward pass as two. Seconds are for edges and nodes on two cores that had
-other work, without compilation (median).
+other work, without compilation (median). All is in double precision: gradients of saturated softmaxes are smaller than
+what float32 rounds.
 
 `rasp/`: programs, compiled at a coldness of 12 in a random basis. `planted/`: circuits in random transformers of so
-many layers x heads. `gate/`: what single edges or gradients are known to miss (`mechjax.graph.gates`).
+many layers x heads. `gate/`: what single edges or gradients are known to miss (`mechjax.graph.gates`). A cell is empty
+where a method gives no such scores, where all nodes of a model are in its circuit, or where a method has no rules for
+it: GIM has none for attention sinks, which most programs need. So means of GIM are over other models than those beside.
 """
 
 
