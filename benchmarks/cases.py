@@ -150,7 +150,6 @@ def cases(batch: tuple[int, int]) -> tuple[Case, ...]:
             "exact scores of all 32,491 edges, one prompt x 16 tokens: an estimate from some of them",
             (Side("mechjax", "exact_edges", {"n_pos": 16, "share": 1 / 32}, runs=3),),
             arrays=(),
-            facts={"times_floor": 2.0},
         ),
         generation("generate", "128 tokens, greedily, with a cache", "huggingface", 1.0, 3, edited=False),
         generation("generate-edited", "128 tokens, one edit at every step", "nnsight", 3.0, 2, edited=True),
