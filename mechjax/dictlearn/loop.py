@@ -13,12 +13,14 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mechjax.base.errors import ArgumentError, ShapeError, WriteError
+from mechjax.base.progress import bar
 from mechjax.dictlearn.plan import Plan
 from mechjax.dictlearn.step import State, advanced
 
 Batch = Any
 Stacked = tuple[Any, Any | None]
 Measures = dict[str, Array]
+NotFinite = Literal["abort", "skip"]
 Tracker = Callable[[int, dict[str, Any]], None]
 
 
@@ -107,6 +109,44 @@ def advance(
     return state, measured
 
 
+def run(
+    stream: Iterable[Stacked], plan: Plan, scale: Float[Array, "*many two"], state: State, *, called: str,
+    not_finite: NotFinite, metrics: str | Path | None, tracker: Tracker | None,
+    after: Callable[[State, int, Stacked], State] | None = None,
+) -> tuple[State, Measures]:  # fmt: skip
+    """Every step, and what was measured in each.
+
+    Args:
+        stream: Stacks of batches.
+        plan: What the run holds to.
+        scale: What inputs and outputs are divided by.
+        state: Before the first step.
+        called: What a progress bar says.
+        not_finite: What to do with a batch that is not finite.
+        metrics: A file for each step's measures.
+        tracker: What else is told them.
+        after: What is done after each stack: of the state, the steps that are done, and the last batch.
+
+    Raises:
+        ArgumentError: A batch that is not finite, where that stops a run.
+        WriteError: A file of metrics that cannot be written.
+    """
+    done, recorded = 0, []
+    with bar(called, int(plan.steps)) as progress:
+        for part in stream:
+            last = part[0][-1], None if part[1] is None else part[1][-1]  # before the stack is given away
+            state, measured = advance((plan, scale, jnp.int32(done)), part, state)
+            check_finite(measured, done, not_finite)
+            del measured["fine"]
+            report(metrics, tracker, measured, done)
+            recorded.append(measured)
+            done += len(measured["loss"])
+            if after is not None:
+                state = after(state, done, last)
+            progress.advance(len(measured["loss"]))
+    return state, {name: jnp.concatenate([entry[name] for entry in recorded]) for name in recorded[0]}
+
+
 def _one(
     state: State, scale: Array, x: Array, y: Array | None, plan: Plan, done: Array
 ) -> tuple[State, Measures]:
@@ -114,7 +154,7 @@ def _one(
     return advanced(state, plan, x, x if y is None else y / scale[1].astype(y.dtype), done)
 
 
-def check_finite(measured: Measures, done: int, not_finite: Literal["abort", "skip"]) -> None:
+def check_finite(measured: Measures, done: int, not_finite: NotFinite) -> None:
     """Stops a run at a batch that is not finite, where that is asked for.
 
     Raises:

@@ -12,7 +12,7 @@ latents; compare seeds (`train_many`), and look at what they are.
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,13 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from mechjax.base.errors import ArgumentError
-from mechjax.base.progress import bar
 from mechjax.base.records import Record
 from mechjax.dictionaries import Dictionary
-from mechjax.dictlearn.loop import Batch, Stacked, Tracker, advance, check_finite, chunks, report
+from mechjax.dictlearn.loop import Batch, Measures, NotFinite, Stacked, Tracker, chunks, run
 from mechjax.dictlearn.plan import DEAD_AFTER, planned
 from mechjax.dictlearn.resample import resampled
 from mechjax.dictlearn.start import begin
-from mechjax.dictlearn.step import begun, turned
+from mechjax.dictlearn.step import State, begun, turned
 
 
 class Training(Record):
@@ -66,7 +65,7 @@ def train(
     resample_at: Sequence[int] = (),
     normalize: bool = True,
     centre: bool = True,
-    not_finite: Literal["abort", "skip"] = "abort",
+    not_finite: NotFinite = "abort",
     optimizer: optax.GradientTransformation | None = None,
     steps_per_call: int = 20,
     metrics: str | Path | None = None,
@@ -105,37 +104,31 @@ def train(
         WriteError: A file of metrics that cannot be written.
     """
     plan = planned(
-        steps,
-        steps_per_call,
-        learning_rate,
-        warm_up,
-        decay,
-        sparsity_warm_up,
-        target_l0,
-        dead_after,
-        optimizer,
-    )
+        steps, steps_per_call, learning_rate, warm_up, decay, sparsity_warm_up, target_l0, dead_after, optimizer
+    )  # fmt: skip
     stops = _stops(resample_at, steps)
     stream = chunks(batches, (dictionary.d_model,), dictionary.b_dec.shape, steps, steps_per_call)
     first = next(stream)
     scale, model = begin(dictionary, *first, normalize=normalize, centre=centre)
-    state, done, recorded = begun(model, plan.optimizer), 0, []
-    with bar(f"Training {type(dictionary).__name__}", steps) as progress:
-        for part in _parts(chain([first], stream), stops):
-            last = part[0][-1], None if part[1] is None else part[1][-1]
-            state, measured = advance((plan, scale, jnp.int32(done)), part, state)
-            check_finite(measured, done, not_finite)
-            del measured["fine"]
-            report(metrics, tracker, measured, done)
-            recorded.append(measured)
-            done += len(part[0])
-            if done in stops:
-                state = resampled(state, plan, *_sides(*last, scale), jax.random.fold_in(key, done))
-            progress.advance(len(part[0]))
-    history = {name: jnp.concatenate([entry[name] for entry in recorded]) for name in recorded[0]}
+
+    def after(state: State, done: int, last: Stacked) -> State:
+        if done not in stops:
+            return state
+        return resampled(state, plan, *_sides(*last, scale), jax.random.fold_in(key, done))
+
+    state, history = run(
+        _parts(chain([first], stream), stops), plan, scale, begun(model, plan.optimizer), after=after,
+        called=f"Training {type(dictionary).__name__}", not_finite=not_finite, metrics=metrics, tracker=tracker,
+    )  # fmt: skip
+    return training(state, history, scale, fold=normalize)
+
+
+def training(state: State, history: Measures, scale: Float[Array, " side"], *, fold: bool) -> Training:
+    """What came of a run, in the data's own units where the scale is folded back."""
     found = turned(state.dictionary)
-    found = found.scaled(scale[0], scale[1]) if normalize else found
-    return Training(jnp.arange(1, steps + 1), history, found, state.silent, state.skipped, scale)
+    found = found.scaled(scale[0], scale[1]) if fold else found
+    steps = jnp.arange(1, len(history["loss"]) + 1)
+    return Training(steps, history, found, state.silent, state.skipped, scale)
 
 
 def _sides(x: Any, y: Any | None, scale: Array) -> tuple[Array, Array]:

@@ -9,7 +9,7 @@ Cost: that of as many runs of `train`, less what is shared. Misleads: see `train
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,13 +17,12 @@ import jax.numpy as jnp
 import optax
 
 from mechjax.base.errors import ArgumentError
-from mechjax.base.progress import bar
 from mechjax.dictionaries import Dictionary
-from mechjax.dictlearn.loop import Batch, Tracker, advance, check_finite, chunks, report
+from mechjax.dictlearn.loop import Batch, NotFinite, Tracker, chunks, run
 from mechjax.dictlearn.plan import DEAD_AFTER, planned
 from mechjax.dictlearn.start import begin
-from mechjax.dictlearn.step import begun, turned
-from mechjax.dictlearn.train import Training
+from mechjax.dictlearn.step import begun
+from mechjax.dictlearn.train import Training, training
 
 
 def train_many(
@@ -40,7 +39,7 @@ def train_many(
     dead_after: int = DEAD_AFTER,
     normalize: bool = True,
     centre: bool = True,
-    not_finite: Literal["abort", "skip"] = "abort",
+    not_finite: NotFinite = "abort",
     optimizer: optax.GradientTransformation | None = None,
     steps_per_call: int = 20,
     metrics: str | Path | None = None,
@@ -83,16 +82,8 @@ def train_many(
             "have one kind, one size and one k. Train others in another call."
         )
     plan = planned(
-        steps,
-        steps_per_call,
-        learning_rate,
-        warm_up,
-        decay,
-        sparsity_warm_up,
-        target_l0,
-        dead_after,
-        optimizer,
-    )
+        steps, steps_per_call, learning_rate, warm_up, decay, sparsity_warm_up, target_l0, dead_after, optimizer
+    )  # fmt: skip
     n, one = len(dictionaries), dictionaries[0]
     lead = (n,) if own_batches else ()
     stream = chunks(batches, (*lead, one.d_model), (*lead, one.b_dec.shape[-1]), steps, steps_per_call)
@@ -103,34 +94,13 @@ def train_many(
         for i, d in enumerate(dictionaries)
     ]
     scale = jnp.stack([s for s, _ in begins])
-    state = _stacked([begun(model, plan.optimizer) for _, model in begins])
-    done, recorded = 0, []
-    with bar(f"Training {n} x {type(one).__name__}", steps) as progress:
-        for part in chain([first], stream):
-            count = len(part[0])
-            state, measured = advance((plan, scale, jnp.int32(done)), part, state)
-            check_finite(measured, done, not_finite)
-            del measured["fine"]
-            report(metrics, tracker, measured, done)
-            recorded.append(measured)
-            done += count
-            progress.advance(count)
-    history = {name: jnp.concatenate([entry[name] for entry in recorded]) for name in recorded[0]}
-    trainings = []
-    for i in range(n):
-        own_state, s = jax.tree.map(lambda x, i=i: x[i] if eqx.is_array(x) else x, state), scale[i]
-        found = turned(own_state.dictionary)
-        trainings.append(
-            Training(
-                jnp.arange(1, steps + 1),
-                {name: values[:, i] for name, values in history.items()},
-                found.scaled(s[0], s[1]) if normalize else found,
-                own_state.silent,
-                own_state.skipped,
-                s,
-            )
-        )
-    return tuple(trainings)
+    state, history = run(
+        chain([first], stream), plan, scale, _stacked([begun(model, plan.optimizer) for _, model in begins]),
+        called=f"Training {n} x {type(one).__name__}", not_finite=not_finite, metrics=metrics, tracker=tracker,
+    )  # fmt: skip
+    of = lambda tree, i: jax.tree.map(lambda x: x[i] if eqx.is_array(x) else x, tree)
+    columns = [{name: values[:, i] for name, values in history.items()} for i in range(n)]
+    return tuple(training(of(state, i), columns[i], scale[i], fold=normalize) for i in range(n))
 
 
 def _stacked(states: Sequence[Any]) -> Any:

@@ -63,6 +63,20 @@ def fetch(
     return _snapshot(name, folder.name, (*SMALL_FILES, *shards))
 
 
+def fetch_files(name: str, patterns: Sequence[str], *, revision: str | None = None) -> Path:
+    """The folder of the Hub's repository `name`, with the files whose paths match one of `patterns`.
+
+    Args:
+        name: `org/name`.
+        patterns: As of `fnmatch`, whose `*` matches slashes too.
+        revision: Branch, tag or commit; the main branch by default.
+
+    Raises:
+        HubError: No access, no such repository or revision, or the Hub cannot be reached and the cache has no copy.
+    """
+    return _snapshot(name, revision, patterns)
+
+
 def _snapshot(name: str, revision: str | None, files: Sequence[str]) -> Path:
     """`huggingface_hub.snapshot_download`, its failures told apart and explained."""
     from huggingface_hub import constants, errors, snapshot_download  # here: it takes 0.2 s to import

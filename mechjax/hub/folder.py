@@ -114,7 +114,9 @@ def inside(folder: Path, name: str) -> Path:
         CheckpointError: A link leads out of the folder (the Hub cache's own `blobs` are allowed).
     """
     home, target = folder.resolve(), (folder / name).resolve()
-    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    # A folder of a snapshot may lie deeper in it.
+    stores = [at.parent.parent / "blobs" for at in (home, *home.parents) if at.parent.name == "snapshots"]
+    homes = [home, *stores]
     if not any(target.is_relative_to(allowed) for allowed in homes):
         raise CheckpointError(
             f"`{folder / name}` is a link that leaves its folder. Copy the file here, or load the folder it is in."
