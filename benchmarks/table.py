@@ -39,7 +39,8 @@ def rows(line: dict[str, Any]) -> list[str]:
             line["goals"].get(name, ""),
             "" if difference is None else f"{difference:.1e} (allowed {line['tolerance']:.0e})",
         ]
-        if number == 0 and (counted := line["goals"].keys() & side["facts"].keys()):  # a case that counts
+        counted = line["goals"].keys() & side["facts"].keys()
+        if number == 0 and (counted or (side["facts"] and len(line["sides"]) == 1)):  # a case that counts
             cells[5] = words(side["facts"])
             cells[6] = words({name: goal for name, goal in line["goals"].items() if name in counted})
         found.append("| " + " | ".join(cells) + " |")
