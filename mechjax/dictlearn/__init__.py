@@ -1,5 +1,7 @@
 """Learning dictionaries of activations, and measuring what was learned."""
 
+from mechjax.dictlearn.activations import activations as activations
+from mechjax.dictlearn.activations import shuffled as shuffled
 from mechjax.dictlearn.loss_recovered import LossRecovered as LossRecovered
 from mechjax.dictlearn.loss_recovered import loss_recovered as loss_recovered
 from mechjax.dictlearn.reconstruction import Reconstruction as Reconstruction
