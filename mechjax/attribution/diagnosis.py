@@ -186,8 +186,9 @@ def _differences(effects: Array, inside: Array) -> tuple[Array, Array, Array]:
         squares = jnp.where(mask, (effects[:, None] - mean) ** 2, 0)
         variances.append(squares.sum(0) / (count - 1) / count)
     total = variances[0] + variances[1]
-    split = sum(v**2 / (count - 1) for v, count in zip(variances, n, strict=True))
-    freedom = jnp.where(total > 0, total**2 / jnp.where(total > 0, split, 1), effects.size - 2)
+    parts = [v / jnp.where(total > 0, total, 1) for v in variances]  # squares of variances could underflow
+    split = sum(part**2 / (count - 1) for part, count in zip(parts, n, strict=True))
+    freedom = jnp.where(total > 0, 1 / jnp.where(total > 0, split, 1), effects.size - 2)
     return means[0] - means[1], jnp.sqrt(total), freedom
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 import mechjax as mj
-from mechjax.attribution.diagnosis import _subsets
+from mechjax.attribution.diagnosis import _differences, _subsets
 from mechjax.attribution.node_scores import node_scores
 from mechjax.base.errors import ArgumentError
 from tests.tolerances import TOL
@@ -127,3 +127,14 @@ def test_diagnose__bad_input__is_explained(model, pair, metric, found, diagnosis
         diagnosis.chance(0)
     with pytest.raises(ArgumentError, match="chance=2: a probability between 0 and 1/2"):
         diagnosis.largest(2)
+
+
+def test_differences__of_effects_however_small__have_the_same_freedom():
+    rng = np.random.default_rng(0)
+    effects, inside = jnp.asarray(rng.normal(size=40), jnp.float32), jnp.asarray(rng.random((40, 3)) < 0.3)
+    _, errors, freedom = _differences(effects, inside)
+    _, smaller, same = _differences(
+        effects * 1e-10, inside
+    )  # their variances, squared, are below what float32 has
+    np.testing.assert_allclose(same, freedom, **TOL["float32", "gradient"])
+    np.testing.assert_allclose(smaller, 1e-10 * errors, rtol=1e-4)

@@ -139,8 +139,9 @@ def test_project__without_vectors__is_the_stacks_inner_product(run, of):
     for onto in (everywhere[0, 0, 0], everywhere):
         ours = project(model, acts, onto, of=of)
         assert ours.labels == stack.labels
-        assert_allclose(ours.values, (stack.values * onto).sum(-1), **TOL["float32", "projection"])
-        assert_allclose(stack.project(onto).values, ours.values, **TOL["float32", "projection"])
+        size = jnp.abs(stack.values * onto).sum(-1)  # of what is added up: sums round in proportion to it
+        assert_allclose(ours.values / size, (stack.values * onto).sum(-1) / size, **TOL["float32", "law"])
+        assert_allclose(stack.project(onto).values / size, ours.values / size, **TOL["float32", "law"])
         assert_allclose(ours.total, (stack.total * onto).sum(-1), **CLOSE)
 
 
