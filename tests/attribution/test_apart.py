@@ -80,7 +80,8 @@ def test_eap__of_what_is_apart__is_the_slope_of_the_mask(small, draw, pair, metr
         assert len(set(graph.edges)) == len(graph.edges) == len(expected)
 
 
-@pytest.mark.parametrize("kind", ["spans", pytest.param("latents", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["spans", "latents"])
 def test_exact__of_what_is_apart__equals_a_loop_of_masked_runs(small, draw, pair, metric, kind):
     model, graph, positions = subject(small, draw, kind)
     which = np.random.default_rng(0).choice(len(graph.edges), 60, replace=False)

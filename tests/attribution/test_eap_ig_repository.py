@@ -161,6 +161,7 @@ def test_eap_ig__one_trapezoid__equals_the_repositorys_clean_corrupted(given):
     assert_allclose(found.scores, given.theirs("clean_corrupted"), **CLOSE)
 
 
+@pytest.mark.slow
 def test_exact__every_edge__equals_the_repository(given):
     """Here it does not divide by the batch once more, so that its own methods differ by that factor."""
     found = ATTRIBUTION.exact(given.model, *given.pair, given.metric, graph=given.graph)

@@ -212,7 +212,9 @@ def test_control__clamped_swiglu_turned_off__changes_the_output(change):
     assert np.abs(out - case.out).max() > 1e-3
 
 
-@pytest.mark.parametrize("shape", [(0, 4, D), (D,), (1, D), (2, 1, 40, D)])
+@pytest.mark.parametrize(
+    "shape", [(2, 1, 40, D), *(pytest.param(s, marks=pytest.mark.slow) for s in ((0, 4, D), (D,), (1, D)))]
+)
 def test_moe__any_leading_axes__go_token_by_token(shape):
     experts = Experts(**SIZES, normalized=True)
     moe, config = drawn(experts), config_of(experts)

@@ -72,8 +72,20 @@ def test_check__of_a_right_checkpoint__supports_every_row(folders, case):
         ("llama_gqa", "model.layers.0.self_attn.v_proj.weight", (3, 3), "v in layer 0"),
         ("llama_gqa", "model.layers.1.mlp.up_proj.weight", (1, 2), "mlp_pre_linear in layer 1"),
         ("llama_gqa", "lm_head.weight", (6, 6), "logits"),
-        ("pythia", "gpt_neox.layers.1.attention.query_key_value.bias", (0,), "q in layer 1"),
-        ("pythia", "gpt_neox.layers.1.attention.dense.weight", (2, 0), "attn_out in layer 1"),
+        pytest.param(
+            "pythia",
+            "gpt_neox.layers.1.attention.query_key_value.bias",
+            (0,),
+            "q in layer 1",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "pythia",
+            "gpt_neox.layers.1.attention.dense.weight",
+            (2, 0),
+            "attn_out in layer 1",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_check__of_one_weight_altered__names_the_site_and_layer(

@@ -74,12 +74,9 @@ def test_methods__of_attribution__all_have_a_row():
     assert methods == {name.partition("/")[0] for name in METHODS} - {"random"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("of_edges", "of_nodes"),
-    [
-        ("eap", "attribution_patch"),
-        pytest.param("eap_ig/activations", "integrated_gradients", marks=pytest.mark.slow),
-    ],
+    ("of_edges", "of_nodes"), [("eap", "attribution_patch"), ("eap_ig/activations", "integrated_gradients")]
 )
 def test_methods_of_activations__without_norms__are_sums_over_edges_in_the_same_order(of_edges, of_nodes):
     known = MODELS["gate/cancelling_or"](0)
