@@ -31,7 +31,7 @@ class Stage(eqx.Module):
         progress: How much of the run is done, 0 to 1.
     """
 
-    dead: Bool[Array, " feature"]
+    dead: Bool[Array, "*layer feature"]
     sparsity: Float[Array, ""]
     progress: Float[Array, ""]
 
@@ -65,14 +65,16 @@ class Outcome(eqx.Module):
         l0: Mean number of active latents.
         parts: What was added to the error, by name.
         least: The smallest activation that was kept; None where the kind does not ask.
+        held: What the kind keeps of the step for the next one; None for nothing.
     """
 
     squared_error: Float[Array, ""]
     variance: Float[Array, ""]
-    fired: Int[Array, " feature"]
+    fired: Int[Array, "*layer feature"]
     l0: Float[Array, ""]
     parts: dict[str, Float[Array, ""]]
     least: Float[Array, ""] | None = None
+    held: Float[Array, " held"] | None = None
 
     @property
     def fvu(self) -> Float[Array, ""]:
@@ -103,6 +105,8 @@ class Dictionary(eqx.Module):
     """Whether rows of the decoder have length 1, which training then keeps."""
     untrained: ClassVar[tuple[str, ...]] = ()
     """Arrays that no gradient changes: coefficients, and what is estimated."""
+    resamples: ClassVar[bool] = True
+    """Whether dead latents can be begun anew by directions for an encoder and a decoder of one site."""
 
     @property
     def n_features(self) -> int:
@@ -113,6 +117,21 @@ class Dictionary(eqx.Module):
     def d_model(self) -> int:
         """Length of what is read."""
         return self.W_enc.shape[-2]
+
+    @property
+    def latents(self) -> tuple[int, ...]:
+        """The shape of a token's latents."""
+        return (self.n_features,)
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """The shape of what is read of a token."""
+        return (self.d_model,)
+
+    @property
+    def writes(self) -> tuple[int, ...]:
+        """The shape of what is made of a token."""
+        return self.b_dec.shape
 
     def preactivations(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch feature"]:
         """What the encoder gives.
@@ -161,7 +180,7 @@ class Dictionary(eqx.Module):
         """`made`, with what `W_skip` adds."""
         return made if self.W_skip is None else made + product(x, self.W_skip)
 
-    def select(self, x: Float[Array, "batch d_model"], stage: Stage) -> Selected | None:
+    def select(self, x: Float[Array, "batch *layer d_model"], stage: Stage) -> Selected | None:
         """What training keeps of a batch; None where the loss finds it by itself."""
         return None
 

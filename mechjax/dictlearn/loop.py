@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from mechjax.base.errors import ArgumentError, ShapeError, WriteError
 from mechjax.base.progress import bar
+from mechjax.dictionaries import Dictionary
 from mechjax.dictlearn.plan import Plan
 from mechjax.dictlearn.step import State, advanced
 
@@ -25,16 +26,18 @@ Tracker = Callable[[int, dict[str, Any]], None]
 
 
 def chunks(
-    batches: Iterable[Batch], read: tuple[int, ...], written: tuple[int, ...], steps: int, most: int
-) -> Iterator[Stacked]:
+    batches: Iterable[Batch], read: tuple[int, ...], written: tuple[int, ...], steps: int, most: int, *,
+    many: tuple[int, ...] = (),
+) -> Iterator[Stacked]:  # fmt: skip
     """Batches of at most `most` steps at a time, stacked.
 
     Args:
         batches: Arrays, or pairs of what is read and what is to be made of it.
-        read: The shape of what is read, without the batch's size at its place before the last.
-        written: The shape of what is made, likewise.
+        read: The shape of what is read of a token.
+        written: The shape of what is made of it.
         steps: How many in all.
         most: How many at a time.
+        many: The axis before the batch's, where each of many dictionaries has its own.
 
     Raises:
         ArgumentError: Too few.
@@ -49,8 +52,9 @@ def chunks(
                 "steps."
             )
         for i, (x, y) in enumerate(some):
-            size = x.shape[-2] if size is None and x.ndim > 1 else size
-            _check(x, y, read, written, size, done + i)
+            whole = x.ndim == len(many) + 1 + len(read)
+            size = x.shape[len(many)] if size is None and whole else size
+            _check(x, y, read, written, (*many, size), done + i)
         stack = np.stack if all(isinstance(x, np.ndarray) for x, _ in some) else jnp.stack
         xs, ys = zip(*some, strict=True)
         yield stack(xs), None if ys[0] is None else stack(ys)
@@ -63,12 +67,11 @@ def _pair(batch: Batch) -> tuple[Any, Any | None]:
 
 
 def _check(
-    x: Any, y: Any | None, read: tuple[int, ...], written: tuple[int, ...], size: int | None, step: int
+    x: Any, y: Any | None, read: tuple[int, ...], written: tuple[int, ...], lead: tuple[Any, ...], step: int
 ) -> None:
     """Whether a batch fits."""
-    whole = lambda shape: (*shape[:-1], size, shape[-1])
-    told = lambda shape: str(whole(shape)) if size is not None else f"(batch, {shape[-1]})"
-    if x.shape != whole(read):
+    told = lambda shape: str((*lead, *shape)).replace("None", "batch")
+    if x.shape != (*lead, *read):
         raise ShapeError(
             f"the batch of step {step + 1} has shape {x.shape}, and {told(read)} is what is read here: all batches of "
             "a run have one shape, or each would be compiled for."
@@ -78,7 +81,7 @@ def _check(
             f"what is read has {read[-1]} numbers and what is made of it {written[-1]}: give pairs of both, as for a "
             "transcoder."
         )
-    if y is not None and y.shape != whole(written):
+    if y is not None and y.shape != (*lead, *written):
         raise ShapeError(
             f"the batch of step {step + 1} has a target of shape {y.shape}; it should be {told(written)}."
         )
@@ -86,9 +89,9 @@ def _check(
 
 @eqx.filter_jit(donate="all-except-first")
 def advance(
-    given: tuple[Plan, Float[Array, "*many two"], Array], batches: Stacked, state: State
+    given: tuple[Plan, Float[Array, "..."], Array], batches: Stacked, state: State
 ) -> tuple[State, Measures]:
-    """As many steps as there are batches; of many dictionaries, where the scale has an axis for them.
+    """As many steps as there are batches; of many dictionaries, where the state has an axis for them.
 
     The batches of many dictionaries are their own where they have an axis for them, else they are shared.
     """
@@ -97,10 +100,10 @@ def advance(
 
     def step(carry: tuple[State, Array], batch: Stacked) -> tuple[tuple[State, Array], Measures]:
         state, done = carry
-        if scale.ndim == 1:
+        if state.skipped.ndim == 0:
             state, measured = _one(state, scale, *batch, plan, done)
         else:
-            own = [None if z is None or z.ndim == 2 else 0 for z in batch]
+            own = [None if z is None or z.ndim == scale.ndim else 0 for z in batch]
             many: Any = eqx.filter_vmap(_one, in_axes=(eqx.if_array(0), 0, *own, None, None))
             state, measured = many(state, scale, *batch, plan, done)
         return (state, done + 1), measured
@@ -110,7 +113,7 @@ def advance(
 
 
 def run(
-    stream: Iterable[Stacked], plan: Plan, scale: Float[Array, "*many two"], state: State, *, called: str,
+    stream: Iterable[Stacked], plan: Plan, scale: Float[Array, "..."], state: State, *, called: str,
     not_finite: NotFinite, metrics: str | Path | None, tracker: Tracker | None,
     after: Callable[[State, int, Stacked], State] | None = None,
 ) -> tuple[State, Measures]:  # fmt: skip
@@ -119,7 +122,7 @@ def run(
     Args:
         stream: Stacks of batches.
         plan: What the run holds to.
-        scale: What inputs and outputs are divided by.
+        scale: What inputs and outputs are divided by. Shape (*many, 2, *site).
         state: Before the first step.
         called: What a progress bar says.
         not_finite: What to do with a batch that is not finite.
@@ -150,8 +153,23 @@ def run(
 def _one(
     state: State, scale: Array, x: Array, y: Array | None, plan: Plan, done: Array
 ) -> tuple[State, Measures]:
-    x = x / scale[0].astype(x.dtype)
-    return advanced(state, plan, x, x if y is None else y / scale[1].astype(y.dtype), done)
+    return advanced(state, plan, *sides(x, y, scale, state.dictionary), done)
+
+
+def sides(
+    x: Any, y: Any | None, scale: Float[Array, "2 *site"], dictionary: Dictionary
+) -> tuple[Array, Array]:
+    """What is read and what is to be made of it, in the units of training, as the dictionary takes it.
+
+    What has several sites and is read by a dictionary of one (a crosscoder's) has them side by side.
+    """
+
+    def side(z: Any, by: Array) -> Array:
+        z = jnp.asarray(z) / by.astype(z.dtype)[..., None]
+        return z.reshape(len(z), -1) if dictionary.b_dec.ndim == 1 else z
+
+    read = side(x, scale[0])
+    return read, read if y is None else side(y, scale[1])
 
 
 def check_finite(measured: Measures, done: int, not_finite: NotFinite) -> None:

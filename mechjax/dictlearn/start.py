@@ -8,17 +8,18 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mechjax.dictionaries import Dictionary
+from mechjax.dictionaries import Crosscoder, Dictionary
 from mechjax.dictionaries.products import at_least_float32, product
+from mechjax.dictlearn.loop import sides
 
 ROUNDS = 100  # of Weiszfeld's iteration: more change nothing that float32 shows
 NEAR = 1e-6  # of the typical distance, below which a point pulls no harder
 
 
 @jax.jit
-def root_mean_square(x: Float[Array, "*batch d"]) -> Float[Array, ""]:
-    """The square root of the mean square of all numbers."""
-    return jnp.sqrt(jnp.square(x.astype(at_least_float32(x.dtype))).mean())
+def root_mean_square(x: Float[Array, "token *site d"]) -> Float[Array, "*site"]:
+    """The square root of the mean square of all numbers of a site."""
+    return jnp.sqrt(jnp.square(x.astype(at_least_float32(x.dtype))).mean((0, -1)))
 
 
 @jax.jit
@@ -39,41 +40,57 @@ def geometric_median(x: Float[Array, "token d"]) -> Float[Array, " d"]:
 
 
 def begin(
-    dictionary: Dictionary, x: Any, y: Any | None, *, normalize: bool, centre: bool
-) -> tuple[Float[Array, "2"], Dictionary]:
-    """What inputs and outputs are divided by, and the dictionary in that measure, its biases in the middle.
+    dictionary: Dictionary | Crosscoder, x: Any, y: Any | None, *, normalize: bool, centre: bool
+) -> tuple[Float[Array, "2 *site"], Dictionary]:
+    """What inputs and outputs are divided by, each site by itself, and what is trained in that measure, centred.
 
     Args:
         dictionary: The one that is given.
-        x: What the first batches read. Shape (*batch, d_model).
+        x: What the first batches read. Shape (*batch, *site, d_model).
         y: What is to be made of it; None where that is the same.
         normalize: Whether to divide by the root mean square.
         centre: Whether to set biases.
     """
-    flat = lambda z: jnp.asarray(z).reshape(-1, z.shape[-1])
-    read, target = flat(x), flat(x if y is None else y)
-    fine = jnp.isfinite(read).all(-1) & jnp.isfinite(target).all(-1)
+    token = lambda z, shape: jnp.asarray(z).reshape(-1, *shape)
+    read = token(x, dictionary.reads)
+    target = read if y is None else token(y, dictionary.writes)
+    fine = _finite(read) & _finite(target)
     if not bool(fine.all()):  # what is not finite is met again, and told, at its step
         read, target = read[fine], target[fine]
-    scale = jnp.ones(2)
+    held, scale = trained_of(dictionary), jnp.ones((2, *dictionary.reads[:-1]))
     if not len(read):
-        return scale, dictionary
+        return scale, held
     if normalize:
-        sizes = [root_mean_square(read), root_mean_square(target)]
-        scale = jnp.where(jnp.stack(sizes) > 0, jnp.stack(sizes), 1)
+        sizes = jnp.stack([root_mean_square(read), root_mean_square(target)])
+        scale = jnp.where(sizes > 0, sizes, 1)
     if centre:
-        dictionary = centred(dictionary, read / scale[0], None if y is None else target / scale[1])
-    return scale, dictionary
+        held = centred(held, *sides(read, None if y is None else target, scale, held), y is not None)
+    return scale, held
 
 
-def centred(dictionary: Dictionary, x: Array, y: Array | None) -> Dictionary:
+def _finite(z: Array) -> Array:
+    return jnp.isfinite(z).reshape(len(z), -1).all(-1)
+
+
+def trained_of(dictionary: Dictionary | Crosscoder) -> Dictionary:
+    """What is trained: of a crosscoder, the dictionary of its sites side by side."""
+    return dictionary.dictionary if isinstance(dictionary, Crosscoder) else dictionary
+
+
+def put_back(given: Dictionary | Crosscoder, trained: Dictionary) -> Dictionary | Crosscoder:
+    """What was given, with what was trained of it."""
+    return Crosscoder(trained, given.n_sites) if isinstance(given, Crosscoder) else trained
+
+
+def centred(dictionary: Dictionary, x: Array, y: Array, transcodes: bool) -> Dictionary:
     """The dictionary with biases at the data's middle.
 
     An autoencoder that takes `b_dec` from its input gets the geometric median; a transcoder the mean of its target, and
     an encoder that is 0 at the mean of what it reads; another autoencoder stays as it is (April 2024 update).
     """
-    if y is not None:
-        b_enc = -product(x.mean(0), dictionary.W_enc)
+    if transcodes and dictionary.W_enc is not None:
+        of = product if x.ndim == 2 else jax.vmap(product)
+        b_enc = -of(x.mean(0), dictionary.W_enc)
         return eqx.tree_at(lambda d: [d.b_dec, d.b_enc], dictionary, [y.mean(0), b_enc])
     if dictionary.centred:
         return eqx.tree_at(lambda d: d.b_dec, dictionary, geometric_median(x))

@@ -36,13 +36,15 @@ class State(eqx.Module):
 
     dictionary: Dictionary
     optimizer: Any
-    silent: Int[Array, " feature"]
+    silent: Int[Array, "*layer feature"]
     control: Float[Array, ""]
     skipped: Int[Array, ""]
 
 
 def turned(dictionary: Dictionary) -> Dictionary:
-    """With the encoder transposed; twice is the dictionary itself."""
+    """With the encoder transposed, where there is one; twice is the dictionary itself."""
+    if dictionary.W_enc is None:
+        return dictionary
     return eqx.tree_at(lambda d: d.W_enc, dictionary, jnp.swapaxes(dictionary.W_enc, -1, -2))
 
 
@@ -60,7 +62,7 @@ def begun(dictionary: Dictionary, optimizer: optax.GradientTransformation) -> St
     with jax.numpy_dtype_promotion("standard"):  # optax needs it, whatever the caller has set
         state = optimizer.init(trained_part(held)[0])
     none = jnp.zeros((), jnp.int32)
-    return State(held, state, jnp.zeros(dictionary.n_features, jnp.int32), jnp.ones(()), none)
+    return State(held, state, jnp.zeros(dictionary.latents, jnp.int32), jnp.ones(()), none)
 
 
 def advanced(

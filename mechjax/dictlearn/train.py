@@ -12,7 +12,6 @@ latents; compare seeds (`train_many`), and look at what they are.
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +20,11 @@ from jaxtyping import Array, Float, Int, Key
 
 from mechjax.base.errors import ArgumentError
 from mechjax.base.records import Record
-from mechjax.dictionaries import Dictionary
-from mechjax.dictlearn.loop import Batch, Measures, NotFinite, Stacked, Tracker, chunks, run
+from mechjax.dictionaries import Crosscoder, Dictionary
+from mechjax.dictlearn.loop import Batch, Measures, NotFinite, Stacked, Tracker, chunks, run, sides
 from mechjax.dictlearn.plan import DEAD_AFTER, planned
 from mechjax.dictlearn.resample import resampled
-from mechjax.dictlearn.start import begin
+from mechjax.dictlearn.start import begin, put_back, trained_of
 from mechjax.dictlearn.step import State, begun, turned
 
 
@@ -39,19 +38,19 @@ class Training(Record):
         dictionary: In the units of the data as they were given.
         silent: For each latent the tokens since it was last active.
         skipped: Batches that were left out as not finite.
-        scale: What inputs and outputs were divided by.
+        scale: What inputs and outputs were divided by, each site by itself.
     """
 
     step: Int[Array, "entry"]
     history: dict[str, Float[Array, "entry"]]
-    dictionary: Dictionary
-    silent: Int[Array, "feature"]
+    dictionary: Dictionary | Crosscoder
+    silent: Int[Array, "*layer feature"]
     skipped: Int[Array, ""]
-    scale: Float[Array, "side"]
+    scale: Float[Array, "side *site"]
 
 
 def train(
-    dictionary: Dictionary,
+    dictionary: Dictionary | Crosscoder,
     batches: Iterable[Batch],
     *,
     steps: int,
@@ -77,7 +76,8 @@ def train(
         dictionary: Where training begins, for data of mean square 1; it is left as it is. To go on with one that was
             trained, and so is in the data's own units, `normalize=False, centre=False`.
         batches: One array (batch, d_model) for each step, or for a transcoder pairs of what is read and what is to be
-            made of it. All of one shape.
+            made of it; (batch, site, d_model) for a crosscoder, (batch, layer, d_model) for a transcoder across
+            layers. All of one shape.
         steps: How many.
         learning_rate: Its peak.
         key: Draws what resampling draws.
@@ -87,7 +87,7 @@ def train(
         target_l0: Active latents of a token to steer the coefficient to; None leaves it.
         dead_after: Tokens without activity after which a latent is dead.
         resample_at: After which steps dead latents are begun anew (Bricken et al. 2023).
-        normalize: Whether to divide the data by their root mean square, and fold it back.
+        normalize: Whether to divide the data by their root mean square, each site by its own, and fold it back.
         centre: Whether to set biases to the middle of the first batches.
         not_finite: What to do with a batch that holds NaN or makes one: "abort", or "skip" it and count.
         optimizer: In place of Adam, with a schedule of its own.
@@ -106,38 +106,44 @@ def train(
     plan = planned(
         steps, steps_per_call, learning_rate, warm_up, decay, sparsity_warm_up, target_l0, dead_after, optimizer
     )  # fmt: skip
-    stops = _stops(resample_at, steps)
-    stream = chunks(batches, (dictionary.d_model,), dictionary.b_dec.shape, steps, steps_per_call)
+    stops = _stops(resample_at, steps, trained_of(dictionary))
+    stream = chunks(batches, dictionary.reads, dictionary.writes, steps, steps_per_call)
     first = next(stream)
     scale, model = begin(dictionary, *first, normalize=normalize, centre=centre)
 
     def after(state: State, done: int, last: Stacked) -> State:
         if done not in stops:
             return state
-        return resampled(state, plan, *_sides(*last, scale), jax.random.fold_in(key, done))
+        return resampled(state, plan, *sides(*last, scale, state.dictionary), jax.random.fold_in(key, done))
 
     state, history = run(
         _parts(chain([first], stream), stops), plan, scale, begun(model, plan.optimizer), after=after,
         called=f"Training {type(dictionary).__name__}", not_finite=not_finite, metrics=metrics, tracker=tracker,
     )  # fmt: skip
-    return training(state, history, scale, fold=normalize)
+    return training(dictionary, state, history, scale, fold=normalize)
 
 
-def training(state: State, history: Measures, scale: Float[Array, " side"], *, fold: bool) -> Training:
+def training(
+    given: Dictionary | Crosscoder,
+    state: State,
+    history: Measures,
+    scale: Float[Array, "side *site"],
+    *,
+    fold: bool,
+) -> Training:
     """What came of a run, in the data's own units where the scale is folded back."""
-    found = turned(state.dictionary)
+    found = put_back(given, turned(state.dictionary))
     found = found.scaled(scale[0], scale[1]) if fold else found
     steps = jnp.arange(1, len(history["loss"]) + 1)
     return Training(steps, history, found, state.silent, state.skipped, scale)
 
 
-def _sides(x: Any, y: Any | None, scale: Array) -> tuple[Array, Array]:
-    """What is read and what is to be made of it, in the units of training."""
-    read = jnp.asarray(x) / scale[0]
-    return read, read if y is None else jnp.asarray(y) / scale[1]
-
-
-def _stops(resample_at: Sequence[int], steps: int) -> frozenset[int]:
+def _stops(resample_at: Sequence[int], steps: int, dictionary: Dictionary) -> frozenset[int]:
+    if resample_at and not dictionary.resamples:
+        raise ArgumentError(
+            f"resample_at={list(resample_at)}: dead latents of a {type(dictionary).__name__} cannot be begun anew from "
+            "one token's directions. Leave it out."
+        )
     if outside := [at for at in resample_at if not 1 <= at < steps]:
         raise ArgumentError(
             f"resample_at={list(resample_at)}: step {outside[0]} is not within 1 to {steps - 1}."

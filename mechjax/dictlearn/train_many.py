@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from mechjax.base.errors import ArgumentError
-from mechjax.dictionaries import Dictionary
+from mechjax.dictionaries import Crosscoder, Dictionary
 from mechjax.dictlearn.loop import Batch, NotFinite, Tracker, chunks, run
 from mechjax.dictlearn.plan import DEAD_AFTER, planned
 from mechjax.dictlearn.start import begin
@@ -26,7 +26,7 @@ from mechjax.dictlearn.train import Training, training
 
 
 def train_many(
-    dictionaries: Sequence[Dictionary],
+    dictionaries: Sequence[Dictionary | Crosscoder],
     batches: Iterable[Batch],
     *,
     steps: int,
@@ -86,7 +86,7 @@ def train_many(
     )  # fmt: skip
     n, one = len(dictionaries), dictionaries[0]
     lead = (n,) if own_batches else ()
-    stream = chunks(batches, (*lead, one.d_model), (*lead, one.b_dec.shape[-1]), steps, steps_per_call)
+    stream = chunks(batches, one.reads, one.writes, steps, steps_per_call, many=lead)
     first = next(stream)
     own = lambda z, i: z[:, i] if own_batches and z is not None else z
     begins = [
@@ -100,7 +100,7 @@ def train_many(
     )  # fmt: skip
     of = lambda tree, i: jax.tree.map(lambda x: x[i] if eqx.is_array(x) else x, tree)
     columns = [{name: values[:, i] for name, values in history.items()} for i in range(n)]
-    return tuple(training(of(state, i), columns[i], scale[i], fold=normalize) for i in range(n))
+    return tuple(training(one, of(state, i), columns[i], scale[i], fold=normalize) for i in range(n))
 
 
 def _stacked(states: Sequence[Any]) -> Any:

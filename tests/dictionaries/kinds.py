@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mechjax.dictionaries import BatchTopK, Gated, JumpReLU, Matryoshka, ReLU, Stage, TopK
+from mechjax.dictionaries import BatchTopK, Gated, JumpReLU, Matryoshka, PAnneal, ReLU, Stage, Switch, TopK
 
 D, F, B = 12, 80, 24
 
@@ -22,6 +22,10 @@ KINDS = {
     "jump_relu, tanh": lambda **o: JumpReLU.init(
         d_model=D, n_features=F, penalty="tanh", threshold=0.1, bandwidth=2.0, **o
     ),
+    "p_anneal": lambda **o: PAnneal.init(
+        d_model=D, n_features=F, first=0.9, last=0.9, **o
+    ),  # steeper near 0, rounding counts
+    "switch": lambda **o: Switch.init(d_model=D, n_features=F, n_experts=4, k=3, **o),
 }
 
 
@@ -29,7 +33,7 @@ def drawn(name, seed=0, **options):
     """A dictionary of one kind with every array drawn, so that none is 0 by chance of its start."""
     fresh = KINDS[name](key=jax.random.key(seed), **options)
     keys = iter(jax.random.split(jax.random.key(seed + 1), 20))
-    trained = {"b_enc", "b_dec", "W_skip", "r", "b_size"}
+    trained = {"b_enc", "b_dec", "W_skip", "r", "b_size", "b_router"}
 
     def moved(path, x):
         name = path[-1].name

@@ -27,6 +27,8 @@ KINDS = {
     "llama_scope/even": "JumpReLU",
     "circuit_tracer/plt_jump": "JumpReLU",
     "circuit_tracer/plt_relu": "ReLU",
+    "circuit_tracer/clt_jump": "CrossLayerTranscoder",
+    "gemma_scope_2/clt/width_1k_affine": "CrossLayerTranscoder",
 }
 
 

@@ -17,9 +17,8 @@ from mechjax.base.errors import (
     UnsupportedModelError,
     WriteError,
 )
-from mechjax.dictionaries import JumpReLU
-from mechjax.dictionaries.formats import FORMATS, circuit_tracer, gemma_scope_2, load, write_saelens
-from mechjax.dictionaries.formats.format import Place
+from mechjax.dictionaries import CrossLayerTranscoder, JumpReLU
+from mechjax.dictionaries.formats import FORMATS, load, write_saelens
 from mechjax.dictionaries.normalized import Normalized
 from tests.dictionaries.places import KINDS, ORACLES, cases, format_of, place
 from tests.dictionaries.written import ours, top_k
@@ -27,16 +26,17 @@ from tests.hub.hub_server import Hub, Model, run_against
 from tests.tolerances import TOL
 
 CLOSE = TOL["float32", "parity"]
-ACROSS = "clt"
 
 
 def outcomes(dictionary, x):
-    """Latents, what they decode to, and the whole, of one dictionary or of layers of them."""
+    """Latents, what they decode to, and the whole, of one dictionary, of layers of them, or of one across layers."""
 
     def run(d, x):
         f = d.encode(x)
         return f, d.decode(f), d(x)
 
+    if isinstance(dictionary, CrossLayerTranscoder):
+        return [jnp.moveaxis(out, -2, 0) for out in run(dictionary, jnp.moveaxis(x, 0, -2))]
     several = dictionary.W_enc.ndim > 2 if hasattr(dictionary, "W_enc") else False
     return (eqx.filter_vmap(run) if several else run)(dictionary, x)
 
@@ -60,7 +60,7 @@ def check(dictionary, case):
         assert_allclose(ours_, theirs, **CLOSE)
 
 
-@pytest.mark.parametrize("case", [case for case in cases() if ACROSS not in case])
+@pytest.mark.parametrize("case", cases())
 def test_load__of_a_file_that_another_library_wrote__gives_its_latents_and_reconstruction(case):
     dictionary = load(place(case))
     check(dictionary, case)
@@ -72,25 +72,6 @@ def test_load__with_the_format_named__gives_the_same(case):
     named, found = load(place(case), format=format_of(case)), load(place(case))
     assert jax.tree.structure(named) == jax.tree.structure(found)
     jax.tree.map(assert_array_equal, named, found)
-
-
-@pytest.mark.parametrize("case", [case for case in cases() if ACROSS in case])
-def test_layers_of__a_cross_layer_transcoder__give_what_another_library_computes(case):
-    """Parts of it, multiplied out in numpy: to each layer of what is written, from all layers before."""
-    reader = circuit_tracer if case.startswith("circuit_tracer") else gemma_scope_2
-    layers = reader.layers_of(Place(place(case)))
-    x, *expected = recorded(case)
-    z = np.stack([x_ @ part.W_enc + part.b_enc for x_, part in zip(x, layers, strict=True)])
-    over = np.stack([np.zeros(12) if part.threshold is None else part.threshold for part in layers])
-    f = np.where(z > over[:, None], z, 0)
-    made = [
-        layers[l].b_dec + sum(f[i] @ layers[i].W_dec[:, l - i] for i in range(l + 1))
-        for l in range(len(layers))
-    ]
-    skips = [0 if part.W_skip is None else x_ @ part.W_skip for x_, part in zip(x, layers, strict=True)]
-    y = np.stack([m + s for m, s in zip(made, skips, strict=True)])
-    for ours_, theirs in zip((f, np.stack(made), y), expected, strict=True):
-        assert_allclose(ours_, theirs, **CLOSE)
 
 
 def test_formats__each__has_a_fixture():
@@ -208,6 +189,8 @@ def test_write_saelens__of_what_it_has_no_word_for__is_refused(tmp_path):
     across = load(place("sparsify/skip"))
     with pytest.raises(UnsupportedModelError, match="SAELens has no transcoders of the kind TopK"):
         write_saelens(across, tmp_path / "x")
+    with pytest.raises(UnsupportedModelError, match="SAELens has no dictionaries of the kind CrossLayer"):
+        write_saelens(load(place("circuit_tracer/clt_jump")), tmp_path / "x")
     several = load(place("circuit_tracer/plt_relu"))
     with pytest.raises(ArgumentError, match=r"holds \(3,\) dictionaries.*one by one"):
         write_saelens(several, tmp_path / "x")
@@ -348,6 +331,5 @@ def test_load__of_names_on_the_hub__fetches_what_the_folder_needs_and_nothing_el
 
 def test_load__of_each_fixture__has_no_arrays_that_are_not_finite():
     for case in cases():
-        if ACROSS not in case:
-            jax.tree.map(lambda x: assert_array_equal(np.isfinite(np.asarray(x)), True), load(place(case)))
+        jax.tree.map(lambda x: assert_array_equal(np.isfinite(np.asarray(x)), True), load(place(case)))
     assert isinstance(load(place("saelens/jumprelu")), JumpReLU)

@@ -234,12 +234,6 @@ def test_load__with_another_format_named__is_refused(case):
             load(place(case), format=other)
 
 
-@pytest.mark.parametrize("case", ["circuit_tracer/clt_jump", "gemma_scope_2/clt/width_1k_affine"])
-def test_load__of_a_transcoder_across_layers__is_not_there_yet(case):
-    with pytest.raises(UnsupportedModelError, match="across 3 layers, which mechjax does not implement"):
-        load(place(case))
-
-
 def test_load__of_parts_of_a_transcoder_across_layers__is_refused(tmp_path):
     folder = shutil.copytree(place("circuit_tracer/clt_jump"), tmp_path / "a")
     (folder / "W_dec_2.safetensors").unlink()
@@ -250,6 +244,13 @@ def test_load__of_parts_of_a_transcoder_across_layers__is_refused(tmp_path):
         load(folder)
     folder = shutil.copytree(place("gemma_scope_2/clt/width_1k"), tmp_path / "b")
     held = load_file(folder / "params_layer_2.safetensors")
+    (tmp_path / "c").mkdir()
+    for file in folder.iterdir():
+        shutil.copy(file, tmp_path / "c")
+    skips = held | {"affine_skip_connection": np.ones((6, 6), np.float32)}
+    save_file(skips, tmp_path / "c" / "params_layer_2.safetensors")
+    with pytest.raises(CheckpointError, match="adds what 1 of 3 layers read; either all skip or none"):
+        load(tmp_path / "c")
     held["w_dec"][3, 1, 0] = 1
     save_file(held, folder / "params_layer_2.safetensors")
     with pytest.raises(CheckpointError, match="writes to layers before 2, which it is of"):

@@ -44,7 +44,15 @@ def batches(n=None, seed=0, **shape):
     return (tokens(one, **shape) for one in seeds)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("relu", "batch_top_k", "jump_relu", "gated")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in KINDS
+    ],
+)
 def test_step__of_every_kind__lowers_the_loss_and_keeps_its_constraints(name):
     dictionary, x = drawn(name), tokens()
     state, seen = begun(dictionary, ADAM), []
@@ -56,11 +64,13 @@ def test_step__of_every_kind__lowers_the_loss_and_keeps_its_constraints(name):
         seen.append(float(measured["loss"]))
         if dictionary.unit_norm:
             np.testing.assert_allclose(now.decoder_norms(), np.ones(F), **TOL["float32", "law"])
-        fixed = [getattr(now, of) for of in dictionary.untrained if of not in ("threshold", "n_observed")]
-        for one, of in zip(
-            fixed, [o for o in dictionary.untrained if o not in ("threshold", "n_observed")], strict=True
-        ):
-            np.testing.assert_array_equal(one, getattr(before, of))
+        for of in set(dictionary.untrained) - {
+            "threshold",
+            "n_observed",
+            "p",
+            "share",
+        }:  # those are estimated
+            np.testing.assert_array_equal(getattr(now, of), getattr(before, of))
     assert seen[-1] < seen[0]
     assert float(jnp.abs(now.W_enc - dictionary.W_enc).max()) > 1e-3
 

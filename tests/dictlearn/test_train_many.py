@@ -18,12 +18,11 @@ GIVEN = {"steps": 4, "learning_rate": 1.0, "optimizer": SGD, "steps_per_call": 2
 
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name in ("top_k", "jump_relu") else pytest.param(name, marks=pytest.mark.slow)
-        for name in KINDS
-    ],
+    [name if name == "jump_relu" else pytest.param(name, marks=pytest.mark.slow) for name in KINDS],
 )
-@pytest.mark.parametrize("own", [False, True], ids=["shared", "own batches"])
+@pytest.mark.parametrize(
+    "own", [pytest.param(False, marks=pytest.mark.slow), True], ids=["shared", "own batches"]
+)
 def test_train_many__of_any_kind__is_each_alone(name, own):
     some = [drawn(name, seed) for seed in range(3)]
     streams = [[tokens(10 * own * i + step) for step in range(4)] for i in range(3)]

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax.base.errors import CheckpointError, UnsupportedModelError
+from mechjax.base.errors import CheckpointError
+from mechjax.dictionaries.cross_layer import CrossLayerTranscoder
 from mechjax.dictionaries.formats.format import Place
+from mechjax.dictionaries.formats.weights import wide
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,29 @@ def stacked(dictionaries: list[Any], place: Place) -> Any:
     return jax.tree.map(lambda *xs: jnp.stack(xs), *dictionaries)
 
 
-def cross_layer(layers: list[CrossLayer], what: str) -> Any:
-    """A cross-layer transcoder.
+def cross_layer(layers: list[CrossLayer], what: str) -> CrossLayerTranscoder:
+    """A cross-layer transcoder; without thresholds they are 0, which is ReLU.
+
+    What training alone uses is not in files and gets a default.
 
     Raises:
-        UnsupportedModelError: There is none in mechjax yet.
+        CheckpointError: Some layers skip and others do not.
     """
-    raise UnsupportedModelError(
-        f"{what} is a transcoder across {len(layers)} layers, which mechjax does not implement; it reads transcoders "
-        "of one layer each."
+    stack = lambda arrays: jnp.asarray(np.stack(arrays))
+    kept = wide(layers[0].W_enc.dtype)
+    thresholds = [np.zeros_like(of.b_enc) if of.threshold is None else of.threshold for of in layers]
+    skips = [of.W_skip for of in layers if of.W_skip is not None]
+    if skips and len(skips) != len(layers):
+        raise CheckpointError(
+            f"{what} adds what {len(skips)} of {len(layers)} layers read; either all skip or none. Download it again."
+        )
+    return CrossLayerTranscoder(
+        W_enc=stack([of.W_enc for of in layers]),
+        b_enc=stack([of.b_enc for of in layers]),
+        W_dec=jnp.asarray(np.concatenate([of.W_dec.swapaxes(0, 1) for of in layers])),
+        b_dec=stack([of.b_dec for of in layers]),
+        W_skip=stack(skips) if skips else None,
+        threshold=stack(thresholds).astype(kept),
+        bandwidth=jnp.asarray(1.0, kept),
+        coefficient=jnp.asarray(1.0, layers[0].W_enc.dtype),
     )

@@ -79,11 +79,13 @@ def write_saelens(
 
 
 def _check_one(dictionary: Dictionary) -> None:
-    """Whether this is one dictionary.
+    """Whether this is one dictionary, of a kind that can be written.
 
     Raises:
+        UnsupportedModelError: A kind that SAELens does not have.
         ArgumentError: Its arrays have a first axis of several.
     """
+    _kind(dictionary, across=False)
     if dictionary.W_enc.ndim != 2:
         raise ArgumentError(
             f"this holds {dictionary.W_enc.shape[:-2]} dictionaries; SAELens' folders hold one each. Write them one by "
