@@ -23,7 +23,7 @@ from mechjax.base.units import in_bytes
 
 ROOT = Path("/")
 PACKAGES = (
-    "jax", "jaxlib", "equinox", "optax", "flax", "orbax-checkpoint", "numpy", "safetensors", "tokenizers",
+    "jax", "jaxlib", "equinox", "optax", "flax", "orbax-checkpoint", "numpy", "scipy", "safetensors", "tokenizers",
     "huggingface_hub", "tensorstore", "jaxtyping", "rich", "tyro",
 )  # fmt: skip
 EXTRAS = {

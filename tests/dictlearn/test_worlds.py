@@ -63,8 +63,8 @@ def trained(kind, seed, steps, n_features=F, d_model=D, orthogonal=False):
 
 
 def test_worlds__of_known_features__are_found_by_every_kind():
-    scores = {kind: trained(kind, seed=0, steps=1000) for kind in KINDS}
-    least = {"top_k": 0.91, "batch_top_k": 0.88, "jump_relu": 0.93}  # one seed, a short run
+    scores = {kind: trained(kind, seed=0, steps=1500) for kind in KINDS}
+    least = {"top_k": 0.92, "batch_top_k": 0.9, "jump_relu": 0.95}  # one seed, a short run
     assert all(scores[kind][0] >= least[kind] for kind in KINDS), scores
     explained = {kind: explained for kind, (_, explained, _) in scores.items()}
     assert min(explained["jump_relu"], explained["batch_top_k"]) > explained["top_k"] + 0.03, scores
