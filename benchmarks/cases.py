@@ -98,6 +98,24 @@ def edges(name: str, what: str, method: str, least: float, runs: int, **params: 
     )
 
 
+def training(kind: str, size: str, active: int = 32, **least: float) -> Case:
+    """Steps of training a dictionary with Adam, on the same batches from the same weights."""
+    d_model, n_features = {"s": (256, 4096), "m": (768, 12288)}[size]
+    params = {"kind": kind, "d_model": d_model, "n_features": n_features, "active": active}
+    params |= {"threshold": 2.8, "bandwidth": 0.1}  # of JumpReLU: some 30 latents are above it at the start
+    return Case(
+        f"train-{kind.replace('_', '-')}-{size}",
+        f"train a {kind} dictionary, {d_model} x {n_features}, 4 steps of 1,024 tokens",
+        (
+            Side("mechjax", "train", params, runs=6),
+            *(Side(worker, "train", params, runs=4) for worker in least),
+        ),
+        arrays=(),
+        tolerance=1e-4,
+        at_least=least,
+    )
+
+
 def compilation(job: str, batch: tuple[int, int], **params: Any) -> Case:
     """Seconds to trace, lower and compile a job, for 12 layers and for 48."""
     few, many = (
@@ -162,6 +180,10 @@ def cases(batch: tuple[int, int]) -> tuple[Case, ...]:
             at_least={"huggingface": 1.0},
             facts={"peak_over_weights": 1.2},
         ),
+        training("top_k", "s", saelens=2.0, sparsify=1.3, dictionary_learning=2.0),
+        training("top_k", "m", saelens=2.5, sparsify=1.3, dictionary_learning=2.0),
+        training("batch_top_k", "m", saelens=2.5, dictionary_learning=1.0),
+        training("jump_relu", "m", saelens=2.0),
         compilation("forward", batch),
         compilation("capture", batch),
         compilation("sweep", batch, site="resid_pre"),

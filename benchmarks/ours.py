@@ -5,15 +5,21 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
 
 import mechjax as mj
+from benchmarks.dictionary_data import batches, start
 from benchmarks.floor import edge_operations, operations, rate
 from benchmarks.worker import Job, peak_mb, peak_of, steering
 from mechjax.base.catalogue import SITES
+from mechjax.dictionaries.batch_top_k import largest
+from mechjax.dictlearn.loop import advance
+from mechjax.dictlearn.plan import planned
+from mechjax.dictlearn.step import begun
 
 OVER = {"resid_pre": ("layer", "pos"), "z": ("layer", "head")}
 MILLIONTHS = 1e6  # scores of a random model are small
@@ -97,7 +103,7 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, Job], dict[str, str]]:
         return work, collect
 
     jobs: dict[str, Job] = {"forward": forward, "capture": capture, "sweep": sweep, "generate": generate}
-    jobs |= {"load": reload, **edge_jobs(model)}
+    jobs |= {"load": reload, "train": train_job, **edge_jobs(model)}
     jobs |= {
         "compile": lambda **job: compile_job(model, **job),
         "recompile": lambda **job: recompile_job(model, **job),
@@ -163,6 +169,29 @@ def edge_scores(model: Any, clean: Any, corrupt: Any, method: str, steps: int | 
     how = {"steps": steps, "quadrature": "left"} if steps else {}
     score = mj.attribution.eap_ig if steps else mj.attribution.eap
     return lambda: jax.block_until_ready(score(model, clean, corrupt, metric, graph=graph, **how)), graph
+
+
+def train_job(kind: str, d_model: int, n_features: int, active: int, threshold: float, bandwidth: float):
+    """Steps of training, in one call."""
+    of, own = {
+        "top_k": (mj.dictionaries.TopK, {"k": active}),
+        "batch_top_k": (mj.dictionaries.BatchTopK, {"k": active}),
+        "jump_relu": (mj.dictionaries.JumpReLU, {"threshold": threshold, "bandwidth": bandwidth}),
+    }[kind]
+    rows = jnp.asarray(start(d_model, n_features))
+    dictionary = of.init(d_model=d_model, n_features=n_features, key=jax.random.key(0), **own)
+    dictionary = eqx.tree_at(lambda d: [d.W_enc, d.W_dec], dictionary, [rows.T, rows])
+    stream = jnp.asarray(batches(d_model, n_features, active))
+    plan = planned(10_000, 4, 3e-4, 0, 1 / 3, 0.0, None, 10_000_000, None)
+    state = begun(dictionary, plan.optimizer)
+    ones, first = jnp.ones((2,)), stream[0] + 0
+    latents = dictionary.encode(first)
+    if kind == "batch_top_k":  # its threshold is not known yet: what training keeps
+        z = dictionary.preactivations(first)
+        latents = jnp.where(largest(z, active * len(z)), z, 0)
+    made = np.asarray(dictionary.decode(latents))
+    work = lambda: jax.block_until_ready(advance((plan, ones, jnp.int32(0)), (stream, None), state))
+    return work, lambda _: {"made": made}
 
 
 def compile_job(model: Any, *, n_layers: int, job: str, batch: list[int], site: str = ""):

@@ -10,7 +10,9 @@ import sys
 import venv
 from pathlib import Path
 
-PEERS = ("huggingface", "transformerlens", "nnsight", "eapig")
+PEERS = (
+    "huggingface", "transformerlens", "nnsight", "eapig", "saelens", "sparsify", "dictionary_learning",
+)  # fmt: skip
 
 
 def interpreter(folder: Path, peer: str) -> Path:
