@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 import mechjax as mj
@@ -11,7 +12,7 @@ from mechjax.models.families import ENCODERS, FAMILIES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SCREEN, TRAINING = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SCREEN, TRAINING, DICTIONARIES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def _run(code: str) -> dict:
@@ -41,6 +42,16 @@ def test_training__in_ten_lines__learns_to_repeat():
     space = _run(TRAINING)
     assert float(space["value"]) < 0.05
     assert isinstance(space["model"], mj.models.Decoder)
+
+
+@pytest.mark.slow
+def test_dictionaries__of_the_shipped_model__give_what_their_comments_say():
+    space = _run(DICTIONARIES)
+    fvu, prompts = space["trained"].history["fvu"], space["prompts"]
+    assert fvu.shape == (80,) and fvu[-1] < 0.3 < fvu[0]
+    np.testing.assert_array_equal(space["seen"](prompts[0]), space["model"](prompts[0]))
+    assert space["acts"]["resid_post.latents"].shape == (1, *prompts[0].tokens.shape, 512)
+    assert 0.5 < float(space["passed"].ce_recovered) <= 1.01
 
 
 def test_commands__of_the_readme__are_the_ones_that_set_everything_up():

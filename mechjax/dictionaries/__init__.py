@@ -14,5 +14,6 @@ from mechjax.dictionaries.matryoshka import Matryoshka as Matryoshka
 from mechjax.dictionaries.normalized import Normalized as Normalized
 from mechjax.dictionaries.p_anneal import PAnneal as PAnneal
 from mechjax.dictionaries.relu import ReLU as ReLU
+from mechjax.dictionaries.splice import splice as splice
 from mechjax.dictionaries.switch import Switch as Switch
 from mechjax.dictionaries.top_k import TopK as TopK
