@@ -175,7 +175,7 @@ def _importance(
         def of(reads: tuple[Array, Array]) -> Array:
             stream, n = reads
             near = jnp.abs(stream).sum() - jnp.abs(stream - nodes).sum(-1)
-            near = jnp.where(jnp.arange(len(nodes)) < n, jnp.maximum(near, 0), 0)
+            near = jnp.where(jnp.arange(len(nodes), dtype=n.dtype) < n, jnp.maximum(near, 0), 0)
             return near / jnp.maximum(near.sum(), jnp.finfo(near.dtype).tiny)
 
         return xs[2] * jax.lax.map(of, (xs[1][:, 0], before))
