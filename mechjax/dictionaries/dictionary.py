@@ -10,6 +10,7 @@ Sums run over the numbers of a token, means over tokens: a coefficient does not 
 data that coefficients are meant for have mean square 1 (`mechjax.dictlearn.train` sees to that).
 """
 
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -160,13 +161,13 @@ class Dictionary(eqx.Module):
         held = lax.stop_gradient(self.b_dec)
         return x - held, self.b_enc - product(self.b_dec - held, self.W_enc)
 
+    @abstractmethod
     def encode(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch feature"]:
         """The latents of each token, by itself: how a trained dictionary is used.
 
         Raises:
             ShapeError: An input of another length.
         """
-        raise NotImplementedError
 
     def decode(self, f: Float[Array, "*batch feature"]) -> Float[Array, "*batch d_out"]:
         """What latents stand for, `W_skip` aside."""
@@ -184,6 +185,7 @@ class Dictionary(eqx.Module):
         """What training keeps of a batch; None where the loss finds it by itself."""
         return None
 
+    @abstractmethod
     def loss(
         self,
         x: Float[Array, "batch d_model"],
@@ -199,7 +201,6 @@ class Dictionary(eqx.Module):
             stage: Where the run is.
             selected: What `select` gave; with all latents as its codes where those did not fit.
         """
-        raise NotImplementedError
 
     def outcome(
         self, x: Array, y: Array, kept: Codes, parts: dict[str, Array], least: Array | None = None

@@ -14,17 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from mechjax.base.errors import CheckpointError
+from mechjax.dictionaries.formats.zip_file import BROKEN
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_BROKEN = (
-    zipfile.BadZipFile,
-    zipfile.LargeZipFile,
-    EOFError,
-    OSError,
-    ValueError,
-    NotImplementedError,
-    RuntimeError,
-)
 _LARGEST_RATIO = 100  # of a member's size to its compressed size; weights do not compress
 _SMALL = 1 << 20
 
@@ -46,7 +38,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             return {info.filename.removesuffix(".npy"): _member(archive, info, path) for info in infos}
     except CheckpointError:
         raise
-    except _BROKEN as error:
+    except BROKEN as error:
         if not path.is_file():
             raise CheckpointError(f"There is no file `{path}`.") from None
         raise CheckpointError(f"`{path}` is truncated or no .npz file: {error}. Download it again.") from None

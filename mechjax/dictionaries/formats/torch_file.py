@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from mechjax.base.errors import CheckpointError
+from mechjax.dictionaries.formats.zip_file import BROKEN
 
 LARGEST_PICKLE = 16 << 20  # bytes; a dictionary's is a few kilobytes
 _STORAGES = {
@@ -38,15 +39,6 @@ _TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
 _ORDERED = "collections.OrderedDict"
 _NAMES = {_TENSOR, _PARAMETER, _ORDERED, *_STORAGES}
-_BROKEN = (
-    zipfile.BadZipFile,
-    zipfile.LargeZipFile,
-    EOFError,
-    OSError,
-    ValueError,
-    NotImplementedError,
-    RuntimeError,
-)
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9c"
 _ADVICE = "Do not open files from sources that you do not trust."
 
@@ -63,7 +55,7 @@ def read_torch(path: Path) -> Any:
             return _read(archive, f"`{path}`", path.stat().st_size)
     except CheckpointError:
         raise
-    except _BROKEN as error:
+    except BROKEN as error:
         raise CheckpointError(_not_a_zip(path, error)) from None
 
 
