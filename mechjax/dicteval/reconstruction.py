@@ -15,6 +15,7 @@ Misleads when: "explained variance" is compared without saying which; these diff
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -24,7 +25,6 @@ from jaxtyping import Array, Float, Int
 from mechjax.base.errors import ArgumentError
 from mechjax.base.records import Record
 from mechjax.dictionaries import Dictionary
-from mechjax.dictlearn.loop import Batch
 
 
 class Reconstruction(Record):
@@ -53,7 +53,7 @@ class Reconstruction(Record):
     tokens: Int[Array, ""]
 
 
-def reconstruction(dictionary: Dictionary, batches: Iterable[Batch]) -> Reconstruction:
+def reconstruction(dictionary: Dictionary, batches: Iterable[Any]) -> Reconstruction:
     """Measure a dictionary on data that it was not trained on.
 
     Args:

@@ -9,7 +9,7 @@ import pytest
 import mechjax as mj
 from mechjax.base.errors import ArgumentError, ShapeError
 from mechjax.dictionaries import ReLU, TopK
-from mechjax.dictlearn import loss_recovered, reconstruction, recovery
+from mechjax.dicteval import loss_recovered, reconstruction, recovery
 from tests.dictionaries.kinds import D, F, drawn, tokens
 from tests.tolerances import TOL
 
