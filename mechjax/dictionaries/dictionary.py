@@ -27,12 +27,12 @@ class Stage(eqx.Module):
     """What a loss needs to know of the run that it is part of.
 
     Attributes:
-        dead: Latents that have not been active for long.
+        dead: Latents that have not been active for long; None where that is asked for apart (`Dictionary.revives`).
         sparsity: What the coefficient of sparsity is multiplied by: its warm-up, and a controller's share.
         progress: How much of the run is done, 0 to 1.
     """
 
-    dead: Bool[Array, "*layer feature"]
+    dead: Bool[Array, "*layer feature"] | None
     sparsity: Float[Array, ""]
     progress: Float[Array, ""]
 
@@ -67,6 +67,7 @@ class Outcome(eqx.Module):
         parts: What was added to the error, by name.
         least: The smallest activation that was kept; None where the kind does not ask.
         held: What the kind keeps of the step for the next one; None for nothing.
+        left: What dead latents are to make, where the kind teaches them and was not told which they are.
     """
 
     squared_error: Float[Array, ""]
@@ -76,6 +77,7 @@ class Outcome(eqx.Module):
     parts: dict[str, Float[Array, ""]]
     least: Float[Array, ""] | None = None
     held: Float[Array, " held"] | None = None
+    left: Float[Array, "batch d_out"] | None = None
 
     @property
     def fvu(self) -> Float[Array, ""]:
@@ -108,6 +110,11 @@ class Dictionary(eqx.Module):
     """Arrays that no gradient changes: coefficients, and what is estimated."""
     resamples: ClassVar[bool] = True
     """Whether dead latents can be begun anew by directions for an encoder and a decoder of one site."""
+
+    @property
+    def revives(self) -> bool:
+        """Whether dead latents have a loss of their own, `revival`."""
+        return False
 
     @property
     def n_features(self) -> int:
@@ -158,8 +165,7 @@ class Dictionary(eqx.Module):
             )
         if not self.centred:
             return x, self.b_enc
-        held = lax.stop_gradient(self.b_dec)
-        return x - held, self.b_enc - product(self.b_dec - held, self.W_enc)
+        return x - lax.stop_gradient(self.b_dec), _less(self.b_enc, self.b_dec, self.W_enc)
 
     @abstractmethod
     def encode(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch feature"]:
@@ -217,6 +223,20 @@ class Dictionary(eqx.Module):
         l0 = fired.sum().astype(error.dtype) / len(error)
         return error, Outcome(squared(error), squared(y - y.mean(0)), fired, l0, parts, least)
 
+    def revival(
+        self, x: Float[Array, "batch d_model"], error: Float[Array, "batch d_out"],
+        dense: Float[Array, "batch feature"], dead: Bool[Array, " feature"],
+    ) -> Float[Array, ""]:  # fmt: skip
+        """The loss of dead latents, where there is one.
+
+        Args:
+            x: What is read.
+            error: What the others left over.
+            dense: What the encoder gives at every latent.
+            dead: Which latents are dead.
+        """
+        return jnp.zeros((), error.dtype)
+
     def decoder_norms(self) -> Float[Array, "*many feature"]:
         """Length of each latent's row of the decoder."""
         return jnp.linalg.norm(self.W_dec, axis=-1)
@@ -242,6 +262,20 @@ class Dictionary(eqx.Module):
         made = [self.W_enc * ratio, self.b_enc * times, self.b_dec * times]
         made += [] if self.W_skip is None else [self.W_skip * ratio]
         return eqx.tree_at(where, self, made)
+
+
+@jax.custom_vjp
+def _less(b: Array, taken: Array, W: Array) -> Array:
+    """`b - (taken - what it is) W`: it is `b`, and hands `taken` the gradient that inputs less `taken` would."""
+    return b
+
+
+def _less_back(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array, None]:
+    taken, W = kept
+    return g, -product(g, W.T).astype(taken.dtype), None
+
+
+_less.defvjp(lambda b, taken, W: (b, (taken, W)), _less_back)
 
 
 def squared(x: Float[Array, "batch d"]) -> Float[Array, ""]:

@@ -32,6 +32,7 @@ from jaxtyping import Array, Float, Key
 
 from mechjax.base.errors import ArgumentError
 from mechjax.dictionaries.dictionary import Dictionary, Outcome, Selected, Stage, drawn
+from mechjax.dictionaries.largest import largest_of_each
 from mechjax.dictionaries.products import Codes, at_least_float32, few, pairs, read
 
 Penalty = Literal["step", "quadratic", "tanh"]
@@ -130,7 +131,7 @@ class JumpReLU(Dictionary):
             return None
         dense = lax.stop_gradient(self.preactivations(x))
         lowest = lax.stop_gradient(self.threshold - self.bandwidth / 2).astype(dense.dtype)
-        over, indices = lax.top_k(dense - lowest, spare)
+        over, indices = largest_of_each(dense - lowest, spare)
         kept = over > 0
         values = jnp.take_along_axis(dense, indices, -1)
         return Selected(pairs(values, indices, kept), dense, ~kept[:, -1].any())

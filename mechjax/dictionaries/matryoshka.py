@@ -77,7 +77,7 @@ class Matryoshka(BatchTopK):
         error, outcome = self.measured(y - made, y, kept, {}, least_of(kept))
         spread = jnp.where(outcome.variance > 0, outcome.variance, 1)
         mean = sum(errors[1:], errors[0]) / (len(errors) * spread)
-        return self.with_aux(x, error, given, stage, mean, outcome)
+        return self.with_aux(mean, outcome, x, error, given.dense, stage)
 
 
 def _within(kept: Codes, start: int, end: int, n_features: int) -> Codes:

@@ -15,15 +15,24 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from mechjax.parallel.mesh import n_model
+
 CROSSOVER = {"cpu": 10, "gpu": 206, "tpu": 240}
 """Latents in all for each active one from which sparse products are faster: peak rate by bandwidth, per number read (a
 GPU's is an H200's, a TPU's a v5e's: estimates)."""
 ELSEWHERE = 206
+BLOCK = {"cpu": 2**16}
+"""Numbers that are added to rows of a gradient at a time: what a core's cache holds on a CPU (measured: a third of the
+time of whole columns at d = 256, k = 32), more elsewhere, where each time has its own cost."""
+BLOCK_ELSEWHERE = 2**24
 
 
 def few(n_features: int, k: int) -> bool:
-    """Whether products with `k` latents of each token are faster than with all, on the platform that is there."""
-    return n_features > CROSSOVER.get(jax.default_backend(), ELSEWHERE) * k
+    """Whether products with `k` latents of each token are faster than with all, on the platform that is there.
+
+    Never on a mesh that splits latents: rows of a split matrix cannot be picked without bringing it together.
+    """
+    return n_model() == 1 and n_features > CROSSOVER.get(jax.default_backend(), ELSEWHERE) * k
 
 
 class Codes(eqx.Module):
@@ -175,14 +184,31 @@ def _along(found: Codes, W: Array, g: Array) -> Float[Array, "batch k"]:
 
 def _gathered(found: Codes, rows: Float[Array, "batch n"], n_features: int) -> Float[Array, "feature n"]:
     """For each latent the sum of its tokens' rows, each times the value there."""
-    if not found.few(n_features):
+    if found.indices is None or not found.few(n_features):
         return product(found.dense(n_features).T, rows)
+    (batch, k), n = found.values.shape, rows.shape[1]
+    zero = jnp.zeros((n_features, n), rows.dtype)
+    indices, tokens = found.indices, found.tokens
+    if tokens is None:
+        some = _divisor(batch, k * n)
+        cut = lambda x: x.reshape(-1, some, *x.shape[1:])
 
-    def column(total: Array, value: Array, index: Array, token: Array | None) -> Array:
-        own = rows if token is None else rows[token]
-        return total.at[index].add(value[:, None] * own)
+        def of_tokens(total: Array, block: tuple[Array, ...]) -> tuple[Array, None]:
+            value, index, row = block
+            add = value[..., None] * row[:, None]
+            return total.at[index.reshape(-1)].add(add.reshape(-1, n)), None
 
-    return _over_columns(found, column, jnp.zeros((n_features, rows.shape[1]), rows.dtype))
+        return lax.scan(of_tokens, zero, (cut(found.values), cut(indices), cut(rows)))[0]
+    some = _divisor(batch, n)
+    value, index, token = (x.T.reshape(-1, some) for x in (found.values, indices, tokens))
+    of_pairs = lambda i, total: total.at[index[i]].add(value[i][:, None] * rows[token[i]])
+    return lax.fori_loop(0, _n_columns(found) * (batch // some), of_pairs, zero)
+
+
+def _divisor(batch: int, numbers: int) -> int:
+    """As many of a batch, each so many numbers, as are well added at a time: a divisor of the batch."""
+    most = max(1, BLOCK.get(jax.default_backend(), BLOCK_ELSEWHERE) // numbers)
+    return next(n for n in range(min(most, batch), 0, -1) if batch % n == 0)
 
 
 def _over_columns(found: Codes, add: Any, zero: Array) -> Array:

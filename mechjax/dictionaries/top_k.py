@@ -20,26 +20,23 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from mechjax.base.errors import ArgumentError
-from mechjax.dictionaries.aux_k import aux_k
-from mechjax.dictionaries.dictionary import Dictionary, Outcome, Selected, Stage, drawn
+from mechjax.dictionaries.aux_k import Revived, aux_of
+from mechjax.dictionaries.dictionary import Outcome, Selected, Stage, drawn
+from mechjax.dictionaries.largest import codes_of_each
 from mechjax.dictionaries.products import Codes, read
 
 
-class TopK(Dictionary):
+class TopK(Revived):
     """A TopK dictionary.
 
     Attributes:
-        aux: Weight of AuxK.
         multi: Weight of the loss with four times as many latents.
         k: Latents of a token (static).
-        k_aux: Dead latents that AuxK takes; 0 for none (static).
         multi_k: Latents of the second loss; 0 for none (static).
     """
 
-    aux: Float[Array, "*many"]
     multi: Float[Array, "*many"]
     k: int = eqx.field(static=True)
-    k_aux: int = eqx.field(static=True)
     multi_k: int = eqx.field(static=True)
 
     untrained: ClassVar[tuple[str, ...]] = ("aux", "multi")
@@ -78,43 +75,45 @@ class TopK(Dictionary):
         """
         arrays = drawn(d_model, n_features, key, d_out=d_out, skip=skip, dtype=dtype)
         check_k(k, n_features)
-        dead = max(1, d_model // 2) if k_aux is None else k_aux
         return cls(
             **arrays,
-            aux=jnp.asarray(aux, dtype),
+            **aux_of(aux, k_aux, d_model, n_features, dtype),
             multi=jnp.asarray(multi, dtype),
             k=k,
-            k_aux=min(dead, n_features) if aux else 0,
             multi_k=min(4 * k, n_features) if multi else 0,
         )
 
     def encode(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch feature"]:
         """The latents of each token: at most k are not 0."""
         z = self.preactivations(x)
-        values, indices = lax.top_k(z.reshape(-1, z.shape[-1]), self.k)
-        return Codes(jax.nn.relu(values), indices).dense(self.n_features).reshape(z.shape)
+        found = codes_of_each(z.reshape(-1, z.shape[-1]), self.k)
+        return found.holding(jax.nn.relu(found.values)).dense(self.n_features).reshape(z.shape)
 
     def select(self, x: Float[Array, "batch d_model"], stage: Stage) -> Selected:
         """The k largest of each token, of the largest `multi_k` where these are asked for."""
         dense = lax.stop_gradient(self.preactivations(x))
-        return Selected(Codes(*lax.top_k(dense, max(self.k, self.multi_k))), dense)
+        return Selected(codes_of_each(dense, max(self.k, self.multi_k)), dense)
 
     def loss(self, x: Array, y: Array, stage: Stage, selected: Selected | None) -> tuple[Array, Outcome]:
         """The error, AuxK, and the error with more latents."""
         given = self.select(x, stage) if selected is None else selected
         seen, b = self.readable(x)
         every = given.codes.holding(jax.nn.relu(read(seen, self.W_enc, b, given.codes)))
-        first = Codes(
-            every.values[:, : self.k], None if every.indices is None else every.indices[:, : self.k]
-        )
+        first = self._first(every)
         error, outcome = self.outcome(x, y, first, {})
-        parts = {}
+        value = outcome.fvu
         if self.multi_k:
-            parts["multi"] = self.multi * self.outcome(x, y, every, {})[1].fvu
-        if self.k_aux:
-            parts["aux"] = self.aux * aux_k(self, x, error, given.dense, stage, self.k_aux)
-        outcome = eqx.tree_at(lambda o: o.parts, outcome, parts)
-        return outcome.fvu + sum(parts.values()), outcome
+            part = self.multi * self.outcome(x, y, every, {})[1].fvu
+            value, outcome = value + part, eqx.tree_at(lambda o: o.parts, outcome, {"multi": part})
+        return self.with_aux(value, outcome, x, error, given.dense, stage)
+
+    def _first(self, every: Codes) -> Codes:
+        """Of the largest `multi_k` latents the largest k."""
+        if not self.multi_k:
+            return every
+        if every.indices is None:
+            return Codes(jnp.where(codes_of_each(every.values, self.k).values > 0, every.values, 0))
+        return Codes(every.values[:, : self.k], every.indices[:, : self.k])
 
 
 def check_k(k: int, n_features: int) -> None:

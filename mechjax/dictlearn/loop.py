@@ -1,20 +1,26 @@
 """Many steps as one compiled program, fed with batches: what training one dictionary and many have in common."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from mechjax.base.errors import ArgumentError, ShapeError, WriteError
 from mechjax.base.progress import bar
 from mechjax.dictionaries import Dictionary
+from mechjax.dictlearn.placement import kept_placed, placed, spread, spread_batches
 from mechjax.dictlearn.plan import Plan
 from mechjax.dictlearn.step import State, advanced
 
@@ -23,6 +29,7 @@ Stacked = tuple[Any, Any | None]
 Measures = dict[str, Array]
 NotFinite = Literal["abort", "skip"]
 Tracker = Callable[[int, dict[str, Any]], None]
+MANY = "dictionary"  # the mapped axis of many dictionaries
 
 
 def chunks(
@@ -104,56 +111,88 @@ def advance(
             state, measured = _one(state, scale, *batch, plan, done)
         else:
             own = [None if z is None or z.ndim == scale.ndim else 0 for z in batch]
-            many: Any = eqx.filter_vmap(_one, in_axes=(eqx.if_array(0), 0, *own, None, None))
-            state, measured = many(state, scale, *batch, plan, done)
-        return (state, done + 1), measured
+            axes = (eqx.if_array(0), 0, *own, None, None, None)
+            many: Any = eqx.filter_vmap(_one, in_axes=axes, axis_name=MANY)
+            state, measured = many(state, scale, *batch, plan, done, MANY)
+        return (kept_placed(state, plan.optimizer), done + 1), measured
 
     (state, _), measured = lax.scan(step, (state, done), (x, y))
     return state, measured
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What is told of a run, and what stops it.
+
+    Attributes:
+        called: What a progress bar says.
+        not_finite: What to do with a batch that is not finite.
+        metrics: A file for each step's measures.
+        tracker: What else is told them.
+    """
+
+    called: str
+    not_finite: NotFinite
+    metrics: str | Path | None
+    tracker: Tracker | None
+
+
 def run(
-    stream: Iterable[Stacked], plan: Plan, scale: Float[Array, "..."], state: State, *, called: str,
-    not_finite: NotFinite, metrics: str | Path | None, tracker: Tracker | None,
-    after: Callable[[State, int, Stacked], State] | None = None,
-) -> tuple[State, Measures]:  # fmt: skip
-    """Every step, and what was measured in each.
+    stream: Iterable[Stacked], plan: Plan, scale: Float[Array, "..."], state: State, watch: Watch, *,
+    mesh: Mesh | None = None, own: bool = False, done: int = 0,
+    after: Callable[[State, int, Stacked, Measures], State] | None = None,
+) -> tuple[State, list[Measures]]:  # fmt: skip
+    """Every step, and what was measured in each stack of them.
 
     Args:
         stream: Stacks of batches.
         plan: What the run holds to.
         scale: What inputs and outputs are divided by. Shape (*many, 2, *site).
         state: Before the first step.
-        called: What a progress bar says.
-        not_finite: What to do with a batch that is not finite.
-        metrics: A file for each step's measures.
-        tracker: What else is told them.
-        after: What is done after each stack: of the state, the steps that are done, and the last batch.
+        watch: What is told, and what stops it.
+        mesh: Where arrays lie; None for one device.
+        own: Whether each of many dictionaries has batches of its own.
+        done: Steps that were done before.
+        after: What is done after each stack: of the state, the steps that are done, the last batch and the measures.
 
     Raises:
         ArgumentError: A batch that is not finite, where that stops a run.
+        ShapeError: Batches that the mesh does not divide.
         WriteError: A file of metrics that cannot be written.
     """
-    done, recorded = 0, []
-    with bar(called, int(plan.steps)) as progress:
-        for part in stream:
+    recorded: list[Measures] = []
+    if mesh is not None:
+        state = placed(state, plan.optimizer, mesh)
+        scale = spread(scale, NamedSharding(mesh, PartitionSpec()))
+    within = nullcontext if mesh is None else partial(jax.set_mesh, mesh)
+    with bar(watch.called, int(plan.steps)) as progress:
+        progress.advance(done)
+        for stack in stream:
+            x, y = stack
+            part = stack if mesh is None else (spread_batches(x, mesh, own), spread_batches(y, mesh, own))
             last = part[0][-1], None if part[1] is None else part[1][-1]  # before the stack is given away
-            state, measured = advance((plan, scale, jnp.int32(done)), part, state)
-            check_finite(measured, done, not_finite)
-            del measured["fine"]
-            report(metrics, tracker, measured, done)
-            recorded.append(measured)
-            done += len(measured["loss"])
-            if after is not None:
-                state = after(state, done, last)
+            with within():
+                state, measured = advance((plan, scale, jnp.int32(done)), part, state)
+                check_finite(measured, done, watch.not_finite)
+                del measured["fine"]
+                report(watch, measured, done)
+                recorded.append(measured)
+                done += len(measured["loss"])
+                if after is not None:
+                    state = after(state, done, last, measured)
             progress.advance(len(measured["loss"]))
-    return state, {name: jnp.concatenate([entry[name] for entry in recorded]) for name in recorded[0]}
+    return state, recorded
+
+
+def joined(recorded: Sequence[Measures]) -> Measures:
+    """Measures of all steps, one after the other."""
+    return {name: jnp.concatenate([entry[name] for entry in recorded]) for name in recorded[0]}
 
 
 def _one(
-    state: State, scale: Array, x: Array, y: Array | None, plan: Plan, done: Array
+    state: State, scale: Array, x: Array, y: Array | None, plan: Plan, done: Array, mapped: str | None = None
 ) -> tuple[State, Measures]:
-    return advanced(state, plan, *sides(x, y, scale, state.dictionary), done)
+    return advanced(state, plan, *sides(x, y, scale, state.dictionary), done, mapped)
 
 
 def sides(
@@ -188,13 +227,14 @@ def check_finite(measured: Measures, done: int, not_finite: NotFinite) -> None:
     )
 
 
-def report(path: str | Path | None, tracker: Tracker | None, measured: Measures, done: int) -> None:
-    """Each step's measures, as lines of JSON and to a tracker.
+def report(watch: Watch, measured: Measures, done: int) -> None:
+    """Each step's measures, as lines of JSON and to a tracker; of several processes the first does it.
 
     Raises:
         WriteError: The file cannot be written.
     """
-    if path is None and tracker is None:
+    path, tracker = watch.metrics, watch.tracker
+    if (path is None and tracker is None) or jax.process_index():
         return
     columns = {name: np.asarray(values, np.float64) for name, values in measured.items()}
     rows = [

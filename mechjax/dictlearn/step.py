@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.dictionaries import Dictionary, Stage
 from mechjax.dictionaries.dictionary import Outcome
@@ -66,15 +66,19 @@ def begun(dictionary: Dictionary, optimizer: optax.GradientTransformation) -> St
 
 
 def advanced(
-    state: State, plan: Plan, x: Array, y: Array, done: Int[Array, ""]
+    state: State, plan: Plan, x: Array, y: Array, done: Int[Array, ""], mapped: str | None = None
 ) -> tuple[State, dict[str, Array]]:
-    """One step on one batch, and what was measured; a batch that is not finite changes nothing and is counted."""
+    """One step on one batch, and what was measured; a batch that is not finite changes nothing and is counted.
+
+    `mapped` names the axis of many dictionaries, where the step is mapped over one.
+    """
+    dead = state.silent >= plan.dead_after
     stage = Stage(
-        state.silent >= plan.dead_after,
+        dead,
         (state.control * jnp.minimum((done + 1) / jnp.maximum(plan.sparsity_warm_up, 1), 1)).astype(x.dtype),
         (done / plan.steps).astype(x.dtype),
     )
-    (value, outcome), grads = _gradients(state.dictionary, x, y, stage)
+    (value, outcome), grads = _gradients(state.dictionary, x, y, stage, mapped)
     grads = _along_spheres(state.dictionary, grads)
     length = optax.tree.norm(grads)
     fine = jnp.isfinite(value) & jnp.isfinite(length) & jnp.isfinite(x).all() & jnp.isfinite(y).all()
@@ -82,35 +86,61 @@ def advanced(
     with jax.numpy_dtype_promotion("standard"):
         updates, optimizer = plan.optimizer.update(grads, state.optimizer, trained)
         stepped: Any = optax.apply_updates(trained, optax.tree.scale(plan.rate(done), updates))
+    stepped = _where(
+        fine, stepped, trained
+    )  # twice: XLA on CPUs would put Adam inside the norms' sums, slowly
     moved = eqx.combine(stepped, rest).constrained().observed(outcome)
     fired = outcome.fired > 0
     silent = jnp.where(fired, 0, state.silent + jnp.int32(len(x)))
     after = State(moved, optimizer, silent, _steered(state.control, outcome, plan), state.skipped)
     before = eqx.tree_at(lambda s: s.skipped, state, state.skipped + 1)
-    kept = jax.tree.map(
-        lambda new, old: jnp.where(fine, new, old) if eqx.is_array(new) else new, after, before
-    )
     measured = {"fine": fine, "loss": value, "fvu": outcome.fvu, "l0": outcome.l0, "grad_norm": length}
-    measured |= {"dead": stage.dead.sum().astype(x.dtype), "sparsity_scale": stage.sparsity} | outcome.parts
-    return kept, measured
+    measured |= {"dead": dead.sum().astype(x.dtype), "sparsity_scale": stage.sparsity} | outcome.parts
+    return _where(fine, after, before), measured
 
 
-def _gradients(dictionary: Dictionary, x: Array, y: Array, stage: Stage) -> tuple[tuple[Array, Outcome], Any]:
-    """The loss and its gradient, through few latents where all that is kept fits among them."""
+def _where(fine: Bool[Array, ""], new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(fine, a, b) if eqx.is_array(a) else a, new, old)
+
+
+def _gradients(
+    dictionary: Dictionary, x: Array, y: Array, stage: Stage, mapped: str | None
+) -> tuple[tuple[Array, Outcome], Any]:
+    """The loss and its gradient, through few latents where all that is kept is among them.
+
+    Of many dictionaries all go the way that the worst of them needs: a choice of each would run both ways for all.
+    """
     trained, rest = trained_part(dictionary)
     whole = lambda trained: turned(eqx.combine(trained, rest))
+    any_of = lambda flag: flag if mapped is None else lax.pmax(flag.astype(jnp.int32), mapped) > 0
     selected = whole(trained).select(x, stage)
+    at = Stage(None, stage.sparsity, stage.progress) if dictionary.revives else stage
 
     def of(given: Any) -> Callable[[], Any]:
-        loss = lambda trained: whole(trained).loss(x, y, stage, given)
+        loss = lambda trained: whole(trained).loss(x, y, at, given)
         return lambda: jax.value_and_grad(loss, has_aux=True)(trained)
 
     if selected is None or selected.fits is None:
-        return of(selected)()
-    every = eqx.tree_at(
-        lambda s: s.codes, selected, Codes(selected.dense), is_leaf=lambda s: isinstance(s, Codes)
-    )
-    return lax.cond(selected.fits, of(selected), of(every))
+        found = of(selected)()
+    else:
+        through_all = eqx.tree_at(
+            lambda s: s.codes, selected, Codes(selected.dense), is_leaf=lambda s: isinstance(s, Codes)
+        )
+        found = lax.cond(any_of(~selected.fits), of(through_all), of(selected))
+    if selected is None or stage.dead is None or not dictionary.revives:
+        return found
+    (value, outcome), grads = found
+    left, every, dead = outcome.left, selected.dense, stage.dead
+
+    def revived(_: Any, held: tuple[Array, Any]) -> tuple[Array, Any]:
+        none, dense = lax.optimization_barrier((held[0], every))  # or XLA does it before the loop, always
+        part, more = jax.value_and_grad(lambda t: whole(t).revival(x, left, dense, dead) + none)(trained)
+        return part, jax.tree.map(jnp.add, held[1], more)
+
+    times = any_of(dead.any()).astype(jnp.int32)  # a loop of none or one leaves gradients where they are
+    part, grads = lax.fori_loop(0, times, revived, (jnp.zeros_like(value), grads))
+    kept = eqx.tree_at(lambda o: (o.parts, o.left), outcome, (outcome.parts | {"aux": part}, None))
+    return (value + part, kept), grads
 
 
 def _along_spheres(dictionary: Dictionary, grads: Any) -> Any:

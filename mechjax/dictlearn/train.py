@@ -16,12 +16,25 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from mechjax.base.errors import ArgumentError
 from mechjax.base.records import Record
 from mechjax.dictionaries import Crosscoder, Dictionary
-from mechjax.dictlearn.loop import Batch, Measures, NotFinite, Stacked, Tracker, chunks, run, sides
+from mechjax.dictlearn.loop import (
+    Batch,
+    Measures,
+    NotFinite,
+    Stacked,
+    Tracker,
+    Watch,
+    chunks,
+    joined,
+    run,
+    sides,
+)
+from mechjax.dictlearn.placement import fitting
 from mechjax.dictlearn.plan import DEAD_AFTER, planned
 from mechjax.dictlearn.resample import resampled
 from mechjax.dictlearn.start import begin, put_back, trained_of
@@ -69,6 +82,7 @@ def train(
     steps_per_call: int = 20,
     metrics: str | Path | None = None,
     tracker: Tracker | None = None,
+    mesh: Mesh | None = None,
 ) -> Training:
     """Minimise a dictionary's loss over batches of activations.
 
@@ -94,33 +108,37 @@ def train(
         steps_per_call: Steps of one compiled call.
         metrics: A file to which each step's measures are added, one line of JSON for each.
         tracker: Called with each step's number and measures, for a tracker of experiments.
+        mesh: Splits latents over its axis `model` and tokens over `data` (`mj.make_mesh`); each device then holds
+            1/model of every matrix. Where several processes share it, each gives the same batches.
 
     Returns:
         The trained dictionary, with the history.
 
     Raises:
-        ArgumentError: Numbers outside their range, too few batches, or one that is not finite.
+        ArgumentError: Numbers outside their range, too few batches, one that is not finite, or a mesh that does not
+            divide the latents.
         ShapeError: Batches of another width, or of changing shape.
         WriteError: A file of metrics that cannot be written.
     """
     plan = planned(
         steps, steps_per_call, learning_rate, warm_up, decay, sparsity_warm_up, target_l0, dead_after, optimizer
     )  # fmt: skip
+    mesh = None if mesh is None else fitting(mesh, trained_of(dictionary))
     stops = _stops(resample_at, steps, trained_of(dictionary))
     stream = chunks(batches, dictionary.reads, dictionary.writes, steps, steps_per_call)
     first = next(stream)
     scale, model = begin(dictionary, *first, normalize=normalize, centre=centre)
 
-    def after(state: State, done: int, last: Stacked) -> State:
+    def after(state: State, done: int, last: Stacked, measured: Measures) -> State:
         if done not in stops:
             return state
         return resampled(state, plan, *sides(*last, scale, state.dictionary), jax.random.fold_in(key, done))
 
-    state, history = run(
-        _parts(chain([first], stream), stops), plan, scale, begun(model, plan.optimizer), after=after,
-        called=f"Training {type(dictionary).__name__}", not_finite=not_finite, metrics=metrics, tracker=tracker,
+    state, recorded = run(
+        _parts(chain([first], stream), stops), plan, scale, begun(model, plan.optimizer),
+        Watch(f"Training {type(dictionary).__name__}", not_finite, metrics, tracker), mesh=mesh, after=after,
     )  # fmt: skip
-    return training(dictionary, state, history, scale, fold=normalize)
+    return training(dictionary, state, joined(recorded), scale, fold=normalize)
 
 
 def training(

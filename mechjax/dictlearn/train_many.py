@@ -15,12 +15,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from mechjax.base.errors import ArgumentError
 from mechjax.dictionaries import Crosscoder, Dictionary
-from mechjax.dictlearn.loop import Batch, NotFinite, Tracker, chunks, run
+from mechjax.dictlearn.loop import Batch, NotFinite, Tracker, Watch, chunks, joined, run
+from mechjax.dictlearn.placement import fitting
 from mechjax.dictlearn.plan import DEAD_AFTER, planned
-from mechjax.dictlearn.start import begin
+from mechjax.dictlearn.start import begin, trained_of
 from mechjax.dictlearn.step import begun
 from mechjax.dictlearn.train import Training, training
 
@@ -44,6 +46,7 @@ def train_many(
     steps_per_call: int = 20,
     metrics: str | Path | None = None,
     tracker: Tracker | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Training, ...]:
     """Minimise each dictionary's loss over batches of activations.
 
@@ -66,6 +69,7 @@ def train_many(
         steps_per_call: Steps of one compiled call.
         metrics: A file to which each step's measures are added, lists with a number for each dictionary.
         tracker: Called with each step's number and measures.
+        mesh: Splits latents and tokens, as for `train`.
 
     Returns:
         Each dictionary's training, in their order.
@@ -85,6 +89,7 @@ def train_many(
         steps, steps_per_call, learning_rate, warm_up, decay, sparsity_warm_up, target_l0, dead_after, optimizer
     )  # fmt: skip
     n, one = len(dictionaries), dictionaries[0]
+    mesh = None if mesh is None else fitting(mesh, trained_of(one))
     lead = (n,) if own_batches else ()
     stream = chunks(batches, one.reads, one.writes, steps, steps_per_call, many=lead)
     first = next(stream)
@@ -94,10 +99,11 @@ def train_many(
         for i, d in enumerate(dictionaries)
     ]
     scale = jnp.stack([s for s, _ in begins])
-    state, history = run(
+    state, recorded = run(
         chain([first], stream), plan, scale, _stacked([begun(model, plan.optimizer) for _, model in begins]),
-        called=f"Training {n} x {type(one).__name__}", not_finite=not_finite, metrics=metrics, tracker=tracker,
+        Watch(f"Training {n} x {type(one).__name__}", not_finite, metrics, tracker), mesh=mesh, own=own_batches,
     )  # fmt: skip
+    history = joined(recorded)
     of = lambda tree, i: jax.tree.map(lambda x: x[i] if eqx.is_array(x) else x, tree)
     columns = [{name: values[:, i] for name, values in history.items()} for i in range(n)]
     return tuple(training(one, of(state, i), columns[i], scale[i], fold=normalize) for i in range(n))

@@ -26,9 +26,9 @@ from mechjax.base.units import in_bytes, in_flop, in_words
 from mechjax.hub import Checkpoint, read_config
 from mechjax.models.config import Config
 from mechjax.models.init import init
-from mechjax.models.layout import layout
 from mechjax.models.load import load_config, locate
 from mechjax.parallel.described import ChipMemory, Placed, memory_per_chip
+from mechjax.parallel.layout import layout
 from mechjax.transform.captured import Activations
 from mechjax.transform.cost import Cost, cost
 from mechjax.transform.edits import Edit
@@ -36,6 +36,8 @@ from mechjax.transform.static import unhold
 from mechjax.transform.transforms import Transformed, capture, intervene, list_sites
 
 _LARGEST, _POSITIONS = 3, 128
+SPLIT = ("expert", "kv_head", "head", "d_mlp", "d_vocab")
+"""Axes over which a model is split, as Megatron does (Shoeybi et al. 2019, arXiv:1909.08053)."""
 
 
 @dataclass(frozen=True)
@@ -307,7 +309,7 @@ def _placed(call: Any, tokens: Any, mesh: tuple[int, int] | None, chip: str) -> 
         return place(x, ("data", *(None,) * (len(x.shape) - 1)))
 
     arrays, static = eqx.partition(call, lambda x: eqx.is_array(x) or _is_shape(x))
-    placed = jax.tree.map(place, arrays, layout(arrays, n_model))
+    placed = jax.tree.map(place, arrays, layout(arrays, n_model, SPLIT))
     return eqx.combine(placed, static), jax.tree.map(batch, tokens)
 
 

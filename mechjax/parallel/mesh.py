@@ -41,3 +41,9 @@ def make_mesh(*, data: int | None = None, model: int = 1) -> Mesh:
         axis_types=(AxisType.Auto, AxisType.Auto),
         devices=devices[: data * model],
     )
+
+
+def n_model() -> int:
+    """Into how many parts the mesh in whose context this runs splits `model`; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else dict(mesh.shape).get("model", 1)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mechjax.dictionaries import BatchTopK, Stage, TopK
-from mechjax.dictionaries.batch_top_k import largest
 from mechjax.dictionaries.jump_relu import jump, step
+from mechjax.dictionaries.largest import largest_of_all
 from mechjax.dictionaries.products import Codes, pairs, read, write
 from tests.dictionaries.kinds import B, D, F, drawn, stage, tokens
 from tests.tolerances import TOL
@@ -27,11 +27,11 @@ def test_largest__with_ties__is_exactly_the_flattened_top_k(dtype):
     rng = np.random.default_rng(0)
     for n in (1, 7, 40, 300):
         z = jnp.asarray(rng.integers(-3, 4, (16, 30)) / 2, dtype)  # ties nearly everywhere
-        found = largest(z, n)
+        found = largest_of_all(z, n)
         np.testing.assert_array_equal(found, naive_largest(z.astype(jnp.float32), n))
         assert int(found.sum()) == min(n, int((z > 0).sum()))
     z = jnp.asarray(rng.normal(size=(16, 30)), dtype)
-    np.testing.assert_array_equal(largest(z, 48), naive_largest(z.astype(jnp.float32), 48))
+    np.testing.assert_array_equal(largest_of_all(z, 48), naive_largest(z.astype(jnp.float32), 48))
 
 
 @pytest.mark.parametrize("crossover", [0, 10_000], ids=["few", "all"])

@@ -1,34 +1,33 @@
 """Which axis of each parameter is split over the `model` axis of a mesh, read from the names in its annotation.
 
-Heads, neurons, experts and the vocabulary are split, as Megatron does (Shoeybi et al. 2019, arXiv:1909.08053); what
-does not divide, and what has no named axes, is whole on every chip.
+What does not divide, and what has no named axes, is whole on every chip.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import jax
 
 from mechjax.base.axes import names_from_annotation
 
-_SPLIT = ("expert", "kv_head", "head", "d_mlp", "d_vocab")  # the first that a parameter has, and that divides
 
-
-def layout(model: Any, n_model: int) -> Any:
-    """For every array of `model` a tuple with `"model"` at the dimension that is split, None elsewhere.
+def layout(module: Any, n_model: int, axes: Sequence[str]) -> Any:
+    """For every array of `module` a tuple with `"model"` at the dimension that is split, None elsewhere.
 
     Args:
-        model: A module whose fields have jaxtyping annotations; its arrays may be `jax.ShapeDtypeStruct`s.
+        module: A module whose fields have jaxtyping annotations; its arrays may be `jax.ShapeDtypeStruct`s.
         n_model: How many devices the axis `model` has.
+        axes: Names of axes that may be split: of each parameter the first that it has and that divides.
     """
 
     def of(path: Any, leaf: Any) -> tuple[str | None, ...]:
-        names = _axes(model, path, leaf) or (None,) * len(leaf.shape)
+        names = _axes(module, path, leaf) or (None,) * len(leaf.shape)
         sizes = dict(zip(names, leaf.shape, strict=True))
-        split = next((axis for axis in _SPLIT if axis in sizes and sizes[axis] % n_model == 0), None)
+        split = next((axis for axis in axes if axis in sizes and sizes[axis] % n_model == 0), None)
         return tuple("model" if split is not None and axis == split else None for axis in names)
 
-    return jax.tree_util.tree_map_with_path(of, model)
+    return jax.tree_util.tree_map_with_path(of, module)
 
 
 def _axes(owner: Any, path: Any, leaf: Any) -> tuple[str, ...] | None:
