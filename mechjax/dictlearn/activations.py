@@ -2,23 +2,28 @@
 
 Tokens of one text lie side by side and are alike; a dictionary wants them apart. A buffer on the device holds many
 rows, batches are drawn from all of it in random order, and what half of it gave is filled with new rows: each row is
-given exactly once.
+given exactly once. The stream can be written down and gone on with (`Shuffled.state`), to the bit.
 
-Cost: a forward of the model for each batch of prompts, its unembedding left out; memory of `buffer` rows and a little.
+Cost: for each batch of prompts a forward of the model up to the site's layer; memory of `buffer` rows and a little.
 Misleads when: the buffer is small beside the length of texts: rows of one text then meet in one batch.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mechjax.base.errors import ArgumentError
+from mechjax.base.errors import ArgumentError, CheckpointError
 from mechjax.models.decoder import Decoder, as_tokens
+from mechjax.models.first_layers import first_layers
 from mechjax.transform.transforms import capture
+
+Rows = Float[Array, "_ width"]
 
 
 def activations(
@@ -31,11 +36,11 @@ def activations(
     key: Key[Array, ""] | Array,
     buffer: int | None = None,
     skip_first: bool = False,
-) -> Iterator[Float[Array, "batch width"]]:
+) -> "Shuffled":
     """Shuffled activations of one site, of real tokens alone.
 
     Args:
-        model: The decoder.
+        model: The decoder; layers behind the site's are not run.
         prompts: Batches of prompts, `Prompts` or ids (batch, pos), all of one shape.
         site: Whose activations; axes after the position are laid side by side (heads of `z`, say).
         layer: Of which layer.
@@ -44,8 +49,8 @@ def activations(
         buffer: Rows that are held; None for 64 batches.
         skip_first: Whether the first real token of each text is left out: it often is far larger than all others.
 
-    Yields:
-        Arrays (batch, width). Rows that fill no whole batch at the end are not given.
+    Returns:
+        A stream of arrays (batch, width). Rows that fill no whole batch at the end are not given.
 
     Raises:
         ArgumentError: A buffer of fewer than two batches.
@@ -57,20 +62,14 @@ def activations(
             f"batch={batch}, buffer={held}: the buffer holds at least two batches, and shuffles well from some dozens "
             "on."
         )
-    return shuffled(_rows(model, prompts, site, layer, skip_first), batch, held, key)
 
-
-def _rows(
-    model: Decoder, prompts: Iterable[Any], site: str, layer: int, skip_first: bool
-) -> Iterator[Float[Array, "_ width"]]:
-    """The rows of each batch of prompts, in their order."""
-    for some in prompts:
+    def rows(some: Any) -> Rows:
         ids, mask = as_tokens(some, None, model.config)
-        rows = _captured(model, ids, mask, site, layer)
         real = jnp.ones(ids.shape, bool) if mask is None else mask
-        if skip_first:
-            real = _without_first(real)
-        yield rows[real.reshape(-1)]
+        real = _without_first(real) if skip_first else real
+        return _captured(model, ids, mask, site, layer)[real.reshape(-1)]
+
+    return Shuffled(prompts, rows, batch, held, key)
 
 
 @eqx.filter_jit
@@ -78,16 +77,15 @@ def _captured(
     model: Decoder, ids: Int[Array, "batch pos"], mask: Array | None, site: str, layer: int
 ) -> Array:
     """One row for each token. What nothing reads, such as logits, is not computed."""
-    return capture(model, [site], layers=layer)(ids, mask=mask)[1][site].reshape(ids.size, -1)
+    subject = first_layers(model, layer + 1) if 0 <= layer < model.config.n_layers else model
+    return capture(subject, [site], layers=layer)(ids, mask=mask)[1][site].reshape(ids.size, -1)
 
 
 def _without_first(real: Bool[Array, "batch pos"]) -> Bool[Array, "batch pos"]:
     return real & (jnp.cumsum(real, -1) > 1)
 
 
-def shuffled(
-    rows: Iterable[Float[Array, "_ width"]], batch: int, buffer: int, key: Key[Array, ""] | Array
-) -> Iterator[Float[Array, "batch width"]]:
+def shuffled(rows: Iterable[Rows], batch: int, buffer: int, key: Key[Array, ""] | Array) -> "Shuffled":
     """Rows in random order, each once, through a buffer of so many.
 
     Args:
@@ -96,35 +94,104 @@ def shuffled(
         buffer: Rows that are held.
         key: Shuffles.
     """
-    stream, waiting, held = iter(rows), None, None
-    half = max(buffer // 2 // batch, 1) * batch
-    while True:
-        missing = buffer - (0 if held is None else len(held))
-        fresh, waiting = _taken(stream, waiting, missing)
+    return Shuffled(rows, lambda some: some, batch, buffer, key)
+
+
+class Shuffled(Iterator[Float[Array, "batch width"]]):
+    """Batches of rows in random order, each row once; what it has come to can be written down and gone on with.
+
+    Unlike other results of mechjax this changes as it is read, as iterators do.
+    """
+
+    def __init__(
+        self,
+        source: Iterable[Any],
+        rows: Callable[[Any], Rows],
+        batch: int,
+        buffer: int,
+        key: Key[Array, ""] | Array,
+    ) -> None:
+        """A stream at its beginning.
+
+        Args:
+            source: What rows are made of.
+            rows: Makes them.
+            batch: Rows of what is given.
+            buffer: Rows that are held.
+            key: Shuffles.
+        """
+        self._source, self._rows, self._key = iter(source), rows, key
+        self._batch, self._buffer = batch, buffer
+        self._held: Rows | None = None
+        self._waiting: Rows | None = None
+        self._at = self._until = self._taken = 0
+        self._last = False
+
+    def __next__(self) -> Float[Array, "batch width"]:
+        if self._at == self._until and not self._last:
+            self._refill()
+        if self._held is None or self._at == self._until:
+            raise StopIteration
+        self._at += self._batch
+        return self._held[self._at - self._batch : self._at]
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What is held and how far it has come, as arrays."""
+        kept = {"held": self._held, "waiting": self._waiting}
+        numbers = [self._at, self._until, self._taken, self._last]
+        return {name: np.asarray(x) for name, x in kept.items() if x is not None} | {
+            "key": np.asarray(jax.random.key_data(self._key)),
+            "numbers": np.asarray(numbers, np.int32),
+        }
+
+    def resume(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from what `state` gave, of a stream that was made in the same way.
+
+        Raises:
+            CheckpointError: The source ends before that.
+        """
+        self._at, self._until, taken, last = (int(n) for n in state["numbers"])
+        self._last = bool(last)
+        self._held, self._waiting = (
+            jnp.asarray(state[name]) if name in state else None for name in ("held", "waiting")
+        )
+        self._key = jax.random.wrap_key_data(jnp.asarray(state["key"]), impl=jax.random.key_impl(self._key))
+        passed = sum(1 for _ in islice(self._source, taken - self._taken))
+        if self._taken + passed < taken:
+            raise CheckpointError(
+                f"the stream had taken {taken} batches of prompts, and there are {self._taken + passed} now: give the "
+                "prompts that it was begun with."
+            )
+        self._taken = taken
+
+    def _refill(self) -> None:
+        """New rows for those that were given, in another order."""
+        held = None if self._held is None else self._held[self._until :]
+        missing = self._buffer - (0 if held is None else len(held))
+        fresh = self._fresh(missing)
         held = fresh if held is None else held if fresh is None else jnp.concatenate([held, fresh])
+        self._held, self._at, self._until = held, 0, 0
+        self._last = fresh is None or len(fresh) < missing
         if held is None:
             return
-        whole = fresh is not None and len(fresh) == missing
-        key, own = jax.random.split(key)
-        held = _mixed(held, own)
-        given = half if whole else len(held) // batch * batch
-        for start in range(0, given, batch):
-            yield held[start : start + batch]
-        held = held[given:]
-        if not whole:
-            return
+        self._key, own = jax.random.split(self._key)
+        self._held = _mixed(held, own)
+        half = max(self._buffer // 2 // self._batch, 1) * self._batch
+        self._until = len(held) // self._batch * self._batch if self._last else half
 
-
-def _taken(stream: Iterator[Array], waiting: Array | None, n: int) -> tuple[Array | None, Array | None]:
-    """The next `n` rows, or as many as there are, and those that came along beyond them."""
-    some, count = ([] if waiting is None else [waiting]), 0 if waiting is None else len(waiting)
-    while count < n and (more := next(stream, None)) is not None:
-        some.append(more)
-        count += len(more)
-    if not count:
-        return None, None
-    every = some[0] if len(some) == 1 else jnp.concatenate(some)
-    return every[:n], every[n:] if count > n else None
+    def _fresh(self, n: int) -> Rows | None:
+        """The next `n` rows, or as many as there are."""
+        some = [] if self._waiting is None else [self._waiting]
+        count = sum(map(len, some))
+        while count < n and (item := next(self._source, None)) is not None:
+            self._taken += 1
+            some.append(self._rows(item))
+            count += len(some[-1])
+        if not count:
+            return None
+        every = some[0] if len(some) == 1 else jnp.concatenate(some)
+        self._waiting = every[n:] if count > n else None
+        return every[:n]
 
 
 @jax.jit

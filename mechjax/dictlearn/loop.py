@@ -34,7 +34,7 @@ MANY = "dictionary"  # the mapped axis of many dictionaries
 
 def chunks(
     batches: Iterable[Batch], read: tuple[int, ...], written: tuple[int, ...], steps: int, most: int, *,
-    many: tuple[int, ...] = (),
+    many: tuple[int, ...] = (), done: int = 0,
 ) -> Iterator[Stacked]:  # fmt: skip
     """Batches of at most `most` steps at a time, stacked.
 
@@ -45,12 +45,13 @@ def chunks(
         steps: How many in all.
         most: How many at a time.
         many: The axis before the batch's, where each of many dictionaries has its own.
+        done: Steps that were done before, of which no batches are given.
 
     Raises:
         ArgumentError: Too few.
         ShapeError: One of another shape.
     """
-    stream, done, size = iter(batches), 0, None
+    stream, size = iter(batches), None
     while done < steps:
         some = [_pair(batch) for batch in islice(stream, min(most, steps - done))]
         if len(some) < min(most, steps - done):
@@ -139,10 +140,10 @@ class Watch:
 
 def run(
     stream: Iterable[Stacked], plan: Plan, scale: Float[Array, "..."], state: State, watch: Watch, *,
-    mesh: Mesh | None = None, own: bool = False, done: int = 0,
-    after: Callable[[State, int, Stacked, Measures], State] | None = None,
-) -> tuple[State, list[Measures]]:  # fmt: skip
-    """Every step, and what was measured in each stack of them.
+    after: Callable[[State, int, Stacked, Measures], State], mesh: Mesh | None = None, own: bool = False,
+    done: int = 0,
+) -> State:  # fmt: skip
+    """Every step.
 
     Args:
         stream: Stacks of batches.
@@ -150,17 +151,16 @@ def run(
         scale: What inputs and outputs are divided by. Shape (*many, 2, *site).
         state: Before the first step.
         watch: What is told, and what stops it.
+        after: What is done after each stack: of the state, the steps that are done, the last batch and the measures.
         mesh: Where arrays lie; None for one device.
         own: Whether each of many dictionaries has batches of its own.
         done: Steps that were done before.
-        after: What is done after each stack: of the state, the steps that are done, the last batch and the measures.
 
     Raises:
         ArgumentError: A batch that is not finite, where that stops a run.
         ShapeError: Batches that the mesh does not divide.
         WriteError: A file of metrics that cannot be written.
     """
-    recorded: list[Measures] = []
     if mesh is not None:
         state = placed(state, plan.optimizer, mesh)
         scale = spread(scale, NamedSharding(mesh, PartitionSpec()))
@@ -176,12 +176,10 @@ def run(
                 check_finite(measured, done, watch.not_finite)
                 del measured["fine"]
                 report(watch, measured, done)
-                recorded.append(measured)
                 done += len(measured["loss"])
-                if after is not None:
-                    state = after(state, done, last, measured)
+                state = after(state, done, last, measured)
             progress.advance(len(measured["loss"]))
-    return state, recorded
+    return state
 
 
 def joined(recorded: Sequence[Measures]) -> Measures:

@@ -10,18 +10,21 @@ latents; compare seeds (`train_many`), and look at what they are.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from mechjax.base.errors import ArgumentError
 from mechjax.base.records import Record
 from mechjax.dictionaries import Crosscoder, Dictionary
+from mechjax.dictlearn.kept import Keeper, gone_on, keeper, trimmed
 from mechjax.dictlearn.loop import (
     Batch,
     Measures,
@@ -34,8 +37,8 @@ from mechjax.dictlearn.loop import (
     run,
     sides,
 )
-from mechjax.dictlearn.placement import fitting
-from mechjax.dictlearn.plan import DEAD_AFTER, planned
+from mechjax.dictlearn.placement import fitting, placed, spread
+from mechjax.dictlearn.plan import DEAD_AFTER, Plan, planned
 from mechjax.dictlearn.resample import resampled
 from mechjax.dictlearn.start import begin, put_back, trained_of
 from mechjax.dictlearn.step import State, begun, turned
@@ -83,6 +86,8 @@ def train(
     metrics: str | Path | None = None,
     tracker: Tracker | None = None,
     mesh: Mesh | None = None,
+    checkpoints: str | Path | None = None,
+    save_every: int = 1000,
 ) -> Training:
     """Minimise a dictionary's loss over batches of activations.
 
@@ -110,6 +115,10 @@ def train(
         tracker: Called with each step's number and measures, for a tracker of experiments.
         mesh: Splits latents over its axis `model` and tokens over `data` (`mj.make_mesh`); each device then holds
             1/model of every matrix. Where several processes share it, each gives the same batches.
+        checkpoints: A folder in which the run is kept, to go on from when this is called again with the same
+            arguments: to the same weights, bit for bit, on as many devices. Batches are given from the first on, and
+            those that are done with are passed over; a stream of `activations` is put where it was.
+        save_every: Steps between checkpoints, in whole compiled calls; the last step is kept too.
 
     Returns:
         The trained dictionary, with the history.
@@ -118,27 +127,80 @@ def train(
         ArgumentError: Numbers outside their range, too few batches, one that is not finite, or a mesh that does not
             divide the latents.
         ShapeError: Batches of another width, or of changing shape.
-        WriteError: A file of metrics that cannot be written.
+        CheckpointError: A checkpoint of another run, or one that is broken.
+        WriteError: A file of metrics or a checkpoint that cannot be written.
     """
     plan = planned(
         steps, steps_per_call, learning_rate, warm_up, decay, sparsity_warm_up, target_l0, dead_after, optimizer
     )  # fmt: skip
     mesh = None if mesh is None else fitting(mesh, trained_of(dictionary))
     stops = _stops(resample_at, steps, trained_of(dictionary))
-    stream = chunks(batches, dictionary.reads, dictionary.writes, steps, steps_per_call)
-    first = next(stream)
-    scale, model = begin(dictionary, *first, normalize=normalize, centre=centre)
+    keep = keeper(
+        checkpoints, save_every, steps_per_call, trained_of(dictionary), plan, resample_at=sorted(stops),
+        key=np.asarray(jax.random.key_data(key)).tolist(), normalize=normalize, centre=centre, not_finite=not_finite,
+    )  # fmt: skip
+    start = _taken_up(dictionary, plan, mesh, keep, batches)
+    done, told = (0, []) if start is None else (start.done, [start.told])
+    stream = chunks(
+        batches if start is None else start.batches, dictionary.reads, dictionary.writes, steps, steps_per_call,
+        done=done,
+    )  # fmt: skip
+    if start is None:
+        first = next(stream)
+        scale, model = begin(dictionary, *first, normalize=normalize, centre=centre)
+        stream, begins = chain([first], stream), begun(model, plan.optimizer)
+    else:
+        scale, begins = start.scale, start.state
+        trimmed(metrics, done)
+    scale = scale if mesh is None else spread(scale, NamedSharding(mesh, PartitionSpec()))
 
     def after(state: State, done: int, last: Stacked, measured: Measures) -> State:
-        if done not in stops:
-            return state
-        return resampled(state, plan, *sides(*last, scale, state.dictionary), jax.random.fold_in(key, done))
+        told.append(measured)
+        if done in stops:
+            state = resampled(
+                state, plan, *sides(*last, scale, state.dictionary), jax.random.fold_in(key, done)
+            )
+        if keep is not None and keep.due(done, steps):
+            keep.save(done, state, scale, told, batches)
+        return state
 
-    state, recorded = run(
-        _parts(chain([first], stream), stops), plan, scale, begun(model, plan.optimizer),
+    state = run(
+        _parts(stream, stops, done), plan, scale, begins,
         Watch(f"Training {type(dictionary).__name__}", not_finite, metrics, tracker), mesh=mesh, after=after,
+        done=done,
     )  # fmt: skip
-    return training(dictionary, state, joined(recorded), scale, fold=normalize)
+    return training(dictionary, state, joined(told), scale, fold=normalize)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a run is taken up that was kept."""
+
+    done: int
+    state: State
+    scale: Float[Array, "2 *site"]
+    told: Measures
+    batches: Iterator[Batch]
+
+
+def _taken_up(
+    dictionary: Dictionary | Crosscoder,
+    plan: Plan,
+    mesh: Mesh | None,
+    keep: Keeper | None,
+    batches: Iterable[Batch],
+) -> _Start | None:
+    """What was kept of a run; None for one that begins."""
+    if keep is None or (done := keep.newest()) is None:
+        return None
+    state, scale = begun(trained_of(dictionary), plan.optimizer), jnp.ones((2, *dictionary.reads[:-1]))
+    if mesh is not None:
+        state, scale = (
+            placed(state, plan.optimizer, mesh),
+            spread(scale, NamedSharding(mesh, PartitionSpec())),
+        )
+    state, scale, told, stream = keep.restore(done, state, scale)
+    return _Start(done, state, scale, told, gone_on(batches, done, stream))
 
 
 def training(
@@ -169,9 +231,8 @@ def _stops(resample_at: Sequence[int], steps: int, dictionary: Dictionary) -> fr
     return frozenset(resample_at)
 
 
-def _parts(stacks: Iterable[Stacked], stops: frozenset[int]) -> Iterator[Stacked]:
+def _parts(stacks: Iterable[Stacked], stops: frozenset[int], done: int) -> Iterator[Stacked]:
     """Stacks of batches, cut after the steps at which something else is done."""
-    done = 0
     for x, y in stacks:
         cuts = [0, *sorted(at - done for at in stops if done < at < done + len(x)), len(x)]
         for a, b in pairwise(cuts):

@@ -19,11 +19,11 @@ from jax.sharding import Mesh
 
 from mechjax.base.errors import ArgumentError
 from mechjax.dictionaries import Crosscoder, Dictionary
-from mechjax.dictlearn.loop import Batch, NotFinite, Tracker, Watch, chunks, joined, run
+from mechjax.dictlearn.loop import Batch, Measures, NotFinite, Stacked, Tracker, Watch, chunks, joined, run
 from mechjax.dictlearn.placement import fitting
 from mechjax.dictlearn.plan import DEAD_AFTER, planned
 from mechjax.dictlearn.start import begin, trained_of
-from mechjax.dictlearn.step import begun
+from mechjax.dictlearn.step import State, begun
 from mechjax.dictlearn.train import Training, training
 
 
@@ -99,9 +99,16 @@ def train_many(
         for i, d in enumerate(dictionaries)
     ]
     scale = jnp.stack([s for s, _ in begins])
-    state, recorded = run(
+    recorded: list[Measures] = []
+
+    def after(state: State, done: int, last: Stacked, measured: Measures) -> State:
+        recorded.append(measured)
+        return state
+
+    state = run(
         chain([first], stream), plan, scale, _stacked([begun(model, plan.optimizer) for _, model in begins]),
         Watch(f"Training {n} x {type(one).__name__}", not_finite, metrics, tracker), mesh=mesh, own=own_batches,
+        after=after,
     )  # fmt: skip
     history = joined(recorded)
     of = lambda tree, i: jax.tree.map(lambda x: x[i] if eqx.is_array(x) else x, tree)

@@ -4,6 +4,9 @@ from mechjax.fit.checkpoint import (
     log_spaced as log_spaced,
 )
 from mechjax.fit.checkpoint import (
+    restore_all as restore_all,
+)
+from mechjax.fit.checkpoint import (
     restore_checkpoint as restore_checkpoint,
 )
 from mechjax.fit.checkpoint import (

@@ -1,15 +1,45 @@
-"""Checkpoints of a training run: one folder per step, written and read by Orbax."""
+"""Checkpoints of a training run: one folder per step, written and read by Orbax.
 
+Orbax tells a truncated file, not a changed one: of weights in which one bit was flipped, all came back as if nothing
+had happened (tried on f32 and bf16). So each part of an array that a device holds has a checksum of its own here, and a
+step counts from when these are written: what was killed before is no checkpoint.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array
 
-from mechjax.base.errors import ArgumentError, CheckpointError
+from mechjax.base.errors import ArgumentError, CheckpointError, WriteError
+from mechjax.base.records import replace_file
 
 Model = TypeVar("Model")
+FORMAT = 1
+_BESIDE = "beside/"  # names of arrays that were saved beside the model
+
+
+@dataclass(frozen=True)
+class Restored(Generic[Model]):
+    """What a checkpoint holds.
+
+    Attributes:
+        model: The model.
+        beside: Arrays that were saved beside it.
+        about: What was said of it.
+    """
+
+    model: Model
+    beside: dict[str, np.ndarray] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 def log_spaced(steps: int, n: int) -> tuple[int, ...]:
@@ -27,25 +57,82 @@ def log_spaced(steps: int, n: int) -> tuple[int, ...]:
     return tuple(chosen)
 
 
-def save_checkpoint(folder: str | Path, step: int, model: object) -> None:
-    """Write the arrays of `model` to `folder/<step>`; an earlier checkpoint of that step is replaced."""
+def save_checkpoint(
+    folder: str | Path,
+    step: int,
+    model: object,
+    *,
+    beside: Mapping[str, np.ndarray] | None = None,
+    about: Mapping[str, Any] | None = None,
+    keep: int | None = None,
+) -> None:
+    """Write the arrays of `model` to `folder/<step>`; an earlier checkpoint of that step is replaced.
+
+    Args:
+        folder: Of all steps of a run. Several processes that share a model all call this, with one folder.
+        step: Which.
+        model: Any pytree.
+        beside: Arrays of any shapes, not known when they are read.
+        about: What else is to be known, as JSON.
+        keep: How many of the newest steps stay; None for all.
+
+    Raises:
+        WriteError: It cannot be written, for want of room say; checkpoints that are there stay as they are.
+    """
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(folder).absolute() / str(step), _arrays(model), force=True)
+    folder = Path(folder).absolute()
+    path = folder / str(step)
+    arrays = _arrays(model) | {_BESIDE + name: np.asarray(x) for name, x in (beside or {}).items()}
+    try:
+        if jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            _forget(path)
+            for broken in folder.glob("*.orbax-checkpoint-tmp*"):  # of a process that was killed
+                shutil.rmtree(broken)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path, arrays, force=True)
+            checkpointer.wait_until_finished()
+        page = {
+            "format": FORMAT,
+            "about": dict(about or {}),
+            "arrays": {n: _sums(x) for n, x in arrays.items()},
+        }
+        replace_file(path / _sums_file(), json.dumps(page | {"sha256": _digest(page)}).encode())
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"saved {step}")
+        for old in saved_steps(folder)[: -keep or None] if keep and jax.process_index() == 0 else ():
+            _forget(folder / str(old))
+    except (OSError, ValueError, RuntimeError) as error:  # the last two are how tensorstore's come through
+        there = [old for old in saved_steps(folder) if old != step]
+        raise WriteError(
+            f"the checkpoint of step {step} cannot be written to `{folder}`: {_first_line(error)}. Make room, or give "
+            f"another folder; whole there: {f'step {there[-1]}, from which a run goes on' if there else 'none'}."
+        ) from error
 
 
 def saved_steps(folder: str | Path) -> tuple[int, ...]:
-    """The steps that have a checkpoint in `folder`, in order; none where there is no such folder."""
+    """The steps that have a whole checkpoint in `folder`, in order; none where there is no such folder."""
     folder = Path(folder)
-    return tuple(sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())) if folder.is_dir() else ()
+    if not folder.is_dir():
+        return ()
+    return tuple(sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and _is_whole(p)))
 
 
 def restore_checkpoint(folder: str | Path, step: int, like: Model) -> Model:
-    """The model saved at `step`, in the structure, shapes and dtypes of `like`.
+    """The model saved at `step`, in the structure, shapes, dtypes and shardings of `like`.
 
     Raises:
-        CheckpointError: No such step, or arrays that are not those of `like`.
+        CheckpointError: No such step, arrays that are not those of `like`, or that are not as they were written.
+    """
+    return restore_all(folder, step, like).model
+
+
+def restore_all(folder: str | Path, step: int, like: Model) -> Restored[Model]:
+    """The model saved at `step` as by `restore_checkpoint`, with what was saved beside it.
+
+    Raises:
+        CheckpointError: As for `restore_checkpoint`.
     """
     import orbax.checkpoint as ocp
 
@@ -54,23 +141,140 @@ def restore_checkpoint(folder: str | Path, step: int, like: Model) -> Model:
             f"`{folder}` has no checkpoint of step {step}; it has {list(saved_steps(folder))}."
         )
     arrays, rest = eqx.partition(like, eqx.is_array)
-    wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in _arrays(like).items()}
     path = Path(folder).absolute() / str(step)
-    with ocp.StandardCheckpointer() as checkpointer:
-        saved = {
-            name: (leaf.shape, leaf.dtype) for name, leaf in checkpointer.metadata(path).item_metadata.items()
-        }
-        differ = {name for name, leaf in wanted.items() if saved.get(name) != (leaf.shape, leaf.dtype)}
-        if differ := sorted(differ | saved.keys() - wanted.keys()):
-            raise CheckpointError(
-                f"The checkpoint of step {step} in `{folder}` does not hold the arrays of `like`: they differ in "
-                f"{', '.join(differ[:5])}. Pass a model of the config that was trained."
-            )
-        found = checkpointer.restore(path, wanted)
-    return eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), [found[name] for name in wanted]), rest)
+    pages = [_page(file) for file in sorted(path.glob("checksums.*.json"))]
+    saved = pages[0]["arrays"]
+    wanted = {name: _shape(leaf) for name, leaf in _arrays(like).items()}
+    own = {name for name in saved if not name.startswith(_BESIDE)}
+    told = lambda entry: None if entry is None else (tuple(entry["shape"]), entry["dtype"])
+    differ = {name for name, leaf in wanted.items() if told(saved.get(name)) != (leaf.shape, str(leaf.dtype))}
+    if differ := sorted(differ | own - wanted.keys()):
+        raise CheckpointError(
+            f"The checkpoint of step {step} in `{folder}` does not hold the arrays of `like`: they differ in "
+            f"{', '.join(differ[:5])}. Pass a model of the config that was trained."
+        )
+    beside = {
+        name: jax.ShapeDtypeStruct(entry["shape"], entry["dtype"])
+        for name, entry in saved.items()
+        if name.startswith(_BESIDE)
+    }
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            found: dict[str, Any] = checkpointer.restore(path, wanted | beside)
+    except Exception as error:  # Orbax and tensorstore have many, of no common base
+        raise _broken(path, f"it cannot be read ({_first_line(error)})") from error
+    for page in pages:
+        for name, entry in page["arrays"].items():
+            _check(path, name, found[name], entry["parts"])
+    model = eqx.combine(
+        jax.tree.unflatten(jax.tree.structure(arrays), [found[name] for name in wanted]), rest
+    )
+    return Restored(
+        model, {name.removeprefix(_BESIDE): np.asarray(found[name]) for name in beside}, pages[0]["about"]
+    )
 
 
 def _arrays(model: object) -> dict[str, Array]:
     """Every array of `model` by its path."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(model, eqx.is_array))
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
+
+
+def _sums_file() -> str:
+    return f"checksums.{jax.process_index()}-of-{jax.process_count()}.json"
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether every process that wrote the step has told its checksums."""
+    names = [file.name for file in path.glob("checksums.*.json")]
+    return bool(names) and len(names) == int(names[0].split("-of-")[1].removesuffix(".json"))
+
+
+def _forget(path: Path) -> None:
+    """Takes a step away, its checksums first: what is half gone is no checkpoint."""
+    for file in path.glob("checksums.*.json"):
+        file.unlink()
+    if path.is_dir():
+        shutil.rmtree(path)
+
+
+def _sums(x: Any) -> dict[str, Any]:
+    """Shape, dtype, and a checksum of each part of an array that this process is the first to hold."""
+    parts = [([slice(None)] * np.ndim(x), x)]
+    if isinstance(x, jax.Array):
+        parts = [(shard.index, shard.data) for shard in x.addressable_shards if shard.replica_id == 0]
+    return {
+        "shape": list(np.shape(x)),
+        "dtype": str(x.dtype),
+        "parts": [{"at": _span(at, np.shape(x)), "sha256": _sum(part)} for at, part in parts],
+    }
+
+
+def _span(at: Any, shape: tuple[int, ...]) -> list[list[int]]:
+    return [list(one.indices(n)[:2]) for one, n in zip(at, shape, strict=True)]
+
+
+def _sum(part: Any) -> str:
+    return hashlib.sha256(np.ascontiguousarray(part).tobytes()).hexdigest()
+
+
+def _check(path: Path, name: str, found: Any, parts: list[dict[str, Any]]) -> None:
+    """Whether an array is what was written, as far as this process holds it.
+
+    Raises:
+        CheckpointError: It is not.
+    """
+    held = {}
+    if isinstance(found, jax.Array) and not found.is_fully_addressable:
+        held = {str(_span(s.index, found.shape)): s.data for s in found.addressable_shards}
+    for part in parts:
+        at = str(part["at"])
+        if held and at not in held:
+            continue
+        data = held[at] if held else found[tuple(slice(*span) for span in part["at"])]
+        if _sum(data) != part["sha256"]:
+            raise _broken(
+                path, f"`{name.removeprefix(_BESIDE)}` is not what was written: its checksum differs"
+            )
+
+
+def _page(file: Path) -> dict[str, Any]:
+    """What was written of a step beside its arrays.
+
+    Raises:
+        CheckpointError: It cannot be read, was changed, or is of a later version.
+    """
+    try:
+        page = json.loads(file.read_text("utf-8"))
+        digest = page.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise _broken(file.parent, f"`{file.name}` cannot be read ({_first_line(error)})") from error
+    if digest != _digest(page):
+        raise _broken(file.parent, f"`{file.name}` was changed: its checksum differs")
+    if page["format"] != FORMAT:
+        raise CheckpointError(
+            f"the checkpoint `{file.parent}` has format {page['format']}, and this version reads {FORMAT}: read it "
+            "with the version of mechjax that wrote it."
+        )
+    return page
+
+
+def _broken(path: Path, what: str) -> CheckpointError:
+    others = [step for step in saved_steps(path.parent) if step != int(path.name)]
+    onward = f"step {others[-1]}" if others else "the beginning"
+    return CheckpointError(
+        f"the checkpoint of step {path.name} in `{path.parent}` is broken: {what}. Remove the folder `{path.name}` to "
+        f"go on from {onward}."
+    )
+
+
+def _digest(page: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(page, sort_keys=True).encode()).hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

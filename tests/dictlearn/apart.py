@@ -1,14 +1,16 @@
 """Runs in processes of their own: `python -m tests.dictlearn.apart NAME...`.
 
 `worker ID PORT FILE` is one of two processes that share a mesh of eight devices; `tpu` compiles a step for chips that
-are not here.
+are not here; `kept FOLDER FILE STEPS` is a run that may be killed.
 """
 
+import hashlib
 import os
 import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mechjax as mj
@@ -62,6 +64,78 @@ def worker(index, port, path):
     if index == "0":
         np.savez(path, W_enc=whole.W_enc, W_dec=whole.W_dec, b_dec=whole.b_dec, threshold=whole.threshold,
                  loss=np.asarray(found.history["loss"]))  # fmt: skip
+
+
+def stream():
+    """A stream with a buffer, of which a checkpoint holds what it has come to."""
+    import jax
+
+    rows = (jax.random.normal(jax.random.key(100 + i), (50, D)) + 1 for i in range(60))
+    return mj.dictlearn.shuffled(rows, B, 8 * B, jax.random.key(7))
+
+
+def begin(folder, path, steps, given):
+    """A run that is kept at every other step; what was kept of it before is gone on with."""
+    import jax
+
+    key = jax.random.key(0)
+    return mj.dictlearn.train(
+        begun(key), given, steps=int(steps), learning_rate=1e-3, key=key, steps_per_call=2, save_every=2,
+        checkpoints=folder, resample_at=(7,), dead_after=3 * B, metrics=path,
+    )  # fmt: skip
+
+
+def kept(folder, path, steps):
+    """Such a run, which says when it begins and what it ends with."""
+    sys.stdout.write("begins\n")
+    sys.stdout.flush()
+    sys.stdout.write(f"{digest(begin(folder, path, steps, stream()))}\n")
+
+
+def full(folder):
+    """Goes on with a run where no file can grow beyond 512 bytes, as on a full disk, and says how it ends."""
+    import resource
+
+    from mechjax.base.errors import WriteError
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    try:
+        kept(folder, None, 12)
+    except WriteError as error:
+        sys.stdout.write(f"{error}\n")
+
+
+def ended(name, *given):
+    """What a process of its own says."""
+    return _process(name, *map(str, given)).communicate(timeout=240)
+
+
+def digest(found):
+    """One number of all that came of a run."""
+    import jax
+    import numpy as np
+
+    whole = hashlib.sha256()
+    for leaf in jax.tree.leaves((found.dictionary, found.history, found.silent)):
+        whole.update(np.asarray(leaf).tobytes())
+    return whole.hexdigest()
+
+
+def killed(folder, path, kills, steps, rng):
+    """The digest of a run that was killed so many times, and how many steps it had come to at each."""
+    at = []
+    while True:
+        run = _process("kept", str(folder), str(path), str(steps))
+        if run.stdout.readline() != "begins\n":
+            raise AssertionError(run.communicate()[1][-2000:])
+        if len(at) < kills:
+            time.sleep(rng.uniform(0, 2.5))
+            run.kill()
+            run.communicate()
+            at.append(max(mj.fit.saved_steps(folder), default=0))
+            continue
+        out, said = run.communicate(timeout=240)
+        return out.strip(), at, said[-2000:]
 
 
 def two_processes(path):
@@ -133,4 +207,4 @@ def _process(*names, **environment):
 
 
 if __name__ == "__main__":
-    {"worker": worker, "tpu": tpu}[sys.argv[1]](*sys.argv[2:])
+    {"worker": worker, "tpu": tpu, "kept": kept, "full": full}[sys.argv[1]](*sys.argv[2:])
