@@ -16,7 +16,7 @@ from benchmarks.dictionary_data import batches, start
 from benchmarks.floor import edge_operations, operations, rate
 from benchmarks.worker import Job, peak_mb, peak_of, steering
 from mechjax.base.catalogue import SITES
-from mechjax.dictionaries.batch_top_k import largest
+from mechjax.dictionaries.largest import largest_of_all
 from mechjax.dictlearn.loop import advance
 from mechjax.dictlearn.plan import planned
 from mechjax.dictlearn.step import begun
@@ -188,9 +188,9 @@ def train_job(kind: str, d_model: int, n_features: int, active: int, threshold: 
     latents = dictionary.encode(first)
     if kind == "batch_top_k":  # its threshold is not known yet: what training keeps
         z = dictionary.preactivations(first)
-        latents = jnp.where(largest(z, active * len(z)), z, 0)
+        latents = jnp.where(largest_of_all(z, active * len(z)), z, 0)
     made = np.asarray(dictionary.decode(latents))
-    work = lambda: jax.block_until_ready(advance((plan, ones, jnp.int32(0)), (stream, None), state))
+    work = lambda: jax.block_until_ready(advance((plan, ones, jnp.int32(0), (stream, None)), state))
     return work, lambda _: {"made": made}
 
 

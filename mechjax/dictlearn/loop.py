@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -96,15 +96,12 @@ def _check(
 
 
 @eqx.filter_jit(donate="all-except-first")
-def advance(
-    given: tuple[Plan, Float[Array, "..."], Array], batches: Stacked, state: State
-) -> tuple[State, Measures]:
+def advance(given: tuple[Plan, Float[Array, "..."], Array, Stacked], state: State) -> tuple[State, Measures]:
     """As many steps as there are batches; of many dictionaries, where the state has an axis for them.
 
     The batches of many dictionaries are their own where they have an axis for them, else they are shared.
     """
-    plan, scale, done = given
-    x, y = batches
+    plan, scale, done, (x, y) = given
 
     def step(carry: tuple[State, Array], batch: Stacked) -> tuple[tuple[State, Array], Measures]:
         state, done = carry
@@ -119,6 +116,34 @@ def advance(
 
     (state, _), measured = lax.scan(step, (state, done), (x, y))
     return state, measured
+
+
+@dataclass(frozen=True)
+class Group:
+    """Dictionaries that one compiled call moves on: one, or several of one kind and size with an axis in front.
+
+    Attributes:
+        members: Which of all dictionaries they are; a whole number for one without the axis.
+        scale: What inputs and outputs are divided by. Shape (*many, 2, *site).
+        state: What a step changes.
+    """
+
+    members: int | tuple[int, ...]
+    scale: Float[Array, "..."]
+    state: State
+
+    def batches(self, z: Any, own: bool) -> Any:
+        """Of a stack of batches those of the members, where each dictionary has its own."""
+        every = isinstance(self.members, tuple) and len(self.members) == (
+            z.shape[1] if own and z is not None else 0
+        )
+        return z if z is None or not own or every else z[:, np.asarray(self.members)]
+
+    def apart(self, measured: Measures) -> list[tuple[int, Measures]]:
+        """Each member's number, and its measures."""
+        if isinstance(self.members, int):
+            return [(self.members, measured)]
+        return [(n, {name: x[:, i] for name, x in measured.items()}) for i, n in enumerate(self.members)]
 
 
 @dataclass(frozen=True)
@@ -139,21 +164,21 @@ class Watch:
 
 
 def run(
-    stream: Iterable[Stacked], plan: Plan, scale: Float[Array, "..."], state: State, watch: Watch, *,
-    after: Callable[[State, int, Stacked, Measures], State], mesh: Mesh | None = None, own: bool = False,
-    done: int = 0,
-) -> State:  # fmt: skip
+    stream: Iterable[Stacked], plan: Plan, groups: Sequence[Group], watch: Watch, *,
+    after: Callable[[tuple[Group, ...], int, Stacked, list[Measures]], tuple[Group, ...]],
+    mesh: Mesh | None = None, own: bool = False, done: int = 0,
+) -> tuple[Group, ...]:  # fmt: skip
     """Every step.
 
     Args:
         stream: Stacks of batches.
         plan: What the run holds to.
-        scale: What inputs and outputs are divided by. Shape (*many, 2, *site).
-        state: Before the first step.
+        groups: What is trained, before the first step.
         watch: What is told, and what stops it.
-        after: What is done after each stack: of the state, the steps that are done, the last batch and the measures.
+        after: What is done after each stack: of the groups, the steps that are done, the last batch, and each group's
+            measures.
         mesh: Where arrays lie; None for one device.
-        own: Whether each of many dictionaries has batches of its own.
+        own: Whether each dictionary has batches of its own.
         done: Steps that were done before.
 
     Raises:
@@ -161,25 +186,32 @@ def run(
         ShapeError: Batches that the mesh does not divide.
         WriteError: A file of metrics that cannot be written.
     """
-    if mesh is not None:
-        state = placed(state, plan.optimizer, mesh)
-        scale = spread(scale, NamedSharding(mesh, PartitionSpec()))
     within = nullcontext if mesh is None else partial(jax.set_mesh, mesh)
+    held = tuple(group if mesh is None else _placed(group, plan, mesh) for group in groups)
     with bar(watch.called, int(plan.steps)) as progress:
         progress.advance(done)
-        for stack in stream:
-            x, y = stack
-            part = stack if mesh is None else (spread_batches(x, mesh, own), spread_batches(y, mesh, own))
-            last = part[0][-1], None if part[1] is None else part[1][-1]  # before the stack is given away
+        for x, y in stream:
+            part = (x, y) if mesh is None else (spread_batches(x, mesh, own), spread_batches(y, mesh, own))
+            moved, told = [], []
             with within():
-                state, measured = advance((plan, scale, jnp.int32(done)), part, state)
-                check_finite(measured, done, watch.not_finite)
-                del measured["fine"]
-                report(watch, measured, done)
-                done += len(measured["loss"])
-                state = after(state, done, last, measured)
-            progress.advance(len(measured["loss"]))
-    return state
+                for group in held:
+                    given = tuple(group.batches(z, own) for z in part)
+                    state, measured = advance((plan, group.scale, jnp.int32(done), given), group.state)
+                    moved.append(replace(group, state=state))
+                    told.append(measured)
+                for measured in told:
+                    check_finite(measured, done, watch.not_finite)
+                    del measured["fine"]
+                report(watch, held, told, done)
+                done += len(x)
+                held = after(tuple(moved), done, tuple(None if z is None else z[-1] for z in part), told)
+            progress.advance(len(x))
+    return held
+
+
+def _placed(group: Group, plan: Plan, mesh: Mesh) -> Group:
+    scale = spread(group.scale, NamedSharding(mesh, PartitionSpec()))
+    return replace(group, scale=scale, state=placed(group.state, plan.optimizer, mesh))
 
 
 def joined(recorded: Sequence[Measures]) -> Measures:
@@ -225,7 +257,7 @@ def check_finite(measured: Measures, done: int, not_finite: NotFinite) -> None:
     )
 
 
-def report(watch: Watch, measured: Measures, done: int) -> None:
+def report(watch: Watch, groups: Sequence[Group], told: Sequence[Measures], done: int) -> None:
     """Each step's measures, as lines of JSON and to a tracker; of several processes the first does it.
 
     Raises:
@@ -234,10 +266,7 @@ def report(watch: Watch, measured: Measures, done: int) -> None:
     path, tracker = watch.metrics, watch.tracker
     if (path is None and tracker is None) or jax.process_index():
         return
-    columns = {name: np.asarray(values, np.float64) for name, values in measured.items()}
-    rows = [
-        {name: values[i].tolist() for name, values in columns.items()} for i in range(len(measured["loss"]))
-    ]
+    rows = list(_rows(groups, told))
     if tracker is not None:
         for i, row in enumerate(rows):
             tracker(done + i + 1, row)
@@ -256,3 +285,16 @@ def report(watch: Watch, measured: Measures, done: int) -> None:
         raise WriteError(
             f"cannot add metrics to {path}: {error.strerror}. Give a file that can be written."
         ) from error
+
+
+def _rows(groups: Sequence[Group], told: Sequence[Measures]) -> Iterator[dict[str, Any]]:
+    """For each step its measures: of many dictionaries lists in their order, NaN where one has no such measure."""
+    apart = sorted(
+        (x for group, y in zip(groups, told, strict=True) for x in group.apart(y)), key=lambda x: x[0]
+    )
+    columns = [{name: np.asarray(values, np.float64) for name, values in own.items()} for _, own in apart]
+    alone = len(groups) == 1 and isinstance(groups[0].members, int)
+    for i in range(len(columns[0]["loss"])):
+        names = dict.fromkeys(name for own in columns for name in own)
+        every = {name: [own[name][i].item() if name in own else np.nan for own in columns] for name in names}
+        yield {name: values[0] for name, values in every.items()} if alone else every

@@ -10,7 +10,7 @@ latents; compare seeds (`train_many`), and look at what they are.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from mechjax.dictionaries import Crosscoder, Dictionary
 from mechjax.dictlearn.kept import Keeper, gone_on, keeper, trimmed
 from mechjax.dictlearn.loop import (
     Batch,
+    Group,
     Measures,
     NotFinite,
     Stacked,
@@ -154,22 +155,25 @@ def train(
         trimmed(metrics, done)
     scale = scale if mesh is None else spread(scale, NamedSharding(mesh, PartitionSpec()))
 
-    def after(state: State, done: int, last: Stacked, measured: Measures) -> State:
-        told.append(measured)
+    def after(
+        groups: tuple[Group, ...], done: int, last: Stacked, measured: list[Measures]
+    ) -> tuple[Group, ...]:
+        told.extend(measured)
+        state = groups[0].state
         if done in stops:
             state = resampled(
                 state, plan, *sides(*last, scale, state.dictionary), jax.random.fold_in(key, done)
             )
         if keep is not None and keep.due(done, steps):
             keep.save(done, state, scale, told, batches)
-        return state
+        return (replace(groups[0], state=state),)
 
-    state = run(
-        _parts(stream, stops, done), plan, scale, begins,
+    (group,) = run(
+        _parts(stream, stops, done), plan, [Group(0, scale, begins)],
         Watch(f"Training {type(dictionary).__name__}", not_finite, metrics, tracker), mesh=mesh, after=after,
         done=done,
     )  # fmt: skip
-    return training(dictionary, state, joined(told), scale, fold=normalize)
+    return training(dictionary, group.state, joined(told), scale, fold=normalize)
 
 
 @dataclass(frozen=True)

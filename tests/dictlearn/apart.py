@@ -179,7 +179,7 @@ def tpu():
         x = there(jnp.zeros((2, tokens, 256)), P(None, "data"))
         arrays, static = eqx.partition(state, lambda x: isinstance(x, jax.ShapeDtypeStruct))
         run = jax.jit(lambda arrays, x, static=static: jax.tree.leaves(
-            advance((plan, jnp.ones(2), jnp.int32(0)), (x, None), eqx.combine(arrays, static))
+            advance((plan, jnp.ones(2), jnp.int32(0), (x, None)), eqx.combine(arrays, static))
         ))  # fmt: skip
         with jax.set_mesh(mesh):
             text = run.lower(arrays, x).compile().as_text()

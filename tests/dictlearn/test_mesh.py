@@ -69,7 +69,7 @@ def test_step__on_a_mesh__leaves_a_quarter_of_every_matrix_on_each_device_and_ga
     dictionary = drawn("top_k")
     state = placed(begun(dictionary, ADAM), ADAM, mesh)
     x = jax.device_put(jnp.stack([tokens(0, 16), tokens(1, 16)]), NamedSharding(mesh, P(None, "data")))
-    given = ((plan, jnp.ones(2), jnp.int32(0)), (x, None), state)
+    given = ((plan, jnp.ones(2), jnp.int32(0), (x, None)), state)
     with jax.set_mesh(mesh):
         text = advance.lower(*given).compile().compiled.as_text()
         state, _ = advance(*given)
