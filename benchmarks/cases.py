@@ -116,6 +116,29 @@ def training(kind: str, size: str, active: int = 32, **least: float) -> Case:
     )
 
 
+def many_dictionaries(n: int) -> Case:
+    """Dictionaries of a model's activations, from one forward of it for all of them and from one for each."""
+    params = {"n": n, "layer": 5, "n_features": 3072, "active": 32}
+    shared, apart = (
+        Side(
+            "mechjax",
+            "train_many",
+            params | {"apart": apart},
+            3,
+            "one forward each" if apart else "one forward",
+        )
+        for apart in (False, True)
+    )
+    return Case(
+        "train-many",
+        f"train {n} top_k dictionaries on resid_post of layer 5, 768 x 3,072, 4 steps of 1,024 tokens",
+        (shared, apart),
+        arrays=(),
+        tolerance=1e-4,
+        at_least={apart.name: 1.5},
+    )
+
+
 def compilation(job: str, batch: tuple[int, int], **params: Any) -> Case:
     """Seconds to trace, lower and compile a job, for 12 layers and for 48."""
     few, many = (
@@ -184,6 +207,7 @@ def cases(batch: tuple[int, int]) -> tuple[Case, ...]:
         training("top_k", "m", saelens=2.5, sparsify=1.3, dictionary_learning=2.0),
         training("batch_top_k", "m", saelens=2.5, dictionary_learning=1.0),
         training("jump_relu", "m", saelens=2.0),
+        many_dictionaries(8),
         compilation("forward", batch),
         compilation("capture", batch),
         compilation("sweep", batch, site="resid_pre"),

@@ -12,7 +12,7 @@ import jaxlib
 import numpy as np
 
 import mechjax as mj
-from benchmarks.dictionary_data import batches, start
+from benchmarks.dictionary_data import STEPS, TOKENS, batches, start
 from benchmarks.floor import edge_operations, operations, rate
 from benchmarks.worker import Job, peak_mb, peak_of, steering
 from mechjax.base.catalogue import SITES
@@ -107,6 +107,7 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, Job], dict[str, str]]:
     jobs |= {
         "compile": lambda **job: compile_job(model, **job),
         "recompile": lambda **job: recompile_job(model, **job),
+        "train_many": lambda **job: train_many_job(model, **job),
     }
     return jobs, {
         "jax": jax.__version__,
@@ -192,6 +193,33 @@ def train_job(kind: str, d_model: int, n_features: int, active: int, threshold: 
     made = np.asarray(dictionary.decode(latents))
     work = lambda: jax.block_until_ready(advance((plan, ones, jnp.int32(0), (stream, None)), state))
     return work, lambda _: {"made": made}
+
+
+def train_many_job(model: Any, n: int, layer: int, n_features: int, active: int, *, apart: bool):
+    """Dictionaries with seeds of their own, fed by one forward of the model or, `apart`, each by its own."""
+    rng, key, config = np.random.default_rng(0), jax.random.key(0), model.config
+    prompts = list(rng.integers(config.d_vocab, size=(STEPS, 8, TOKENS // 8)))
+    some = [
+        mj.dictionaries.TopK.init(
+            d_model=config.d_model, n_features=n_features, k=active, key=jax.random.key(i)
+        )
+        for i in range(n)
+    ]
+    how = {"steps": STEPS, "learning_rate": 3e-4, "steps_per_call": STEPS}
+
+    def stream() -> Any:
+        return mj.dictlearn.activations(
+            model, prompts, "resid_post", layer=layer, batch=TOKENS, buffer=2 * TOKENS, key=key
+        )
+
+    def work() -> Any:
+        if apart:
+            found = [mj.dictlearn.train(one, stream(), key=key, **how) for one in some]
+        else:
+            found = mj.dictlearn.train_many(some, stream(), **how)
+        return jax.block_until_ready([one.history["loss"] for one in found])
+
+    return work, lambda losses: {"losses": np.stack(losses)}
 
 
 def compile_job(model: Any, *, n_layers: int, job: str, batch: list[int], site: str = ""):

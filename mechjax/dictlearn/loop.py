@@ -204,7 +204,9 @@ def run(
                     del measured["fine"]
                 report(watch, held, told, done)
                 done += len(x)
-                held = after(tuple(moved), done, tuple(None if z is None else z[-1] for z in part), told)
+                held = after(
+                    tuple(moved), done, (part[0][-1], None if part[1] is None else part[1][-1]), told
+                )
             progress.advance(len(x))
     return held
 
