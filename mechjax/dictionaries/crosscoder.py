@@ -60,6 +60,15 @@ class Crosscoder(eqx.Module):
     dictionary: Dictionary
     n_sites: int = eqx.field(static=True)
 
+    @property
+    def trained(self) -> Dictionary:
+        """What training changes: the dictionary of the sites side by side."""
+        return self.dictionary
+
+    def with_trained(self, trained: Dictionary) -> "Crosscoder":
+        """A crosscoder of what was trained."""
+        return Crosscoder(trained, self.n_sites)
+
     @staticmethod
     def init(
         *,

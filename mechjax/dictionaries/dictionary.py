@@ -112,6 +112,15 @@ class Dictionary(eqx.Module):
     """Whether dead latents can be begun anew by directions for an encoder and a decoder of one site."""
 
     @property
+    def trained(self) -> "Dictionary":
+        """What training changes: the dictionary itself."""
+        return self
+
+    def with_trained(self, trained: "Dictionary") -> "Dictionary":
+        """What was trained, as what was given."""
+        return trained
+
+    @property
     def revives(self) -> bool:
         """Whether dead latents have a loss of their own, `revival`."""
         return False

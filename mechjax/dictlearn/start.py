@@ -57,7 +57,7 @@ def begin(
     fine = _finite(read) & _finite(target)
     if not bool(fine.all()):  # what is not finite is met again, and told, at its step
         read, target = read[fine], target[fine]
-    held, scale = trained_of(dictionary), jnp.ones((2, *dictionary.reads[:-1]))
+    held, scale = dictionary.trained, jnp.ones((2, *dictionary.reads[:-1]))
     if not len(read):
         return scale, held
     if normalize:
@@ -70,16 +70,6 @@ def begin(
 
 def _finite(z: Array) -> Array:
     return jnp.isfinite(z).reshape(len(z), -1).all(-1)
-
-
-def trained_of(dictionary: Dictionary | Crosscoder) -> Dictionary:
-    """What is trained: of a crosscoder, the dictionary of its sites side by side."""
-    return dictionary.dictionary if isinstance(dictionary, Crosscoder) else dictionary
-
-
-def put_back(given: Dictionary | Crosscoder, trained: Dictionary) -> Dictionary | Crosscoder:
-    """What was given, with what was trained of it."""
-    return Crosscoder(trained, given.n_sites) if isinstance(given, Crosscoder) else trained
 
 
 def centred(dictionary: Dictionary, x: Array, y: Array, transcodes: bool) -> Dictionary:

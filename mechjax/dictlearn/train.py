@@ -41,7 +41,7 @@ from mechjax.dictlearn.loop import (
 from mechjax.dictlearn.placement import fitting, placed, spread
 from mechjax.dictlearn.plan import DEAD_AFTER, Plan, planned
 from mechjax.dictlearn.resample import resampled
-from mechjax.dictlearn.start import begin, put_back, trained_of
+from mechjax.dictlearn.start import begin
 from mechjax.dictlearn.step import State, begun, turned
 
 
@@ -134,10 +134,10 @@ def train(
     plan = planned(
         steps, steps_per_call, learning_rate, warm_up, decay, sparsity_warm_up, target_l0, dead_after, optimizer
     )  # fmt: skip
-    mesh = None if mesh is None else fitting(mesh, trained_of(dictionary))
-    stops = _stops(resample_at, steps, trained_of(dictionary))
+    mesh = None if mesh is None else fitting(mesh, dictionary.trained)
+    stops = _stops(resample_at, steps, dictionary.trained)
     keep = keeper(
-        checkpoints, save_every, steps_per_call, trained_of(dictionary), plan, resample_at=sorted(stops),
+        checkpoints, save_every, steps_per_call, dictionary.trained, plan, resample_at=sorted(stops),
         key=np.asarray(jax.random.key_data(key)).tolist(), normalize=normalize, centre=centre, not_finite=not_finite,
     )  # fmt: skip
     start = _taken_up(dictionary, plan, mesh, keep, batches)
@@ -197,7 +197,7 @@ def _taken_up(
     """What was kept of a run; None for one that begins."""
     if keep is None or (done := keep.newest()) is None:
         return None
-    state, scale = begun(trained_of(dictionary), plan.optimizer), jnp.ones((2, *dictionary.reads[:-1]))
+    state, scale = begun(dictionary.trained, plan.optimizer), jnp.ones((2, *dictionary.reads[:-1]))
     if mesh is not None:
         state, scale = (
             placed(state, plan.optimizer, mesh),
@@ -216,7 +216,7 @@ def training(
     fold: bool,
 ) -> Training:
     """What came of a run, in the data's own units where the scale is folded back."""
-    found = put_back(given, turned(state.dictionary))
+    found = given.with_trained(turned(state.dictionary))
     found = found.scaled(scale[0], scale[1]) if fold else found
     steps = jnp.arange(1, len(history["loss"]) + 1)
     return Training(steps, history, found, state.silent, state.skipped, scale)

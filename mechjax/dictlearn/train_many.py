@@ -35,7 +35,7 @@ from mechjax.dictlearn.loop import (
 )
 from mechjax.dictlearn.placement import fitting
 from mechjax.dictlearn.plan import DEAD_AFTER, planned
-from mechjax.dictlearn.start import begin, trained_of
+from mechjax.dictlearn.start import begin
 from mechjax.dictlearn.step import State, begun
 from mechjax.dictlearn.train import Training, training
 
@@ -108,7 +108,7 @@ def train_many(
     )  # fmt: skip
     one = dictionaries[0]
     if mesh is not None:
-        fitted = [fitting(mesh, trained_of(d)) for d in dictionaries]  # each may refuse it
+        fitted = [fitting(mesh, d.trained) for d in dictionaries]  # each may refuse it
         mesh = fitted[0]
     lead = (len(dictionaries),) if own_batches else ()
     stream = chunks(batches, one.reads, one.writes, steps, steps_per_call, many=lead)
