@@ -141,26 +141,40 @@ class _Given(Keys):
 
 @eqx.filter_jit
 def _blocks(resumed: Resumed, resid: Array, mask: Array | None, positions: Array | None) -> Array:
-    before, sequence = _arranged(resumed, resid, mask, positions)
+    before, sequence = arranged(resumed, resid, mask, positions)
     return _layers(resumed, resid, before, sequence, lambda layer: layer >= resumed.layer)
 
 
 @eqx.filter_jit
 def _final(resumed: Resumed, resid: Array, at: Array, mask: Array | None, positions: Array | None) -> Array:
-    model, first = resumed.model, resumed.layer
-    config, last = model.config, model.config.n_layers - 1
-    before, sequence = _arranged(resumed, resid, mask, positions)
+    first, last = resumed.layer, resumed.model.config.n_layers - 1
+    before, sequence = arranged(resumed, resid, mask, positions)
     resid = _layers(resumed, resid, before, sequence, lambda i: (i >= first) & ((i < last) | (first == last)))
-    read = lambda x: jnp.take_along_axis(x, at[..., None, None], -2, mode="fill", fill_value=jnp.nan)
+    there = lambda resid: read_at(resid, at)
+    return lax.cond(first < last, lambda x: last_at(resumed.model, x, at, before, sequence), there, resid)
 
-    def lean(resid: Array) -> Array:
-        block, here = model.of_kind(last, kinds_of(config)[last])
-        # What the first call makes beside keys and values is not used, so the compiler leaves it out.
-        _, keys = block(resid, sequence, here, last, config, _Given(before), unmarked)
-        there = sequence.only(at.clip(max=resid.shape[-2] - 1), config)
-        return block(read(resid), there, here, last, config, keys, unmarked)[0]
 
-    return lax.cond(first < last, lean, read, resid)
+def last_at(
+    model: Decoder,
+    resid: Float[Array, "*batch pos d_model"],
+    at: Int[Array, "*batch"],
+    before: Prefix | None,
+    sequence: Sequence,
+) -> Float[Array, "*batch 1 d_model"]:
+    """The last layer of a stream that enters it, at one position per example; keys and values it forms everywhere."""
+    config, last = model.config, model.config.n_layers - 1
+    block, here = model.of_kind(last, kinds_of(config)[last])
+    # What the first call makes beside keys and values is not used, so the compiler leaves it out.
+    _, keys = block(resid, sequence, here, last, config, _Given(before), unmarked)
+    there = sequence.only(at.clip(max=resid.shape[-2] - 1), config)
+    return block(read_at(resid, at), there, here, last, config, keys, unmarked)[0]
+
+
+def read_at(
+    resid: Float[Array, "*batch pos d_model"], at: Int[Array, "*batch"]
+) -> Float[Array, "*batch 1 d_model"]:
+    """A stream at one position per example; past the end it reads NaN."""
+    return jnp.take_along_axis(resid, at[..., None, None], -2, mode="fill", fill_value=jnp.nan)
 
 
 def _layers(resumed: Resumed, resid: Array, before: Prefix | None, sequence: Sequence, runs: Any) -> Array:
@@ -174,10 +188,10 @@ def _layers(resumed: Resumed, resid: Array, before: Prefix | None, sequence: Seq
     return lax.scan(step, resid, jnp.arange(model.config.n_layers, dtype=resumed.layer.dtype))[0]
 
 
-def _arranged(
+def arranged(
     resumed: Resumed, resid: Array, mask: Array | None, positions: Array | None
 ) -> tuple[Prefix | None, Sequence]:
-    """What is not run again, and where the tokens stand."""
+    """Keys and values of what is not run again, and where the tokens stand."""
     model, n_pos = resumed.model, resid.shape[-2]
     if (before := _before(resumed, resid, mask, positions)) is None:
         return None, model.arrange(n_pos, mask=mask, positions=positions)

@@ -31,7 +31,8 @@ from mechjax.models.decoder import Decoder
 from mechjax.models.room import runs_that_fit
 from mechjax.patching.finite import check_numbers
 from mechjax.patching.scores import PatchScores
-from mechjax.patching.sweep import Sweep, all_scores, starts_of
+from mechjax.patching.sweep import Sweep, starts_of
+from mechjax.patching.together import all_scores
 from mechjax.patching.units import swept_in
 from mechjax.tasks.pairing import paired
 from mechjax.transform.swept import named_positions, swept_axes, swept_site

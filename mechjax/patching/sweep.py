@@ -1,4 +1,4 @@
-"""The program of a sweep: both runs, then every cell of every group, in chunks.
+"""A sweep: both runs, and the cells of one group.
 
 A group is a layer and a bucket of positions: its cells are edits at that layer, none of them before the bucket's start,
 so the layers and (in a causal model) the positions before it are not run again. Groups of one bucket are one program,
@@ -6,7 +6,7 @@ whatever the layer.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -23,7 +23,7 @@ from mechjax.models.config import Config
 from mechjax.models.decoder import Decoder, through
 from mechjax.models.readout import readout
 from mechjax.models.resume import resume
-from mechjax.transform.edits import replace
+from mechjax.transform.edits import Edit, replace
 from mechjax.transform.select import is_concrete
 from mechjax.transform.transforms import capture, intervene
 
@@ -129,7 +129,7 @@ class _Whole(eqx.Module):
         else:
             sequence = model.arrange(ids.shape[-1], mask=mask)
             resid, cache = through(model, model.embed(ids, mask=mask), sequence)
-        return _read(model, resid, at, columns, unembeds=self.sweep.site in TAIL), cache
+        return read(model, resid, at, columns, unembeds=self.sweep.site in TAIL), cache
 
 
 class _Rest(eqx.Module):
@@ -149,10 +149,10 @@ class _Rest(eqx.Module):
             resid = rest.blocks(resid, mask=mask)
         else:
             resid, at = rest.final(resid, at, mask=mask), jnp.zeros_like(at)
-        return _read(model, resid, at, sweep.columns, unembeds=sweep.site in TAIL)
+        return read(model, resid, at, sweep.columns, unembeds=sweep.site in TAIL)
 
 
-def _read(
+def read(
     model: Decoder, resid: Array, at: Array, columns: Array | None, *, unembeds: bool
 ) -> Float[Array, "*batch token"]:
     """The logits that a metric reads; with `unembeds`, through the sites of the unembedding."""
@@ -228,10 +228,7 @@ def scores_of(sweep: Sweep, runs: Runs, layer: Any, cells: Array, start: int) ->
     rest = _Rest(sweep, runs.cache if sweep.starts else None, start)
 
     def cell(index: Array) -> Array:
-        where: dict[str, Any] = dict(zip(sweep.swept, index, strict=True))
-        if sweep.named is not None:
-            where["pos"] = sweep.named[where["pos"]][:, None]  # one position per example
-        edit = replace(sweep.site, runs.donor, per_layer=SITES[sweep.site].layered, layer=layer, **where)
+        edit = edit_of(sweep, runs, layer, index)
         if sweep.site in TAIL:
             return sweep.metric.of(intervene(rest, [edit])(runs.base[-1], jnp.int32(layers)))
         first = jnp.int32(0) if layer is None else layer
@@ -242,28 +239,12 @@ def scores_of(sweep: Sweep, runs: Runs, layer: Any, cells: Array, start: int) ->
     return jax.vmap(cell)(cells)
 
 
-@eqx.filter_jit
-def all_scores(sweep: Sweep) -> tuple[Array, Array, Array]:
-    """Scores of every cell, per example, and the metric of the donor run and of the base run, in one program."""
-    runs, buckets = prepare(sweep), list(sweep.buckets())
-
-    def layer(at: Any) -> Array:
-        cells = sweep.cells()
-        parts = [
-            _chunked(
-                lambda c, start=start: scores_of(sweep, runs, at, c, start),
-                cells[which],
-                sweep.size_of(start),
-            )
-            for start, which in buckets
-        ]
-        order = np.argsort(np.concatenate([which for _, which in buckets]))
-        return jnp.concatenate(parts)[order]
-
-    # lax.map keeps a real branch per layer: layers before the start are skipped, in one program.
-    swept = sweep.layers
-    scores = layer(None)[None] if swept is None else jax.lax.map(layer, jnp.array(swept, jnp.int32))
-    return shaped(sweep, scores), runs.of_donor, runs.of_base
+def edit_of(sweep: Sweep, runs: Runs, layer: Any, index: Int[Array, " axis"]) -> Edit:
+    """What patches one cell."""
+    where: dict[str, Any] = dict(zip(sweep.swept, index, strict=True))
+    if sweep.named is not None:
+        where["pos"] = sweep.named[where["pos"]][:, None]  # one position per example
+    return replace(sweep.site, runs.donor, per_layer=SITES[sweep.site].layered, layer=layer, **where)
 
 
 def shaped(sweep: Sweep, scores: Float[Array, "layer cell batch"]) -> Float[Array, "*over batch"]:
@@ -278,14 +259,3 @@ def even(n: int, most: int) -> tuple[int, int]:
     """Number and size of chunks of `n` cells, of at most `most`, that are as alike as can be."""
     chunks = -(-n // most)
     return chunks, -(-n // chunks)
-
-
-def _chunked(fn: Callable[[Array], Array], cells: np.ndarray, most: int) -> Array:
-    """`fn` of cells, so many at a time; the last chunk is filled up with repeats."""
-    n = len(cells)
-    chunks, size = even(n, most)
-    if chunks == 1:
-        return fn(jnp.asarray(cells))
-    filled = cells[np.arange(chunks * size).clip(max=n - 1)].reshape(chunks, size, -1)
-    out = jax.lax.map(fn, jnp.asarray(filled))
-    return out.reshape(chunks * size, *out.shape[2:])[:n]
