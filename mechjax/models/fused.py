@@ -23,6 +23,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.models.config import Config
+from mechjax.models.contraction import widened
 from mechjax.models.positions import Places
 from mechjax.models.scores import MASKED, mix, scores
 
@@ -79,10 +80,10 @@ def _blockwise(
 
         shape = (*q.shape[:-3], q.shape[-2], q.shape[-3])
         if sinks is None:
-            top, total = jnp.full(shape, MASKED, jnp.float32), jnp.zeros(shape, jnp.float32)
+            top, total = jnp.full(shape, MASKED, wide), jnp.zeros(shape, wide)
         else:
-            top = jnp.broadcast_to(sinks.astype(jnp.float32)[:, None], shape)
-            total = jnp.ones(shape, jnp.float32)
+            top = jnp.broadcast_to(sinks.astype(wide)[:, None], shape)
+            total = jnp.ones(shape, wide)
         start = top, total, jnp.zeros((*q.shape[:-1], v.shape[-1]), wide)
         (top, total, mixed), _ = lax.scan(step, start, over_keys)
         return mixed / _rows(total, mixed), top + jnp.log(total)
@@ -122,7 +123,7 @@ def _tangents(config: Config, primals: tuple[Any, ...], tangents: tuple[Any, ...
 
         (moved, dnorm), _ = lax.scan(step, nothing, over_keys)
         if sinks is not None:
-            pull, dpull = (x.astype(jnp.float32)[:, None] for x in (sinks, dsinks))
+            pull, dpull = (widened(x)[:, None] for x in (sinks, dsinks))
             dnorm = dnorm + jnp.exp(pull - norm) * dpull
         return moved - _rows(dnorm, z) * z, dnorm
 

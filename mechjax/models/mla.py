@@ -18,7 +18,7 @@ from mechjax.base.errors import ArgumentError
 from mechjax.models.attention import Attention
 from mechjax.models.cache import Keys
 from mechjax.models.config import Config
-from mechjax.models.contraction import contract
+from mechjax.models.contraction import contract, widened
 from mechjax.models.latent import Latent
 from mechjax.models.marks import Mark
 from mechjax.models.norms import Norm
@@ -146,7 +146,7 @@ def _per_head(
 
 
 def _rms(x: Array, w: Array, latent: Latent) -> Array:
-    """RMSNorm in float32, as the norms of the residual stream."""
-    y = x.astype(jnp.float32)
+    """RMSNorm in float32 at least, as the norms of the residual stream."""
+    y = widened(x)
     y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + latent.norm_eps)
-    return (y * w.astype(jnp.float32)).astype(x.dtype)
+    return (y * w.astype(y.dtype)).astype(x.dtype)

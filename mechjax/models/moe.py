@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from mechjax.base.errors import ArgumentError
 from mechjax.models.config import Config
-from mechjax.models.contraction import contract
+from mechjax.models.contraction import contract, widened
 from mechjax.models.dispatch import dispatch
 from mechjax.models.experts import Experts
 from mechjax.models.marks import Mark
@@ -57,9 +57,9 @@ class MoE(eqx.Module):
             raise ArgumentError(
                 "A mixture of experts was called, but the config's `experts` is None: pass Experts."
             )
-        logits = contract("...m,me->...e", x, self.W_router, config, jnp.float32)
+        logits = contract("...m,me->...e", x, self.W_router, config, widened(x).dtype)
         if self.b_router is not None:
-            logits = logits + self.b_router.astype(jnp.float32)
+            logits = logits + self.b_router.astype(logits.dtype)
         weights, indices = route(mark(logits, "router_scores"), self.b_choice, experts)
         indices = mark(indices, "expert_indices")
         known = (indices >= 0) & (indices < experts.n_experts)

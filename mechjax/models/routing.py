@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from mechjax.models.contraction import widened
 from mechjax.models.experts import Experts
 
 _TINY = 1e-20  # keeps 0 / 0 away where every chosen sigmoid is 0; changes no other sum
@@ -18,7 +19,7 @@ _TINY = 1e-20  # keeps 0 / 0 away where every chosen sigmoid is 0; changes no ot
 def route(
     logits: Float[Array, "*batch pos expert"], b_choice: Float[Array, " expert"] | None, experts: Experts
 ) -> tuple[Float[Array, "*batch pos choice"], Int[Array, "*batch pos choice"]]:
-    """Weights and indices of the chosen experts, the best first; float32.
+    """Weights and indices of the chosen experts, the best first; in float32 at least.
 
     Differentiable in the weights; the choice itself has no gradient.
 
@@ -27,12 +28,12 @@ def route(
         b_choice: Added to the scores for the choice alone.
         experts: How scores choose and weigh.
     """
-    logits = logits.astype(jnp.float32)
+    logits = widened(logits)
     if experts.scoring == "softmax":
         scores = jax.nn.softmax(logits, -1)
     else:
         scores = jax.nn.sigmoid(logits) if experts.scoring == "sigmoid" else logits
-    ranked = scores if b_choice is None else scores + b_choice.astype(jnp.float32)
+    ranked = scores if b_choice is None else scores + b_choice.astype(scores.dtype)
     if experts.top_groups < experts.n_groups:
         ranked = jnp.where(_in_best_groups(ranked, experts), ranked, -jnp.inf)
     indices = lax.top_k(lax.stop_gradient(ranked), experts.top_k)[1]
