@@ -90,6 +90,7 @@ def save_checkpoint(
             _forget(path)
             for broken in folder.glob("*.orbax-checkpoint-tmp*"):  # of a process that was killed
                 shutil.rmtree(broken)
+        _meet(f"begin {step}")
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(path, arrays, force=True)
             checkpointer.wait_until_finished()
@@ -99,8 +100,7 @@ def save_checkpoint(
             "arrays": {n: _sums(x) for n, x in arrays.items()},
         }
         replace_file(path / _sums_file(), json.dumps(page | {"sha256": _digest(page)}).encode())
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"saved {step}")
+        _meet(f"saved {step}")
         for old in saved_steps(folder)[: -keep or None] if keep and jax.process_index() == 0 else ():
             _forget(folder / str(old))
     except (OSError, ValueError, RuntimeError) as error:  # the last two are how tensorstore's come through
@@ -178,6 +178,12 @@ def _arrays(model: object) -> dict[str, Array]:
     """Every array of `model` by its path."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(model, eqx.is_array))
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _meet(where: str) -> None:
+    """Waits for all processes."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:

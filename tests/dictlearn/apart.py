@@ -4,6 +4,7 @@
 are not here; `kept FOLDER FILE STEPS` is a run that may be killed.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 import mechjax as mj
+from mechjax.base.errors import ArgumentError
 from tests.parallel.for_tpu import ENVIRONMENT
 
 STEPS, B, D, F, K = 6, 16, 12, 80, 4
@@ -31,32 +33,31 @@ def batches():
     return [jax.device_get(jax.random.normal(jax.random.key(i), (B, D))) + 1 for i in range(STEPS)]
 
 
-def trained(mesh):
+def trained(mesh, folder=None, stop=STEPS):
     """A short run, also through tokens' silence and AuxK."""
     import jax
 
     key = jax.random.key(0)
     return mj.dictlearn.train(
-        begun(key),
-        batches(),
-        steps=STEPS,
-        learning_rate=1e-3,
-        key=key,
-        steps_per_call=3,
-        dead_after=2 * B,
-        mesh=mesh,
-    )
+        begun(key), batches()[:stop], steps=STEPS, learning_rate=1e-3, key=key, steps_per_call=3, dead_after=2 * B,
+        mesh=mesh, checkpoints=folder, save_every=3,
+    )  # fmt: skip
 
 
 def worker(index, port, path):
-    """One of two processes; the first writes what was found."""
+    """One of two processes, whose run is broken off and gone on with; the first writes what was found."""
     os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     import jax
     import numpy as np
     from jax.experimental import multihost_utils
 
     jax.distributed.initialize(f"localhost:{port}", 2, int(index))
-    found = trained(mj.make_mesh(data=2, model=4))
+    mesh, folder = mj.make_mesh(data=2, model=4), Path(path).with_name("run")
+    with contextlib.suppress(ArgumentError):
+        trained(mesh, folder, stop=5)  # batches end early, as if both had been killed
+    if mj.fit.saved_steps(folder) != (3,):
+        raise SystemExit(f"kept: {mj.fit.saved_steps(folder)}")
+    found = trained(mesh, folder)
     W = found.dictionary.W_dec
     if W.is_fully_addressable or len(W.sharding.device_set) != 8:
         raise SystemExit("the decoder does not lie on the devices of both processes")
