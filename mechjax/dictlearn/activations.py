@@ -12,22 +12,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from mechjax.base.errors import ArgumentError, CheckpointError
-from mechjax.models.decoder import Decoder, as_tokens
-from mechjax.models.first_layers import first_layers
-from mechjax.transform.transforms import capture
+from mechjax.models import Decoder, Encoder
+from mechjax.store.rows import batch_of, captured, columns_of
 
 Rows = Float[Array, "_ width"]
 
 
 def activations(
-    model: Decoder,
+    model: Decoder | Encoder,
     prompts: Iterable[Any],
     site: str,
     *,
@@ -40,8 +38,8 @@ def activations(
     """Shuffled activations of one site, of real tokens alone.
 
     Args:
-        model: The decoder; layers behind the site's are not run.
-        prompts: Batches of prompts, `Prompts` or ids (batch, pos), all of one shape.
+        model: The model; of a decoder, layers behind the site's are not run.
+        prompts: Batches of prompts, `Prompts`, ids (batch, pos), or what `mechjax.text.pack` gives, all of one shape.
         site: Whose activations; axes after the position are laid side by side (heads of `z`, say).
         layer: Of which layer.
         batch: Rows of what is given.
@@ -54,7 +52,7 @@ def activations(
 
     Raises:
         ArgumentError: A buffer of fewer than two batches.
-        SiteError: A site or layer that there is not.
+        SiteError: A site or layer that there is not, or without a vector at each position.
     """
     held = 64 * batch if buffer is None else buffer
     if batch < 1 or held < 2 * batch:
@@ -63,26 +61,13 @@ def activations(
             "on."
         )
 
+    columns = columns_of(model, site, layer)
+
     def rows(some: Any) -> Rows:
-        ids, mask = as_tokens(some, None, model.config)
-        real = jnp.ones(ids.shape, bool) if mask is None else mask
-        real = _without_first(real) if skip_first else real
-        return _captured(model, ids, mask, site, layer)[real.reshape(-1)]
+        taken = batch_of(model, some, skip_first=skip_first)
+        return captured(model, (taken.ids, taken.mask, taken.positions), columns)[0][taken.real]
 
     return Shuffled(prompts, rows, batch, held, key)
-
-
-@eqx.filter_jit
-def _captured(
-    model: Decoder, ids: Int[Array, "batch pos"], mask: Array | None, site: str, layer: int
-) -> Array:
-    """One row for each token. What nothing reads, such as logits, is not computed."""
-    subject = first_layers(model, layer + 1) if 0 <= layer < model.config.n_layers else model
-    return capture(subject, [site], layers=layer)(ids, mask=mask)[1][site].reshape(ids.size, -1)
-
-
-def _without_first(real: Bool[Array, "batch pos"]) -> Bool[Array, "batch pos"]:
-    return real & (jnp.cumsum(real, -1) > 1)
 
 
 def shuffled(rows: Iterable[Rows], batch: int, buffer: int, key: Key[Array, ""] | Array) -> "Shuffled":

@@ -140,19 +140,40 @@ def train(
         checkpoints, save_every, steps_per_call, dictionary.trained, plan, resample_at=sorted(stops),
         key=np.asarray(jax.random.key_data(key)).tolist(), normalize=normalize, centre=centre, not_finite=not_finite,
     )  # fmt: skip
+    watch = Watch(f"Training {type(dictionary).__name__}", not_finite, metrics, tracker)
+    how = _How(plan, watch, mesh, key, stops, keep, steps_per_call, normalize, centre)
+    return _trained(dictionary, batches, how)
+
+
+@dataclass(frozen=True)
+class _How:
+    """How a run goes, as `train` is told."""
+
+    plan: Plan
+    watch: Watch
+    mesh: Mesh | None
+    key: Key[Array, ""] | Array
+    stops: frozenset[int]
+    keep: Keeper | None
+    per_call: int
+    normalize: bool
+    centre: bool
+
+
+def _trained(dictionary: Dictionary | Crosscoder, batches: Iterable[Batch], how: _How) -> Training:
+    """The run, from its beginning or from where it was kept."""
+    plan, mesh, keep, steps = how.plan, how.mesh, how.keep, int(how.plan.steps)
     start = _taken_up(dictionary, plan, mesh, keep, batches)
     done, told = (0, []) if start is None else (start.done, [start.told])
-    stream = chunks(
-        batches if start is None else start.batches, dictionary.reads, dictionary.writes, steps, steps_per_call,
-        done=done,
-    )  # fmt: skip
+    given = batches if start is None else start.batches
+    stream = chunks(given, dictionary.reads, dictionary.writes, steps, how.per_call, done=done)
     if start is None:
         first = next(stream)
-        scale, model = begin(dictionary, *first, normalize=normalize, centre=centre)
+        scale, model = begin(dictionary, *first, normalize=how.normalize, centre=how.centre)
         stream, begins = chain([first], stream), begun(model, plan.optimizer)
     else:
         scale, begins = start.scale, start.state
-        trimmed(metrics, done)
+        trimmed(how.watch.metrics, done)
     scale = scale if mesh is None else spread(scale, NamedSharding(mesh, PartitionSpec()))
 
     def after(
@@ -160,20 +181,16 @@ def train(
     ) -> tuple[Group, ...]:
         told.extend(measured)
         state = groups[0].state
-        if done in stops:
-            state = resampled(
-                state, plan, *sides(*last, scale, state.dictionary), jax.random.fold_in(key, done)
-            )
+        if done in how.stops:
+            own = jax.random.fold_in(how.key, done)
+            state = resampled(state, plan, *sides(*last, scale, state.dictionary), own)
         if keep is not None and keep.due(done, steps):
             keep.save(done, state, scale, told, batches)
         return (replace(groups[0], state=state),)
 
-    (group,) = run(
-        _parts(stream, stops, done), plan, [Group(0, scale, begins)],
-        Watch(f"Training {type(dictionary).__name__}", not_finite, metrics, tracker), mesh=mesh, after=after,
-        done=done,
-    )  # fmt: skip
-    return training(dictionary, group.state, joined(told), scale, fold=normalize)
+    cut = _parts(stream, how.stops, done)
+    (group,) = run(cut, plan, [Group(0, scale, begins)], how.watch, mesh=mesh, after=after, done=done)
+    return training(dictionary, group.state, joined(told), scale, fold=how.normalize)
 
 
 @dataclass(frozen=True)

@@ -97,19 +97,11 @@ def train_many(
         ShapeError: Batches of another width, or of changing shape.
         WriteError: A file of metrics that cannot be written.
     """
-    if not dictionaries or len({(d.reads, d.writes) for d in dictionaries}) > 1:
-        sizes = sorted({f"{d.reads} to {d.writes}" for d in dictionaries})
-        raise ArgumentError(
-            f"{len(dictionaries)} dictionaries that read and write {', '.join(sizes) or 'nothing'}: those that share "
-            "batches read and write vectors of one size. Train others in another call."
-        )
+    mesh = _shared(dictionaries, mesh)
     plan = planned(
         steps, steps_per_call, learning_rate, warm_up, decay, sparsity_warm_up, target_l0, dead_after, optimizer
     )  # fmt: skip
-    one = dictionaries[0]
-    if mesh is not None:
-        fitted = [fitting(mesh, d.trained) for d in dictionaries]  # each may refuse it
-        mesh = fitted[0]
+    one, kinds = dictionaries[0], ", ".join(dict.fromkeys(type(d).__name__ for d in dictionaries))
     lead = (len(dictionaries),) if own_batches else ()
     stream = chunks(batches, one.reads, one.writes, steps, steps_per_call, many=lead)
     first = next(stream)
@@ -126,22 +118,42 @@ def train_many(
         told.append(measured)
         return groups
 
-    kinds = ", ".join(dict.fromkeys(type(d).__name__ for d in dictionaries))
-    groups = run(
-        chain([first], stream), plan, _grouped([(scale, begun(model, plan.optimizer)) for scale, model in begins]),
-        Watch(f"Training {len(dictionaries)} x {kinds}", not_finite, metrics, tracker), mesh=mesh, own=own_batches,
-        after=after,
-    )  # fmt: skip
+    groups = _grouped([(scale, begun(model, plan.optimizer)) for scale, model in begins])
+    watch = Watch(f"Training {len(dictionaries)} x {kinds}", not_finite, metrics, tracker)
+    groups = run(chain([first], stream), plan, groups, watch, mesh=mesh, own=own_batches, after=after)
+    return _apart(dictionaries, groups, told, fold=normalize)
+
+
+def _shared(dictionaries: Sequence[Dictionary | Crosscoder], mesh: Mesh | None) -> Mesh | None:
+    """The mesh, where all dictionaries can share batches and it.
+
+    Raises:
+        ArgumentError: They cannot.
+    """
+    if not dictionaries or len({(d.reads, d.writes) for d in dictionaries}) > 1:
+        sizes = sorted({f"{d.reads} to {d.writes}" for d in dictionaries})
+        raise ArgumentError(
+            f"{len(dictionaries)} dictionaries that read and write {', '.join(sizes) or 'nothing'}: those that share "
+            "batches read and write vectors of one size. Train others in another call."
+        )
+    return None if mesh is None else [fitting(mesh, d.trained) for d in dictionaries][-1]
+
+
+def _apart(
+    dictionaries: Sequence[Dictionary | Crosscoder],
+    groups: Sequence[Group],
+    told: Sequence[list[Measures]],
+    *,
+    fold: bool,
+) -> tuple[Training, ...]:
+    """What came of each dictionary, in their order."""
     found = {}
     for at, group in enumerate(groups):
         for i, (n, history) in enumerate(group.apart(joined([measured[at] for measured in told]))):
-            take = (
-                (lambda x: x)
-                if isinstance(group.members, int)
-                else (lambda x, i=i: x[i] if eqx.is_array(x) else x)
-            )
+            alone = isinstance(group.members, int)
+            take = lambda x, i=i, alone=alone: x[i] if eqx.is_array(x) and not alone else x
             state, scale = jax.tree.map(take, group.state), take(group.scale)
-            found[n] = training(dictionaries[n], state, history, scale, fold=normalize)
+            found[n] = training(dictionaries[n], state, history, scale, fold=fold)
     return tuple(found[n] for n in range(len(dictionaries)))
 
 
