@@ -41,7 +41,7 @@ def activations(
         model: The model; of a decoder, layers behind the site's are not run.
         prompts: Batches of prompts, `Prompts`, ids (batch, pos), or what `mechjax.text.pack` gives, all of one shape.
         site: Whose activations; axes after the position are laid side by side (heads of `z`, say).
-        layer: Of which layer.
+        layer: Of which layer; None for a site outside the layers.
         batch: Rows of what is given.
         key: Shuffles.
         buffer: Rows that are held; None for 64 batches.
@@ -63,9 +63,11 @@ def activations(
 
     columns = columns_of(model, site, layer)
 
+    columns = columns_of(model, site, layer)
+
     def rows(some: Any) -> Rows:
-        taken = batch_of(model, some, skip_first=skip_first)
-        return captured(model, (taken.ids, taken.mask, taken.positions), columns)[0][taken.real]
+        given = batch_of(model, some, skip_first=skip_first)
+        return captured(model, (given.ids, given.mask, given.positions), columns)[0][given.real]
 
     return Shuffled(prompts, rows, batch, held, key)
 

@@ -118,7 +118,7 @@ def train(
             1/model of every matrix. Where several processes share it, each gives the same batches.
         checkpoints: A folder in which the run is kept, to go on from when this is called again with the same
             arguments: to the same weights, bit for bit, on as many devices. Batches are given from the first on, and
-            those that are done with are passed over; a stream of `activations` is put where it was.
+            those that are done with are passed over; a stream of `activations` or of a store is put where it was.
         save_every: Steps between checkpoints, in whole compiled calls; the last step is kept too.
 
     Returns:
