@@ -29,7 +29,7 @@ def activations(
     prompts: Iterable[Any],
     site: str,
     *,
-    layer: int,
+    layer: int | None,
     batch: int,
     key: Key[Array, ""] | Array,
     buffer: int | None = None,
@@ -60,9 +60,6 @@ def activations(
             f"batch={batch}, buffer={held}: the buffer holds at least two batches, and shuffles well from some dozens "
             "on."
         )
-
-    columns = columns_of(model, site, layer)
-
     columns = columns_of(model, site, layer)
 
     def rows(some: Any) -> Rows:
