@@ -38,7 +38,7 @@ from mechjax.dictionaries.products import Codes, at_least_float32, few, pairs, r
 Penalty = Literal["step", "quadratic", "tanh"]
 LARGE = 4.0  # slope of "tanh"
 SMALL = 3e-6  # weight of what pulls latents up that are below their threshold
-PER_CANDIDATE = 96  # latents in all for each that is looked through as possibly active
+PER_CANDIDATE = 40  # latents in all for each that is looked through as possibly active
 FEWEST = 64
 
 
@@ -131,10 +131,12 @@ class JumpReLU(Dictionary):
             return None
         dense = lax.stop_gradient(self.preactivations(x))
         lowest = lax.stop_gradient(self.threshold - self.bandwidth / 2).astype(dense.dtype)
-        over, indices = largest_of_each(dense - lowest, spare)
-        kept = over > 0
+        over = dense - lowest
+        fits = (over > 0).sum(-1).max() <= spare
+        none = lambda: (jnp.zeros((len(x), spare), over.dtype), jnp.zeros((len(x), spare), jnp.int32))
+        over, indices = lax.cond(fits, lambda: largest_of_each(over, spare), none)
         values = jnp.take_along_axis(dense, indices, -1)
-        return Selected(pairs(values, indices, kept), dense, ~kept[:, -1].any())
+        return Selected(pairs(values, indices, over > 0), dense, fits)
 
     def loss(self, x: Array, y: Array, stage: Stage, selected: Selected | None) -> tuple[Array, Outcome]:
         """The error and the penalty."""
