@@ -147,7 +147,7 @@ def layer_match(layer: Array | None, at: Any, layers: int | None) -> tuple[Any, 
         return True, jnp.bool_(True)
     if layer.dtype == jnp.bool_:
         mask = jnp.take(layer, at, mode="fill", fill_value=False)
-        return mask, (jnp.arange(layer.shape[0]) == at)
+        return mask, (jnp.arange(layer.shape[0], dtype=jnp.int32) == at)
     wanted = layer if layers is None else jnp.where(layer < 0, layer + layers, layer)
     hit = wanted == at
     return (hit if hit.ndim == 0 else hit.any()), hit
