@@ -1,4 +1,4 @@
-"""Fitting: a training loop for any model and loss, its optimiser and its checkpoints."""
+"""Fitting: a training loop for any model and loss, its optimiser and its checkpoints; logistic probes."""
 
 from mechjax.fit.checkpoint import (
     log_spaced as log_spaced,
@@ -15,6 +15,8 @@ from mechjax.fit.checkpoint import (
 from mechjax.fit.checkpoint import (
     saved_steps as saved_steps,
 )
+from mechjax.fit.logistic import Logistic as Logistic
+from mechjax.fit.logistic import logistic as logistic
 from mechjax.fit.loop import History as History
 from mechjax.fit.loop import fit as fit
 from mechjax.fit.optimizer import adamw as adamw

@@ -8,8 +8,10 @@ from mechjax.viz.attention import tokens_line as tokens_line
 from mechjax.viz.bars import BarRow as BarRow
 from mechjax.viz.bars import bars as bars
 from mechjax.viz.circuit import circuit as circuit
+from mechjax.viz.dashboard import dashboard as dashboard
 from mechjax.viz.edge_graph import Drawn as Drawn
 from mechjax.viz.edge_graph import edge_graph as edge_graph
+from mechjax.viz.feature_card import feature_card as feature_card
 from mechjax.viz.heatmap import heatmap as heatmap
 from mechjax.viz.heatmap import legend as legend
 from mechjax.viz.html import Html as Html

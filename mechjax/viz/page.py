@@ -26,21 +26,25 @@ class Page(eqx.Module):
     Attributes:
         title: What stands in the window's title.
         body: What stands on the page.
+        more: Templates whose style and script it needs beside those of every page.
     """
 
     title: str = eqx.field(static=True)
     body: Html = eqx.field(static=True)
+    more: tuple[str, ...] = eqx.field(static=True, default=())
 
     @property
     def html(self) -> str:
         """The whole file."""
-        script = _template("page.js")
+        script, style = (
+            "".join(_template(f"{name}.{kind}") for name in ("page", *self.more)) for kind in ("js", "css")
+        )
         return _fill(
             _template("page.html"),
             {
                 "title": escape(self.title),
                 "policy": _policy(script),
-                "style": _template("page.css"),
+                "style": style,
                 "script": script,
                 "body": self.body,
             },

@@ -8,8 +8,8 @@ import pytest
 
 import mechjax as mj
 from mechjax.base.errors import ArgumentError, ShapeError
-from mechjax.dictionaries import ReLU, TopK
 from mechjax.dicteval import loss_recovered, reconstruction, recovery
+from mechjax.dictionaries import ReLU, TopK
 from tests.dictionaries.kinds import D, F, drawn, tokens
 from tests.tolerances import TOL
 

@@ -76,6 +76,8 @@ def test_every_record__with_two_axes__has_a_view():
         if isinstance(kind, type) and issubclass(kind, Record)
     ]  # fmt: skip
     elsewhere = {"Scores": "mj.viz.circuit and node_map", "Diagnosis": "a list of nodes"}
+    parts = ("FeatureAttribution", "HeadAttribution", "TranscoderConnections", "DeEmbedding", "CircuitPaths")
+    elsewhere |= dict.fromkeys(parts, "a list of parts by name, which the record prints")
     assert {kind.__name__ for kind in kinds} - {kind.__name__ for kind in SHOWN} == set(elsewhere)
 
 

@@ -5,6 +5,7 @@ function, or refused by name; latents and reconstructions are those of the libra
 """
 
 import os
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,11 @@ def load(
     dtype: Any = "float32",
     revision: str | None = None,
 ) -> Any:
-    """A dictionary from the files of another library.
+    """A dictionary that ships with mechjax, or one from the files of another library.
 
     Args:
-        path_or_hub_name: A folder, a file in it, or the same in a repository of the Hub: `"org/name/folder/in/it"`.
+        path_or_hub_name: A dictionary that ships with mechjax (`"tasks-4l-resid_post-2"`), a folder, a file in it, or
+            the same in a repository of the Hub: `"org/name/folder/in/it"`.
         format: One of `FORMATS`; None to tell from the files.
         layer: Which of a set of transcoders for each layer; None for all of them, stacked along a first axis
             (`eqx.filter_vmap` maps over it).
@@ -129,9 +131,15 @@ def _detected(folder: Path, file: str | None) -> Format:
     )
 
 
+def zoo() -> dict[str, Path]:
+    """The dictionaries that ship with mechjax: name to folder."""
+    shelf = Path(str(resources.files("mechjax.dictionaries"))) / "zoo"
+    return {path.parent.name: path.parent for path in sorted(shelf.glob(f"*/{saelens.CONFIG}"))}
+
+
 def _located(name: str, layer: int | None, revision: str | None) -> Path:
     """The folder or file that is meant, fetched if need be."""
-    path = Path(name).expanduser()
+    path = zoo().get(name) or Path(name).expanduser()
     parts = name.split("/")
     on_hub = len(parts) >= 2 and is_hub_name("/".join(parts[:2]))
     if path.exists() or not on_hub:
@@ -139,7 +147,9 @@ def _located(name: str, layer: int | None, revision: str | None) -> Path:
             raise ArgumentError(f"revision={revision!r} is for names on the Hub; `{name}` is none.")
         if not path.exists():
             raise CheckpointError(
-                f"There is no file or folder `{name}`. A dictionary on the Hub is spelled `org/name/folder/in/it`."
+                f"There is no file or folder `{name}`, and none of the dictionaries that ship with mechjax "
+                f"({', '.join(zoo())}) is called so.{did_you_mean(name, zoo())} A dictionary on the Hub is spelled "
+                "`org/name/folder/in/it`."
             )
         return path
     inner = parts[2:]
