@@ -15,6 +15,7 @@ import pytest
 import mechjax as mj
 from mechjax.attribution import GIM
 from mechjax.base.errors import ArgumentError
+from tests.attribution import transcoded
 from tests.compilations import nothing_compiles
 from tests.tolerances import TOL
 
@@ -104,7 +105,7 @@ def test_every_method__of_both_packages__is_in_these_tables():
         for name, value in vars(package).items()
         if inspect.isfunction(value)
     }
-    assert functions == {name.partition(" ")[0] for name in EVERY}
+    assert functions - transcoded.METHODS == {name.partition(" ")[0] for name in EVERY}
 
 
 @pytest.mark.parametrize("name", PAIRED)

@@ -242,3 +242,10 @@ class Held(eqx.Module):
             edits.append(mj.replace("ln1_post.scale", self.acts["ln1_post.scale"], per_layer=True))
         blind = mj.capture(mj.intervene(self.case.model, edits), ["attn_out"])(self.case.prompts)[1]
         return self.acts["attn_out"][layer] - blind["attn_out"][layer]
+
+
+METHODS = {
+    "circuit_paths", "de_embedding", "feature_attribution", "head_attribution", "stack_transcoders",
+    "transcoder_connections",
+}  # fmt: skip
+"""Of latents of transcoders, in one run: no clean and corrupt side, and no metric."""
