@@ -133,7 +133,8 @@ def test_shuffled__gone_on_with__gives_the_same_rows():
         mj.dictlearn.shuffled([whole[0]], apart.B, 8 * apart.B, KEY).resume(first.state())
 
 
-@pytest.mark.parametrize(("kills", "steps"), [(1, 20), pytest.param(20, 120, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "steps"), [(20, 120)])
 def test_train__killed_from_another_process__comes_to_the_same_bits(kills, steps, tmp_path):
     rng = np.random.default_rng(0)
     unbroken, _, said = apart.killed(tmp_path / "whole", tmp_path / "whole.jsonl", 0, steps, rng)

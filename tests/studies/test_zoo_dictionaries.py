@@ -47,7 +47,9 @@ def test_shipped__are_small_and_whole():
     assert sum(path.stat().st_size for folder in zoo().values() for path in folder.iterdir()) < 1_000_000
 
 
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(
+    "layer", [pytest.param(n, marks=pytest.mark.slow) if n == LAYERS[0] else n for n in LAYERS]
+)
 def test_shipped__on_held_out_rows__are_as_their_card_says(layer, model, cards, monkeypatch):
     """On rows of another seed than those that the card was measured on."""
     monkeypatch.setattr(zoo_dictionaries, "HELD_OUT", HELD_OUT + 1)
