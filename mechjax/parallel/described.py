@@ -26,8 +26,9 @@ from mechjax.base.records import Record
 
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }  # fmt: skip
+# The last: libtpu is for one process at a time, whether or not that touches a chip.
 _CHILD = "from mechjax.parallel.described import answer; answer()"
 _SECONDS = 600
 _MARK = "mechjax: "  # the one line of the child's output that is its answer
@@ -102,11 +103,9 @@ def memory_per_chip(call: Sequence[Any], chip: str, mesh: tuple[int, int] | None
             f"functions: {error}"
         ) from None
     question = {"chip": chip, "mesh": mesh, "call": sent, "x64": bool(jax.config.read("jax_enable_x64"))}
-    root = str(Path(__file__).parents[2])
-    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         [sys.executable, "-c", _CHILD], input=json.dumps(question), capture_output=True, text=True,
-        env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": paths}, timeout=_SECONDS, check=False,
+        env=environment(), timeout=_SECONDS, check=False,
     )  # fmt: skip
     said = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
     if done.returncode or not said:
@@ -118,6 +117,18 @@ def memory_per_chip(call: Sequence[Any], chip: str, mesh: tuple[int, int] | None
     if "refused" in found:
         raise ArgumentError(found["refused"])
     return ChipMemory(**{**found, "mesh": tuple(found["mesh"])})
+
+
+def environment() -> dict[str, str]:
+    """The variables of a process that compiles for chips that are not here, and leaves those alone that are.
+
+    Flags of XLA that are for CPUs and GPUs are left out: libtpu ends the process for one that it does not know.
+    """
+    own = str(Path(__file__).parents[2])
+    paths = os.pathsep.join(filter(None, (own, os.environ.get("PYTHONPATH"))))
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    kept = " ".join(flag for flag in flags if not flag.startswith(("--xla_cpu_", "--xla_gpu_")))
+    return {**os.environ, **_ENVIRONMENT, "PYTHONPATH": paths, "XLA_FLAGS": kept}
 
 
 def answer() -> None:

@@ -12,7 +12,8 @@ for each seed:
 Scores drawn at random stand beside them, the mean of many draws, and must read 0.5.
 
 Everything runs in double precision: where softmaxes are saturated, as in compiled programs, gradients are smaller than
-what float32 rounds, and the order of what is rounded would hang on the compiler.
+what float32 rounds. What double precision rounds counts as 0 (`ROUNDED`), or its order, and with it rank correlations,
+would hang on the compiler.
 """
 
 import time
@@ -31,6 +32,9 @@ from mechjax.base.records import Record
 from mechjax.graph import Truth, agreement
 from mechjax.studies.ground_truth import MODELS
 from mechjax.studies.judged_methods import METHODS, Found
+
+ROUNDED = 1e-14
+"""Of the largest size: less is rounding. Programs' effects end near 1e-15 of it, and what should be 0 begins there."""
 
 
 class Scoreboard(Record):
@@ -132,7 +136,15 @@ def _timed(name: str, known: Truth, key: Key[Array, ""]) -> tuple[Found, float]:
         found = jax.block_until_ready(METHODS[name].score(known, key))
     except UnsupportedModelError:
         return Found(), float("nan")
-    return found, time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    return jax.tree.map(lambda scores: without_rounding(np.asarray(scores)), found), seconds
+
+
+def without_rounding(scores: Float[np.ndarray, "*draw item"]) -> Float[np.ndarray, "*draw item"]:
+    """Scores with 0 in the place of what is no more than the rounding of the largest; NaN stays."""
+    size = np.abs(scores)
+    largest = np.nanmax(size, axis=-1, keepdims=True, initial=0)
+    return np.where(size < ROUNDED * largest, 0, scores)
 
 
 def _items(known: Truth, effects: Found) -> tuple[_Items, _Items]:

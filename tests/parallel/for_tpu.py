@@ -4,18 +4,13 @@ Of each program: every float32 product is at the highest precision, and no array
 """
 
 import math
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import mechjax as mj
+from mechjax.parallel.described import environment
 
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-}  # fmt: skip
 LARGEST = 1024  # numbers of a constant that is not one number over and over
 CONFIG = mj.models.Config(
     d_vocab=128, n_ctx=32, d_model=64, n_layers=3, n_heads=4, n_kv_heads=4, d_head=16, d_mlp=128
@@ -112,7 +107,7 @@ def compiled(*names):
     """The names of those that a process of its own compiled, and what it said of others."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.parallel.for_tpu", *names],
-        env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(Path(mj.__file__).parents[1])},
+        env=environment(),
         capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     return [line.removeprefix("compiled ") for line in done.stdout.splitlines()], done.stderr[-3000:]

@@ -9,7 +9,7 @@ import mechjax as mj
 from mechjax.base.errors import ArgumentError, MissingExtraError
 from mechjax.models import Config
 from mechjax.models.plan import plan
-from mechjax.parallel.described import memory_per_chip
+from mechjax.parallel.described import environment, memory_per_chip
 
 WIDE = Config(d_vocab=1024, n_ctx=64, d_model=512, n_layers=4, n_heads=8, d_mlp=2048)
 
@@ -42,6 +42,14 @@ def test_described_chip__of_a_model_that_does_not_fit__says_so():
     assert not found.chip.fits and found.chip.total is None
     assert "does not fit on v5e:2x2 (TPU v5 lite)" in repr(found)
     assert "Ran out of memory on HBM" in repr(found) and "HLO module" not in repr(found)
+
+
+def test_environment__of_another_process__has_no_flags_for_other_platforms(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX2 --xla_dump_to=here --xla_gpu_autotune_level=0")
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    found = environment()
+    assert found["XLA_FLAGS"] == "--xla_dump_to=here"
+    assert found["PYTHONPATH"].endswith("elsewhere") and found["JAX_PLATFORMS"] == "cpu"
 
 
 @pytest.mark.usefixtures("libtpu")
