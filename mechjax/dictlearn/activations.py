@@ -1,27 +1,35 @@
 """Activations of a model as a stream of shuffled batches, which dictionaries are trained on.
 
 Tokens of one text lie side by side and are alike; a dictionary wants them apart. A buffer on the device holds many
-rows, batches are drawn from all of it in random order, and what half of it gave is filled with new rows: each row is
-given exactly once. The stream can be written down and gone on with (`Shuffled.state`), to the bit.
+rows, batches are drawn from all of it in random order, and the places of the half that was given take new rows: each
+row is given exactly once. The stream can be written down and gone on with (`Shuffled.state`), to the bit.
 
-Cost: for each batch of prompts a forward of the model up to the site's layer; memory of `buffer` rows and a little.
+Shapes are those of the buffer and of a batch of prompts, however many of its tokens are real: which rows go where is
+data, so nothing is compiled after the first batches.
+
+Cost: for each batch of prompts a forward of the model up to the site's layer; memory of `buffer` rows, twice while they
+are mixed.
 Misleads when: the buffer is small beside the length of texts: rows of one text then meet in one batch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from mechjax.base.errors import ArgumentError, CheckpointError
 from mechjax.models import Decoder, Encoder
 from mechjax.store.rows import batch_of, captured, columns_of
 
 Rows = Float[Array, "_ width"]
+Some = tuple[Rows, Int[np.ndarray, " some"]]
+"""Rows, and which of them are given."""
 
 
 def activations(
@@ -62,9 +70,10 @@ def activations(
         )
     columns = columns_of(model, site, layer)
 
-    def rows(some: Any) -> Rows:
+    def rows(some: Any) -> Some:
         given = batch_of(model, some, skip_first=skip_first)
-        return captured(model, (given.ids, given.mask, given.positions), columns)[0][given.real]
+        every = captured(model, (given.ids, given.mask, given.positions), columns)[0]
+        return every, np.flatnonzero(given.real)
 
     return Shuffled(prompts, rows, batch, held, key)
 
@@ -73,12 +82,12 @@ def shuffled(rows: Iterable[Rows], batch: int, buffer: int, key: Key[Array, ""] 
     """Rows in random order, each once, through a buffer of so many.
 
     Args:
-        rows: Rows, as many at a time as there are.
+        rows: Rows, as many at a time as there are; each number of them is compiled for once.
         batch: Rows of what is given.
         buffer: Rows that are held.
         key: Shuffles.
     """
-    return Shuffled(rows, lambda some: some, batch, buffer, key)
+    return Shuffled(rows, lambda some: (jnp.asarray(some), np.arange(len(some))), batch, buffer, key)
 
 
 class Shuffled(Iterator[Float[Array, "batch width"]]):
@@ -90,7 +99,7 @@ class Shuffled(Iterator[Float[Array, "batch width"]]):
     def __init__(
         self,
         source: Iterable[Any],
-        rows: Callable[[Any], Rows],
+        rows: Callable[[Any], Some],
         batch: int,
         buffer: int,
         key: Key[Array, ""] | Array,
@@ -106,9 +115,9 @@ class Shuffled(Iterator[Float[Array, "batch width"]]):
         """
         self._source, self._rows, self._key = iter(source), rows, key
         self._batch, self._buffer = batch, buffer
-        self._held: Rows | None = None
-        self._waiting: Rows | None = None
-        self._at = self._until = self._taken = 0
+        self._held: Rows | None = None  # (buffer, width), of which the first `_count` are rows of the source
+        self._waiting: Some | None = None
+        self._at = self._until = self._count = self._taken = 0
         self._last = False
 
     def __next__(self) -> Float[Array, "batch width"]:
@@ -117,16 +126,20 @@ class Shuffled(Iterator[Float[Array, "batch width"]]):
         if self._held is None or self._at == self._until:
             raise StopIteration
         self._at += self._batch
-        return self._held[self._at - self._batch : self._at]
+        return _part(self._held, jnp.int32(self._at - self._batch), self._batch)
 
     def state(self) -> dict[str, np.ndarray]:
         """What is held and how far it has come, as arrays."""
-        kept = {"held": self._held, "waiting": self._waiting}
-        numbers = [self._at, self._until, self._taken, self._last]
-        return {name: np.asarray(x) for name, x in kept.items() if x is not None} | {
+        numbers = [self._at, self._until, self._count, self._taken, self._last]
+        state = {
             "key": np.asarray(jax.random.key_data(self._key)),
             "numbers": np.asarray(numbers, np.int32),
         }
+        if self._held is not None:
+            state["held"] = np.asarray(self._held)
+        if self._waiting is not None:
+            state["waiting"] = np.asarray(self._waiting[0])[self._waiting[1]]
+        return state
 
     def resume(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from what `state` gave, of a stream that was made in the same way.
@@ -134,11 +147,11 @@ class Shuffled(Iterator[Float[Array, "batch width"]]):
         Raises:
             CheckpointError: The source ends before that.
         """
-        self._at, self._until, taken, last = (int(n) for n in state["numbers"])
+        self._at, self._until, self._count, taken, last = (int(n) for n in state["numbers"])
         self._last = bool(last)
-        self._held, self._waiting = (
-            jnp.asarray(state[name]) if name in state else None for name in ("held", "waiting")
-        )
+        held, waiting = (jnp.asarray(state[name]) if name in state else None for name in ("held", "waiting"))
+        self._held = held
+        self._waiting = None if waiting is None else (waiting, np.arange(len(waiting)))
         self._key = jax.random.wrap_key_data(jnp.asarray(state["key"]), impl=jax.random.key_impl(self._key))
         passed = sum(1 for _ in islice(self._source, taken - self._taken))
         if self._taken + passed < taken:
@@ -149,36 +162,58 @@ class Shuffled(Iterator[Float[Array, "batch width"]]):
         self._taken = taken
 
     def _refill(self) -> None:
-        """New rows for those that were given, in another order."""
-        held = None if self._held is None else self._held[self._until :]
-        missing = self._buffer - (0 if held is None else len(held))
-        fresh = self._fresh(missing)
-        held = fresh if held is None else held if fresh is None else jnp.concatenate([held, fresh])
-        self._held, self._at, self._until = held, 0, 0
-        self._last = fresh is None or len(fresh) < missing
-        if held is None:
-            return
-        self._key, own = jax.random.split(self._key)
-        self._held = _mixed(held, own)
+        """New rows in the places of those that were given, and another order."""
+        places = np.arange(self._buffer)
+        free = places[(places < self._until) | (places >= self._count)]
+        filled = 0
+        while filled < len(free) and (some := self._some()) is not None:
+            rows, given = some
+            now = min(len(given), len(free) - filled)
+            to = np.full(len(rows), self._buffer, np.int32)  # outside: not placed
+            to[given[:now]] = free[filled : filled + now]
+            if self._held is None:
+                self._held = jnp.zeros((self._buffer, rows.shape[1]), rows.dtype)
+            self._held = _placed(self._held, rows, jnp.asarray(to))
+            filled += now
+            self._waiting = (rows, given[now:]) if now < len(given) else None
+        self._last, self._at = filled < len(free), 0
+        there = np.ones(self._buffer, bool)
+        there[free[filled:]] = False
+        self._count = int(there.sum())
         half = max(self._buffer // 2 // self._batch, 1) * self._batch
-        self._until = len(held) // self._batch * self._batch if self._last else half
+        self._until = self._count // self._batch * self._batch if self._last else half
+        if self._held is not None:
+            self._key, own = jax.random.split(self._key)
+            self._held = _mixed(self._held, jnp.asarray(there), own)
 
-    def _fresh(self, n: int) -> Rows | None:
-        """The next `n` rows, or as many as there are."""
-        some = [] if self._waiting is None else [self._waiting]
-        count = sum(map(len, some))
-        while count < n and (item := next(self._source, None)) is not None:
-            self._taken += 1
-            some.append(self._rows(item))
-            count += len(some[-1])
-        if not count:
+    def _some(self) -> Some | None:
+        """Rows that wait, or the next of the source; None at its end."""
+        if self._waiting is not None:
+            return self._waiting
+        if (item := next(self._source, None)) is None:
             return None
-        every = some[0] if len(some) == 1 else jnp.concatenate(some)
-        self._waiting = every[n:] if count > n else None
-        return every[:n]
+        self._taken += 1
+        return self._rows(item)
+
+
+@partial(jax.jit, static_argnums=2)
+def _part(held: Float[Array, "row width"], start: Int[Array, ""], batch: int) -> Float[Array, "batch width"]:
+    """Rows from `start` on."""
+    return lax.dynamic_slice_in_dim(held, start, batch)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _placed(
+    held: Float[Array, "row width"], rows: Float[Array, "some width"], to: Int[Array, "some"]
+) -> Float[Array, "row width"]:
+    """With rows put to their places; those whose place is outside are left out."""
+    return held.at[to].set(rows, mode="drop")
 
 
 @jax.jit
-def _mixed(held: Float[Array, "row width"], key: Array) -> Float[Array, "row width"]:
-    """Rows in another order."""
-    return held[jax.random.permutation(key, len(held))]
+def _mixed(
+    held: Float[Array, "row width"], there: Bool[Array, "row"], key: Array
+) -> Float[Array, "row width"]:
+    """Rows in another order, those that are there first."""
+    order = jax.random.permutation(key, len(held))
+    return held[order[jnp.argsort(~there[order], stable=True)]]

@@ -9,6 +9,7 @@ import mechjax as mj
 from mechjax.base.errors import ArgumentError, SiteError
 from mechjax.dictionaries import TopK
 from mechjax.dictlearn import activations, shuffled, train
+from tests.compilations import nothing_compiles
 
 KEY = jax.random.key(0)
 
@@ -70,6 +71,25 @@ def test_activations__of_padded_texts__leave_padding_and_first_tokens_out(tiny_m
     first = np.asarray(starts)[[0, 1, 2, 3], [0, 3, 0, 0]]
     rows = np.concatenate(get(skip_first=True))
     assert min(np.abs(rows - row).max(-1).min() for row in first) > 1e-3
+
+
+def test_activations__of_texts_of_any_lengths__compile_nothing_anew(tiny_model, caplog):
+    """As many real tokens as there may be: a program for each number of them would be one for nearly every batch."""
+    rng = np.random.default_rng(0)
+    masks = [np.arange(6) < rng.integers(1, 7, (4, 1)) for _ in range(40)]
+    texts = [mj.Prompts(ids, jnp.asarray(m)) for ids, m in zip(prompts(tiny_model, 40), masks, strict=True)]
+    assert len({int(m.sum()) for m in masks}) > 8
+    stream = activations(tiny_model, texts, "resid_post", layer=1, batch=8, buffer=64, key=KEY)
+    first = [next(stream) for _ in range(9)]  # through two refills
+    with nothing_compiles(caplog):
+        rest = list(stream)
+    rows = np.concatenate([*first, *rest])
+    n = sum(int(m.sum()) for m in masks)
+    assert len(rows) == n // 8 * 8
+    real = np.concatenate(
+        [mj.capture(tiny_model, ["resid_post"])(p)[1]["resid_post"][1][p.mask] for p in texts]
+    )
+    assert np.abs(rows[:, None] - real).max(-1).min(1).max() < 1e-5
 
 
 def test_activations__train_a_dictionary(tiny_model):
