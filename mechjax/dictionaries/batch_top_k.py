@@ -4,7 +4,8 @@
     use:      f = z where z > threshold
 
 `threshold` is what the smallest kept latent of a batch is on average, so that a token's latents do not hang on what
-stands beside it. It is the plain mean at first and an exponential one later: a short run leaves no wrong one behind.
+stands beside it. The mean is of all batches up to ten, then of the last ten, of the last tenth of a longer run (Shamir
+and Zhang 2013, arXiv:1212.1824), and of the last thousand of a long one: no early weights are left in it.
 
 Exactly B k are kept, ties by place (fewer where fewer are positive). The largest `SPARE` times k of each token are
 looked through first; where a token may have more, all latents are.
@@ -28,6 +29,7 @@ from mechjax.dictionaries.top_k import check_k
 
 SPARE = 4
 RATE = 1e-3  # of the exponential mean: 1 - 0.999, as in the authors' and others' code
+RECENT = 10  # batches that count at least, and one over the part that does
 
 
 class BatchTopK(Revived):
@@ -124,7 +126,8 @@ class BatchTopK(Revived):
         there = jnp.isfinite(outcome.least)
         least = jnp.where(there, outcome.least, 0).astype(self.threshold.dtype)
         count = self.n_observed + there.astype(jnp.int32)
-        rate = jnp.maximum(1 / jnp.maximum(count, 1).astype(least.dtype), RATE)
+        seen = jnp.maximum(count, 1).astype(least.dtype)
+        rate = jnp.maximum(1 / seen, jnp.clip(RECENT / seen, RATE, 1 / RECENT))
         moved = jnp.where(there, self.threshold + rate * (least - self.threshold), self.threshold)
         return eqx.tree_at(lambda d: [d.threshold, d.n_observed], self, [moved, count])
 

@@ -184,6 +184,26 @@ def test_batch_top_k__in_use__keeps_as_many_after_a_few_batches():
     assert (np.asarray(dictionary.preactivations(tokens(9, 400))) > naive).sum(-1).mean() > 10
 
 
+def test_batch_top_k__threshold__is_that_of_the_last_batches_not_of_all():
+    """Kept latents change as a dictionary learns: the mean of a whole run of 300 batches would be 1.5 and keep more."""
+    dictionary = drawn("batch_top_k")
+    outcome = dictionary.loss(tokens(), tokens(), stage(), None)[1]
+    least = jnp.linspace(1.0, 2.0, 300)
+    step = lambda d, value: (d.observed(eqx.tree_at(lambda o: o.least, outcome, value)), None)
+    arrays, static = eqx.partition(dictionary, eqx.is_array)
+    again = lambda arrays, value: (
+        eqx.partition(step(eqx.combine(arrays, static), value)[0], eqx.is_array)[0],
+        None,
+    )
+    found = eqx.combine(jax.lax.scan(again, arrays, least)[0], static)
+    weights = np.ones(1)
+    for n in range(2, 301):
+        new = 1 / min(n, 10) if n < 100 else 10 / n
+        weights = np.append(weights * (1 - new), new)
+    np.testing.assert_allclose(found.threshold, weights @ np.asarray(least), **TOL["float32", "parity"])
+    assert 1.85 < float(found.threshold) < 2 and int(found.n_observed) == 300
+
+
 def test_batch_top_k__of_nothing_positive__leaves_the_threshold():
     dictionary = BatchTopK.init(d_model=D, n_features=F, k=2, key=jax.random.key(0))
     low = eqx.tree_at(lambda d: d.b_enc, dictionary, jnp.full(F, -100.0))
