@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 from mechjax.base.errors import ArgumentError
 
 ADAM = optax.scale_by_adam()
+UNIT_ADAM = optax.chain(optax.normalize_by_update_norm(), optax.scale_by_adam())
 DEAD_AFTER = 10_000_000  # tokens, as in Gao et al. (2024)
 
 
@@ -45,7 +46,7 @@ class Plan(eqx.Module):
 
 def planned(
     steps: int, per_call: int, rate: float, warm_up: int, decay: float, sparsity: float, l0: float | None, dead: int,
-    optimizer: optax.GradientTransformation | None,
+    optimizer: optax.GradientTransformation | None, unit_gradients: bool,
 ) -> Plan:  # fmt: skip
     """What a run holds to.
 
@@ -71,5 +72,5 @@ def planned(
         jnp.int32(sparsity * steps),
         jnp.int32(dead),
         None if l0 is None else jnp.float32(l0),
-        ADAM if optimizer is None else optimizer,
+        (UNIT_ADAM if unit_gradients else ADAM) if optimizer is None else optimizer,
     )

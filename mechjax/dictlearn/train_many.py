@@ -59,6 +59,7 @@ def train_many(
     normalize: bool = True,
     centre: bool = True,
     not_finite: NotFinite = "abort",
+    unit_gradients: bool = True,
     optimizer: optax.GradientTransformation | None = None,
     steps_per_call: int = 20,
     metrics: str | Path | None = None,
@@ -83,7 +84,10 @@ def train_many(
         normalize: Whether to divide the data by their root mean square, and fold it back.
         centre: Whether to set biases to the middle of the first batches.
         not_finite: What to do with a batch that holds NaN or makes one: "abort", or "skip" it and count.
-        optimizer: In place of Adam, with a schedule of its own.
+        unit_gradients: Whether each step's gradient is brought to length 1 before Adam, which remembers the squares of
+            a thousand steps: those of the first are far larger and would hold the rest back. (SAELens clips at a length
+            that nearly every gradient is above, which comes to the same.)
+        optimizer: In place of Adam and of unit gradients, with a schedule of its own.
         steps_per_call: Steps of one compiled call.
         metrics: A file to which each step's measures are added, lists with a number for each dictionary.
         tracker: Called with each step's number and measures.
@@ -99,7 +103,8 @@ def train_many(
     """
     mesh = _shared(dictionaries, mesh)
     plan = planned(
-        steps, steps_per_call, learning_rate, warm_up, decay, sparsity_warm_up, target_l0, dead_after, optimizer
+        steps, steps_per_call, learning_rate, warm_up, decay, sparsity_warm_up, target_l0, dead_after, optimizer,
+        unit_gradients,
     )  # fmt: skip
     one, kinds = dictionaries[0], ", ".join(dict.fromkeys(type(d).__name__ for d in dictionaries))
     lead = (len(dictionaries),) if own_batches else ()

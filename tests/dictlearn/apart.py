@@ -16,7 +16,7 @@ from pathlib import Path
 
 import mechjax as mj
 from mechjax.base.errors import ArgumentError
-from tests.parallel.for_tpu import ENVIRONMENT
+from mechjax.parallel.described import environment as for_tpu
 
 STEPS, B, D, F, K = 6, 16, 12, 80, 4
 
@@ -166,7 +166,7 @@ def tpu():
 
     chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
     mesh = Mesh(np.array(chips.devices).reshape(2, 4), ("data", "model"))
-    plan = planned(10, 2, 1e-3, 0, 0.3, 0.0, None, 1000, None)
+    plan = planned(10, 2, 1e-3, 0, 0.3, 0.0, None, 1000, None, True)
     key, kinds = jax.random.key(0), mj.dictionaries
     size = {"d_model": 256, "n_features": 4096, "key": key}
     tokens = 512
@@ -193,7 +193,7 @@ def tpu():
 
 def compiled_for_tpu():
     """Kind -> numbers of the largest gathered array and of sums between chips; and what was said."""
-    run = _process("tpu", **ENVIRONMENT)
+    run = _process("tpu", **for_tpu())
     out, said = run.communicate(timeout=280)
     rows = (line.split() for line in out.splitlines())
     return {name: (int(most), int(sums)) for name, most, sums in rows}, said[-3000:]

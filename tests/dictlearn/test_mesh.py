@@ -15,7 +15,7 @@ from mechjax.dictionaries.largest import largest_of_all, largest_of_each
 from mechjax.dictlearn import train, train_many
 from mechjax.dictlearn.loop import advance
 from mechjax.dictlearn.placement import placed
-from mechjax.dictlearn.plan import ADAM, planned
+from mechjax.dictlearn.plan import UNIT_ADAM, planned
 from mechjax.dictlearn.step import begun
 from tests.dictionaries.kinds import KINDS, D, F, drawn, tokens
 from tests.dictlearn import apart
@@ -65,9 +65,9 @@ def test_train_many__on_a_mesh__gives_the_dictionaries_of_one_device(mesh):
 
 
 def test_step__on_a_mesh__leaves_a_quarter_of_every_matrix_on_each_device_and_gathers_none(mesh):
-    plan = planned(10, 2, 1e-3, 0, 0.3, 0.0, None, 40, None)
+    plan = planned(10, 2, 1e-3, 0, 0.3, 0.0, None, 40, None, True)
     dictionary = drawn("top_k")
-    state = placed(begun(dictionary, ADAM), ADAM, mesh)
+    state = placed(begun(dictionary, UNIT_ADAM), UNIT_ADAM, mesh)
     x = jax.device_put(jnp.stack([tokens(0, 16), tokens(1, 16)]), NamedSharding(mesh, P(None, "data")))
     given = ((plan, jnp.ones(2), jnp.int32(0), (x, None)), state)
     with jax.set_mesh(mesh):

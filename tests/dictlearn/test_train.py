@@ -150,6 +150,18 @@ def test_train__of_data_in_other_units__is_the_same_in_these():
     )
 
 
+def test_train__after_a_batch_of_large_gradients__goes_on_at_its_pace():
+    """Adam divides by the root mean square of a thousand gradients: one that is 900 times as large stops plain Adam."""
+    given = [x * (30 if i == 0 else 1) for i, x in enumerate(batches(60))]
+    run = lambda unit: train(
+        drawn("jump_relu"), given, steps=60, learning_rate=1e-2, key=KEY, normalize=False, centre=False,
+        unit_gradients=unit,
+    ).history["fvu"]  # fmt: skip
+    unit, plain = run(True), run(False)
+    np.testing.assert_allclose(unit[0], plain[0], **TOL["float32", "law"])
+    assert unit[-1] < 0.6 * plain[-1]
+
+
 def test_train__of_turned_data__gives_a_turned_dictionary():
     turn = jnp.asarray(np.linalg.qr(np.random.default_rng(0).normal(size=(D, D)))[0], jnp.float32)
     dictionary = drawn("top_k")
