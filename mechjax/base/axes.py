@@ -25,6 +25,12 @@ AXES: Mapping[str, str] = {
     "sender": "what writes along a path",
     "receiver": "what reads at its end",
     "effect": "total, direct and indirect effects",
+    "source": "positions whose tokens a head copies from",
+    "transcoder": "transcoders, by the layer that they stand in for",
+    "dictionary": "dictionaries that were trained side by side",
+    "known": "features of a world that are known",
+    "path": "paths through latents",
+    "step": "steps of a run, or of a path",
     "one": "a single number, kept as an axis",
 }
 """Axis name -> what it counts."""

@@ -5,7 +5,6 @@ scale, the steps that are done, what the stream of batches has come to, and what
 the ends of compiled calls, so that a run that goes on is cut into the same programs as one that was never stopped.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mechjax.base.digests import tree_digest
 from mechjax.base.errors import ArgumentError, CheckpointError, WriteError
 from mechjax.base.records import replace_file
 from mechjax.dictionaries import Dictionary
 from mechjax.dictlearn.loop import Measures, joined
-from mechjax.dictlearn.plan import Plan
+from mechjax.dictlearn.plan import ADAM, UNIT_ADAM, Plan
 from mechjax.dictlearn.step import State
-from mechjax.fit import restore_all, save_checkpoint, saved_steps
+from mechjax.fit import restore_all, said_of, save_checkpoint, saved_steps
 
 KEEP = 2  # checkpoints that stay: the newest, and one before it should that be found broken
 _STREAM, _HISTORY = "stream.", "history."
@@ -76,8 +76,7 @@ class Keeper:
         Raises:
             CheckpointError: Of another run, or not as it was written.
         """
-        found = restore_all(self.folder, step, (state, scale))
-        saved = found.about["run"]
+        saved = said_of(self.folder, step)["run"]
         differ = sorted(
             name for name in saved.keys() | self.run.keys() if saved.get(name) != self.run.get(name)
         )
@@ -86,6 +85,7 @@ class Keeper:
             raise CheckpointError(
                 f"`{self.folder}` holds another run: {told}. Go on with what it was begun with, or give a new folder."
             )
+        found = restore_all(self.folder, step, (state, scale))
         part = lambda prefix: {
             name.removeprefix(prefix): x for name, x in found.beside.items() if name.startswith(prefix)
         }
@@ -134,10 +134,8 @@ def keeper(
         raise ArgumentError(f"save_every={every}: give a number of steps, 1 or more.")
     numbers = {name: value for name, value in vars(plan).items() if name != "optimizer"}
     run = {name: None if value is None else float(f"{float(value):.7g}") for name, value in numbers.items()}
-    begins = hashlib.sha256(str(jax.tree.structure(dictionary)).encode())
-    for leaf in jax.tree.leaves(dictionary):
-        begins.update(np.asarray(leaf).tobytes())
-    run |= {"dictionary": begins.hexdigest()[:16], "steps_per_call": per_call}
+    run |= {"dictionary": tree_digest(dictionary)[:16], "steps_per_call": per_call}
+    run |= {"optimizer": {ADAM: "adam", UNIT_ADAM: "adam of unit gradients"}.get(plan.optimizer, "own")}
     return Keeper(Path(folder), every, per_call, json.loads(json.dumps(run | more)))
 
 

@@ -1,4 +1,10 @@
-"""What a run holds to: numbers that are data, so that other numbers need no other program."""
+"""What a run holds to: numbers that are data, so that other numbers need no other program.
+
+Adam divides by the root mean square of some thousand gradients. Those of the first steps are tens of times as long as
+later ones, and would hold a run back for as many steps; so each is brought to length 1 first. SAELens,
+dictionary_learning and sparsify clip at a length, which comes to the same where nearly every gradient is longer, as
+SAELens' are, and to nothing where losses are small numbers.
+"""
 
 import equinox as eqx
 import jax.numpy as jnp

@@ -111,9 +111,7 @@ def train(
         normalize: Whether to divide the data by their root mean square, each site by its own, and fold it back.
         centre: Whether to set biases to the middle of the first batches.
         not_finite: What to do with a batch that holds NaN or makes one: "abort", or "skip" it and count.
-        unit_gradients: Whether each step's gradient is brought to length 1 before Adam, which remembers the squares of
-            a thousand steps: those of the first are far larger and would hold the rest back. (SAELens clips at a length
-            that nearly every gradient is above, which comes to the same.)
+        unit_gradients: Whether Adam is told each gradient's direction alone (`plan` says why).
         optimizer: In place of Adam and of unit gradients, with a schedule of its own.
         steps_per_call: Steps of one compiled call.
         metrics: A file to which each step's measures are added, one line of JSON for each.
@@ -144,7 +142,6 @@ def train(
     keep = keeper(
         checkpoints, save_every, steps_per_call, dictionary.trained, plan, resample_at=sorted(stops),
         key=np.asarray(jax.random.key_data(key)).tolist(), normalize=normalize, centre=centre, not_finite=not_finite,
-        unit_gradients=unit_gradients,
     )  # fmt: skip
     watch = Watch(f"Training {type(dictionary).__name__}", not_finite, metrics, tracker)
     how = _How(plan, watch, mesh, key, stops, keep, steps_per_call, normalize, centre)

@@ -74,8 +74,7 @@ def train_many(
         batches: One array (batch, d_model) for each step, that all of them read, or pairs, as for `train`.
         steps: How many.
         learning_rate: Its peak.
-        own_batches: Whether each dictionary reads its own part of an array (dictionary, batch, d_model): one layer of
-            `acts["resid_post"]`, say.
+        own_batches: Whether arrays are (dictionary, batch, d_model), a part for each: layers of a site, say.
         warm_up: Steps over which the learning rate grows to its peak.
         decay: Over which last part of the run it falls to 0, linearly.
         sparsity_warm_up: Over which first part of the run coefficients of sparsity grow to their values.
@@ -84,9 +83,7 @@ def train_many(
         normalize: Whether to divide the data by their root mean square, and fold it back.
         centre: Whether to set biases to the middle of the first batches.
         not_finite: What to do with a batch that holds NaN or makes one: "abort", or "skip" it and count.
-        unit_gradients: Whether each step's gradient is brought to length 1 before Adam, which remembers the squares of
-            a thousand steps: those of the first are far larger and would hold the rest back. (SAELens clips at a length
-            that nearly every gradient is above, which comes to the same.)
+        unit_gradients: Whether Adam is told each gradient's direction alone (`plan` says why).
         optimizer: In place of Adam and of unit gradients, with a schedule of its own.
         steps_per_call: Steps of one compiled call.
         metrics: A file to which each step's measures are added, lists with a number for each dictionary.

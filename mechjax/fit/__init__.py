@@ -10,6 +10,9 @@ from mechjax.fit.checkpoint import (
     restore_checkpoint as restore_checkpoint,
 )
 from mechjax.fit.checkpoint import (
+    said_of as said_of,
+)
+from mechjax.fit.checkpoint import (
     save_checkpoint as save_checkpoint,
 )
 from mechjax.fit.checkpoint import (

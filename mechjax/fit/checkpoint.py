@@ -136,13 +136,9 @@ def restore_all(folder: str | Path, step: int, like: Model) -> Restored[Model]:
     """
     import orbax.checkpoint as ocp
 
-    if step not in saved_steps(folder):
-        raise CheckpointError(
-            f"`{folder}` has no checkpoint of step {step}; it has {list(saved_steps(folder))}."
-        )
+    pages = _pages(folder, step)
     arrays, rest = eqx.partition(like, eqx.is_array)
     path = Path(folder).absolute() / str(step)
-    pages = [_page(file) for file in sorted(path.glob("checksums.*.json"))]
     saved = pages[0]["arrays"]
     wanted = {name: _shape(leaf) for name, leaf in _arrays(like).items()}
     own = {name for name in saved if not name.startswith(_BESIDE)}
@@ -172,6 +168,24 @@ def restore_all(folder: str | Path, step: int, like: Model) -> Restored[Model]:
     return Restored(
         model, {name.removeprefix(_BESIDE): np.asarray(found[name]) for name in beside}, pages[0]["about"]
     )
+
+
+def said_of(folder: str | Path, step: int) -> dict[str, Any]:
+    """What was said of a checkpoint when it was saved (`about`), without its arrays.
+
+    Raises:
+        CheckpointError: There is none, or what was said is not as it was written.
+    """
+    return _pages(folder, step)[0]["about"]
+
+
+def _pages(folder: str | Path, step: int) -> list[dict[str, Any]]:
+    """What each process wrote of its parts of a checkpoint."""
+    if step not in saved_steps(folder):
+        raise CheckpointError(
+            f"`{folder}` has no checkpoint of step {step}; it has {list(saved_steps(folder))}."
+        )
+    return [_page(file) for file in sorted((Path(folder).absolute() / str(step)).glob("checksums.*.json"))]
 
 
 def _arrays(model: object) -> dict[str, Array]:

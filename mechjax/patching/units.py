@@ -20,6 +20,7 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import Array, Float, Int
 
+from mechjax.base.digests import tree_digest
 from mechjax.base.errors import ArgumentError, CheckpointError, WriteError
 from mechjax.base.progress import bar
 from mechjax.base.records import replace_file
@@ -115,10 +116,10 @@ def _specification(sweep: Sweep, mode: str, names: tuple[str, ...]) -> dict[str,
     positions = dict(zip(names, np.asarray(sweep.named).tolist(), strict=True)) if names else None
     return {
         "format": _FORMAT,
-        "model": fingerprint(sweep.model),
-        "clean": fingerprint((clean, sweep.mask)),
-        "corrupt": fingerprint((corrupt, sweep.mask)),
-        "metric": f"{type(sweep.metric).__qualname__} {fingerprint(sweep.metric)}",
+        "model": tree_digest(sweep.model),
+        "clean": tree_digest((clean, sweep.mask)),
+        "corrupt": tree_digest((corrupt, sweep.mask)),
+        "metric": f"{type(sweep.metric).__qualname__} {tree_digest(sweep.metric)}",
         "site": sweep.site,
         "over": list(sweep.over),
         "mode": mode,
@@ -126,17 +127,6 @@ def _specification(sweep: Sweep, mode: str, names: tuple[str, ...]) -> dict[str,
         "chunk_size": sweep.chunk,
         "starts": list(sweep.starts),
     }
-
-
-def fingerprint(tree: Any) -> str:
-    """A checksum of a pytree's arrays and of all else that it holds."""
-    leaves, rest = jax.tree.flatten(tree)
-    total = hashlib.sha256(str(rest).encode())
-    for leaf in leaves:
-        array = np.ascontiguousarray(leaf)
-        total.update(f"{array.dtype}{array.shape}".encode())
-        total.update(array.reshape(-1).view(np.uint8).data)
-    return total.hexdigest()
 
 
 def _specify(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -192,7 +182,7 @@ def _head(scores: np.ndarray, unit: Unit, specification: str) -> dict[str, str]:
         "format": _FORMAT,
         "unit": unit.index,
         "specification": specification,
-        "sha256": fingerprint(scores),
+        "sha256": tree_digest(scores),
     }
     return {"mechjax": json.dumps(page)}
 

@@ -6,11 +6,12 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from mechjax.base.digests import arrays_digest
 from mechjax.base.errors import ArgumentError, CheckpointError
 from mechjax.models import Decoder, Encoder
 from mechjax.store.arrays import Columns, digest_of, write_metadata, write_shard
 from mechjax.store.capturing import Rows, shards_from
-from mechjax.store.identity import config_digest, weights_digest
+from mechjax.store.identity import config_digest
 from mechjax.store.lock import sole_writer
 from mechjax.store.manifest import Manifest, Shard, check_same, read_manifest, write_manifest
 from mechjax.store.moments import merged, moments_of, no_moments
@@ -43,7 +44,7 @@ def repair(
     with sole_writer(folder):
         manifest = read_manifest(folder)
         said = manifest.specification
-        check_same(folder, said, replace(said, config=config_digest(model), weights=weights_digest(model)))
+        check_same(folder, said, replace(said, config=config_digest(model), weights=arrays_digest(model)))
         found = verify(folder)
         if manifest.complete:
             write_metadata(folder, said, manifest.rows)

@@ -17,13 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mechjax.base.digests import arrays_digest
 from mechjax.base.errors import ArgumentError, WriteError
 from mechjax.base.progress import bar
 from mechjax.hub import Tokenizer
 from mechjax.models import Decoder, Encoder
 from mechjax.store.arrays import Columns, place, write_metadata, write_shard
 from mechjax.store.capturing import Filled, shards_from
-from mechjax.store.identity import config_digest, tokenizer_digest, weights_digest
+from mechjax.store.identity import config_digest, tokenizer_digest
 from mechjax.store.lock import sole_writer
 from mechjax.store.manifest import (
     DTYPES,
@@ -122,7 +123,7 @@ def _specification(
     while shard_rows % chunk:
         chunk //= 2
     return Specification(
-        columns, dtype, shard_rows, chunk, rows, skip_first, not_finite, config_digest(model), weights_digest(model),
+        columns, dtype, shard_rows, chunk, rows, skip_first, not_finite, config_digest(model), arrays_digest(model),
         tokenizer_digest(tokenizer), source,
     )  # fmt: skip
 

@@ -65,6 +65,8 @@ def test_train__of_another_run__is_refused(broken_off, tmp_path):
         CheckpointError, match=r"holds another run: .*learning_rate was 0\.001\d* and is 0\.01"
     ):
         run(folder, learning_rate=1e-2)
+    with pytest.raises(CheckpointError, match="optimizer was adam of unit gradients and is adam"):
+        run(folder, unit_gradients=False)
     with pytest.raises(ArgumentError, match="8 steps were done before, and `batches` ended after 3"):
         run(folder, stop=3)
     with pytest.raises(ArgumentError, match="save_every=0"):
