@@ -1,6 +1,6 @@
 """Cross-layer transcoders: latents of each layer, which write to what the MLPs of all layers from there on give.
 
-    f_i = z_i where z_i > threshold_i, else 0        z_i = ReLU(x_i W_enc,i + b_enc,i)
+    f_i = z_i where z_i > threshold_i, else 0        z_i = x_i W_enc,i + b_enc,i
 
     y_hat_l = sum over i <= l of f_i W_dec,i->l + b_dec,l (+ x_l W_skip,l)
 
@@ -9,9 +9,11 @@
 with |W_dec,i,n| the length of the latent's rows to all layers together, and means over tokens. Steps have the estimated
 derivative of `JumpReLU`, which flows to thresholds and encoders.
 
-Cost: for a token 2 L d F operations to read and d F L (L + 1) to write, forwards; all latents are gone through, active
-or not. Decoders are held without those to layers before: half of what a square would take. `l0` counts the latents of
-all layers. Misleads when: a layer's output is made by latents of layers before because these are cheaper for the
+Cost: for a token 2 L d F operations to read and d F L (L + 1) to write, forwards, and twice as many backwards. Where
+few latents of each layer are above their thresholds or in the window around these, k each
+(`mechjax.dictionaries.products`), training writes by them alone: d k L (L + 1), and twice as many backwards. Decoders
+are held without those to layers before: half of what a square would take. `l0` counts the latents of all layers.
+Misleads when: a layer's output is made by latents of layers before because these are cheaper for the
 penalty, not because the model does so; compare the replaced model's logits.
 
 Reference: Ameisen et al. (2025), "Circuit tracing: revealing computational graphs in language models", section 2.1.
@@ -30,9 +32,9 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from mechjax.base.errors import ArgumentError, ShapeError
-from mechjax.dictionaries.dictionary import Dictionary, Outcome, Selected, Stage
-from mechjax.dictionaries.jump_relu import LARGE, jump
-from mechjax.dictionaries.products import Codes, at_least_float32, product
+from mechjax.dictionaries.dictionary import Dictionary, Outcome, Selected, Stage, squared
+from mechjax.dictionaries.jump_relu import FEWEST, LARGE, PER_CANDIDATE, above, jump
+from mechjax.dictionaries.products import Codes, at_least_float32, few, product, read, write
 
 LENGTH = 0.1  # of fresh latents' rows of the decoder, to all layers together
 each_layer = jax.vmap(product, in_axes=(-2, 0), out_axes=-2)
@@ -200,6 +202,17 @@ class CrossLayerTranscoder(Dictionary):
         sums = jnp.stack(layers, -2)
         return jnp.where(sums > 0, jnp.sqrt(jnp.where(sums > 0, sums, 1)), 0)  # no infinite gradient at 0
 
+    def select(self, x: Float[Array, "batch layer d_model"], stage: Stage) -> Selected | None:
+        """For each layer what is above its threshold or in the window around it; None where these are not few."""
+        spare = max(FEWEST, self.n_features // PER_CANDIDATE)
+        if not few(self.n_features, spare):
+            return None
+        dense = lax.stop_gradient(jnp.swapaxes(self.preactivations(x), 0, 1))
+        lowest = lax.stop_gradient(self.threshold - self.bandwidth / 2).astype(dense.dtype)
+        fits = (dense > lowest[:, None]).sum(-1).max() <= spare
+        codes = lax.map(lambda of: above(of[0], of[1], spare, fits), (dense, lowest))
+        return Selected(codes, dense, fits)
+
     def loss(
         self,
         x: Float[Array, "batch layer d_model"],
@@ -208,16 +221,35 @@ class CrossLayerTranscoder(Dictionary):
         selected: Selected | None,
     ) -> tuple[Float[Array, ""], Outcome]:
         """The error of all layers, and the penalty."""
-        z = jax.nn.relu(self.preactivations(x))
-        threshold = jnp.broadcast_to(self.threshold.astype(z.dtype), z.shape)
-        f = jump(z, threshold, self.bandwidth.astype(z.dtype), True)
-        penalty = jnp.tanh(LARGE * f * self.decoder_norms()).sum((-1, -2)).mean()
-        part = stage.sparsity * self.coefficient * penalty
+        width = self.bandwidth.astype(x.dtype)
         flat = lambda a: a.reshape(len(a), -1)
-        error = y - self.completed(self.decode(f), x)
-        _, outcome = self.measured(flat(error), flat(y), Codes(flat(f)), {"sparsity": part})
-        fired = outcome.fired.reshape(self.latents)
-        return outcome.squared_error + part, eqx.tree_at(lambda o: o.fired, outcome, fired)
+        if selected is None or selected.codes.indices is None:
+            z = self.preactivations(x)
+            f = jump(z, jnp.broadcast_to(self.threshold.astype(z.dtype), z.shape), width, True)
+            made, sizes, fired = self.decode(f), f * self.decoder_norms(), (f != 0).sum(0, dtype=jnp.int32)
+        else:
+            each = (jnp.swapaxes(x, 0, 1), self.W_enc, self.b_enc, self.threshold, selected.codes)
+            active = lax.map(lambda of: _active(of[0], of[1], of[2], of[3], of[4], width), each)
+            made = self._written(active)
+            norms = lax.map(lambda of: of[0].of_latents(of[1]), (active, self.decoder_norms()))
+            sizes = active.values * norms
+            fired = lax.map(lambda codes: codes.fired(self.n_features), active)
+        part = stage.sparsity * self.coefficient * jnp.tanh(LARGE * sizes).sum() / len(x)
+        error, away = (flat(a) for a in (y - self.completed(made, x), y - y.mean(0)))
+        l0 = fired.sum().astype(x.dtype) / len(x)
+        outcome = Outcome(squared(error), squared(away), fired, l0, {"sparsity": part})
+        return outcome.squared_error + part, outcome
+
+    def _written(self, active: Codes) -> Float[Array, "batch layer d_out"]:
+        """What few latents of each layer write to each."""
+
+        def pair(made: Array, of: tuple[Array, ...]) -> tuple[Array, None]:
+            W, layer, to = of
+            return made.at[to].add(write(jax.tree.map(lambda a: a[layer], active), W)), None
+
+        none = jnp.broadcast_to(self.b_dec[:, None], (self.n_layers, active.values.shape[1], self.writes[-1]))
+        layer, to = (jnp.asarray(at, jnp.int32) for at in self.pairs())
+        return jnp.swapaxes(lax.scan(pair, none, (self.W_dec, layer, to))[0], 0, 1)
 
     def constrained(self) -> "CrossLayerTranscoder":
         """With thresholds that are not negative."""
@@ -249,3 +281,17 @@ class CrossLayerTranscoder(Dictionary):
         made += [self.coefficient * jnp.square(mean)]
         made += [] if self.W_skip is None else [self.W_skip * over(w / r, 2)]
         return eqx.tree_at(where, self, made)
+
+
+def _active(
+    x: Float[Array, "batch d_model"],
+    W: Float[Array, "d_model feature"],
+    b: Float[Array, " feature"],
+    threshold: Float[Array, " feature"],
+    found: Codes,
+    bandwidth: Float[Array, ""],
+) -> Codes:
+    """The latents of one layer, of those that were looked through."""
+    z = read(x, W, b, found)
+    at = jnp.broadcast_to(found.of_latents(threshold).astype(z.dtype), z.shape)
+    return found.holding(jump(z, at, bandwidth, True))

@@ -47,12 +47,12 @@ class Selected(eqx.Module):
 
     Attributes:
         codes: Pairs with what the encoder gives there, before it is cut off at 0 or at a threshold.
-        dense: What the encoder gives at every latent.
+        dense: What the encoder gives at every latent; layers first, where there are several.
         fits: Whether the pairs are all that is kept; None where they always are.
     """
 
     codes: Codes
-    dense: Float[Array, "batch feature"]
+    dense: Float[Array, "*layer batch feature"]
     fits: Bool[Array, ""] | None = None
 
 

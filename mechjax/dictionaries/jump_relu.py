@@ -1,6 +1,6 @@
 """JumpReLU dictionaries: a latent is what the encoder gives where that is above the latent's own threshold.
 
-    f = z where z > threshold, else 0        z = ReLU(x W_enc + b_enc)
+    f = z where z > threshold, else 0        z = x W_enc + b_enc
 
     "step":       ||y - y_hat||^2 + coefficient * sum_i H(z_i - threshold_i)
     "quadratic":  ||y - y_hat||^2 + coefficient * (L0 / target - 1)^2
@@ -18,7 +18,9 @@ The bandwidth is a length in the units of the data: where few latents fall into 
 
 Reference: Rajamanoharan et al. (2024), arXiv:2407.14435 (Eq. 9 to 12); "tanh": Anthropic (January 2025), "Dictionary
 learning optimization techniques"; "quadratic": the target of Gemma Scope 2, on a batch's mean. Differs from the paper:
-the threshold itself is trained, not its logarithm (which moves by steps that hang on its size), and kept positive.
+the threshold itself is trained, not its logarithm (which moves by steps that hang on its size), and kept from 0 up;
+and z is not cut off at 0 first, as in the paper's code: all inactive latents would then lie at 0, in every window that
+is wider than twice the threshold, and "tanh" could not pull them up.
 """
 
 from functools import partial
@@ -28,7 +30,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from mechjax.base.errors import ArgumentError
 from mechjax.dictionaries.dictionary import Dictionary, Outcome, Selected, Stage, drawn
@@ -131,21 +133,17 @@ class JumpReLU(Dictionary):
             return None
         dense = lax.stop_gradient(self.preactivations(x))
         lowest = lax.stop_gradient(self.threshold - self.bandwidth / 2).astype(dense.dtype)
-        over = dense - lowest
-        fits = (over > 0).sum(-1).max() <= spare
-        none = lambda: (jnp.zeros((len(x), spare), over.dtype), jnp.zeros((len(x), spare), jnp.int32))
-        over, indices = lax.cond(fits, lambda: largest_of_each(over, spare), none)
-        values = jnp.take_along_axis(dense, indices, -1)
-        return Selected(pairs(values, indices, over > 0), dense, fits)
+        fits = (dense > lowest).sum(-1).max() <= spare
+        return Selected(above(dense, lowest, spare, fits), dense, fits)
 
     def loss(self, x: Array, y: Array, stage: Stage, selected: Selected | None) -> tuple[Array, Outcome]:
         """The error and the penalty."""
         if selected is None or selected.codes.indices is None:
-            found = Codes(jax.nn.relu(self.preactivations(x)))
+            found = Codes(self.preactivations(x))
             z = found.values
         else:
             found, (seen, b) = selected.codes, self.readable(x)
-            z = jax.nn.relu(read(seen, self.W_enc, b, found))
+            z = read(seen, self.W_enc, b, found)
         threshold = found.of_latents(self.threshold).astype(z.dtype)
         width = self.bandwidth.astype(z.dtype)
         threshold = jnp.broadcast_to(threshold, z.shape)
@@ -176,6 +174,16 @@ class JumpReLU(Dictionary):
             larger,
             [self.threshold * written, self.bandwidth * written, self.coefficient * jnp.square(written)],
         )
+
+
+def above(
+    dense: Float[Array, "batch feature"], lowest: Float[Array, " feature"], spare: int, fits: Bool[Array, ""]
+) -> Codes:
+    """What is above `lowest`, as `spare` pairs of each token; none where that many do not hold all."""
+    over = dense - lowest
+    none = lambda: (jnp.zeros((len(dense), spare), over.dtype), jnp.zeros((len(dense), spare), jnp.int32))
+    over, indices = lax.cond(fits, lambda: largest_of_each(over, spare), none)
+    return pairs(jnp.take_along_axis(dense, indices, -1), indices, over > 0)
 
 
 def _inside(z: Array, threshold: Array, bandwidth: Array) -> Array:

@@ -38,7 +38,7 @@ def few(n_features: int, k: int) -> bool:
 class Codes(eqx.Module):
     """Latents of tokens: all of them in their order, or few, as pairs of a token and a latent, none of them twice.
 
-    A pair whose value is 0 is not active.
+    A pair whose value is 0 is not active. Of several layers, each array has these first.
 
     Attributes:
         values: Shape (batch, feature), or (batch, k) for as many pairs.
@@ -47,10 +47,10 @@ class Codes(eqx.Module):
         columns: How many columns of pairs hold any; None for all.
     """
 
-    values: Float[Array, "batch k"]
-    indices: Int[Array, "batch k"] | None = None
-    tokens: Int[Array, "batch k"] | None = None
-    columns: Int[Array, ""] | None = None
+    values: Float[Array, "*layer batch k"]
+    indices: Int[Array, "*layer batch k"] | None = None
+    tokens: Int[Array, "*layer batch k"] | None = None
+    columns: Int[Array, "*layer"] | None = None
 
     def holding(self, values: Float[Array, "batch k"]) -> "Codes":
         """The same pairs with other values."""

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mechjax.dictionaries import BatchTopK, Stage, TopK
-from mechjax.dictionaries.jump_relu import jump, step
+from mechjax.dictionaries import BatchTopK, JumpReLU, Stage, TopK
+from mechjax.dictionaries.jump_relu import SMALL, jump, step
 from mechjax.dictionaries.largest import largest_of_all
 from mechjax.dictionaries.products import Codes, pairs, read, write
 from tests.dictionaries.kinds import B, D, F, drawn, stage, tokens
@@ -139,6 +139,21 @@ def test_jump_relu__steps_have_the_derivative_of_their_mean():
     np.testing.assert_array_equal(at_z, [0, 1, 1])
     flows = jax.grad(lambda z: jump(z, jnp.float32(1.0), width, True).sum())(jnp.array([0.95, 1.05, 3.0]))
     np.testing.assert_allclose(flows, [5, 6, 1], **TOL["float32", "layout"])
+
+
+@pytest.mark.parametrize("penalty", ["step", "tanh"])
+def test_jump_relu__a_window_wider_than_its_threshold__holds_no_latent_that_is_far_below(penalty):
+    """Cut off at 0 first, all inactive latents would lie within it; and "tanh" could not pull them up."""
+    given = JumpReLU.init(
+        d_model=D, n_features=F, key=jax.random.key(0), penalty=penalty, threshold=0.1, bandwidth=1.0
+    )
+    low = eqx.tree_at(lambda d: d.b_enc, given, jnp.full(F, -50.0))
+    grads = eqx.filter_grad(lambda d: d.loss(tokens(), tokens(), stage(), None)[0])(low)
+    naive = jax.grad(lambda t: step(jnp.zeros(B), t, jnp.float32(1.0)).mean())(jnp.float32(0.1))
+    assert abs(naive + 1) < 1e-5
+    pulled = SMALL * np.asarray(low.decoder_norms()) if penalty == "tanh" else np.zeros(F)
+    np.testing.assert_allclose(grads.threshold, pulled, **TOL["float32", "law"])
+    np.testing.assert_allclose(grads.b_enc, -pulled, **TOL["float32", "law"])
 
 
 def test_jump_relu__of_few_candidates__says_that_they_do_not_fit(monkeypatch):

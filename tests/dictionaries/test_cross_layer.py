@@ -50,6 +50,29 @@ def by_loops(t, x):
     return f, made
 
 
+def test_loss__through_few_latents__has_the_gradients_of_all(monkeypatch):
+    t, x = transcoder(skip=True, bandwidth=0.3), data()
+    t = eqx.tree_at(lambda t: t.threshold, t, jnp.linspace(0.3, 1.2, L * F).reshape(L, F))
+    y, stage = data(1, OUT), Stage.late(F)
+    loss = eqx.filter_value_and_grad(lambda t, chosen: t.loss(x, y, stage, chosen), has_aux=True)
+    assert t.select(x, stage) is None  # ten latents are too few to spare any
+    (expected, other), dense = loss(t, None)
+    monkeypatch.setattr("mechjax.dictionaries.products.CROSSOVER", {"cpu": 0})
+    monkeypatch.setattr("mechjax.dictionaries.cross_layer.FEWEST", F)
+    chosen = t.select(x, stage)
+    assert bool(chosen.fits) and chosen.codes.indices.shape == (L, B, F)
+    assert (chosen.codes.columns < F).all() and (chosen.codes.columns > 0).all()
+    (value, outcome), sparse = eqx.filter_jit(loss)(t, chosen)
+    np.testing.assert_allclose(value, expected, **TOL["float32", "law"])
+    np.testing.assert_array_equal(outcome.fired, other.fired)
+    assert 0 < outcome.fired.sum() < B * L * F // 2
+    np.testing.assert_allclose(outcome.l0, other.l0, **TOL["float32", "law"])
+    for one, two in zip(jax.tree.leaves(sparse), jax.tree.leaves(dense), strict=True):
+        np.testing.assert_allclose(one, two, **TOL["float32", "gradient"])
+    monkeypatch.setattr("mechjax.dictionaries.cross_layer.FEWEST", 2)
+    assert not bool(t.select(x, stage).fits)
+
+
 @pytest.mark.parametrize("skip", [False, True])
 def test_cross_layer__equals_loops_over_layers(skip):
     t, x = transcoder(skip=skip), data()
@@ -151,7 +174,7 @@ def world(n, sizes=(1.0, 1.0)):
 
 def test_train__of_a_transcoder_across_layers__finds_what_each_layer_writes_where():
     features, to, pairs = world(600, sizes=(1.0, 20.0))
-    t = CrossLayerTranscoder.init(n_layers=2, d_model=12, n_features=16, d_out=8, key=KEY, coefficient=1.0)
+    t = CrossLayerTranscoder.init(n_layers=2, d_model=12, n_features=16, d_out=8, key=KEY, coefficient=0.8)
     out = train(t, pairs, steps=600, learning_rate=1e-2, key=KEY, steps_per_call=50)
     assert out.scale.shape == (2, 2) and out.silent.shape == (2, 16)
     assert out.history["fvu"][0] > 0.8 and out.history["fvu"][-1] < 0.1
