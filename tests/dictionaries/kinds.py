@@ -22,9 +22,7 @@ KINDS = {
     "jump_relu, tanh": lambda **o: JumpReLU.init(
         d_model=D, n_features=F, penalty="tanh", threshold=0.1, bandwidth=2.0, **o
     ),
-    "p_anneal": lambda **o: PAnneal.init(
-        d_model=D, n_features=F, first=0.9, last=0.9, **o
-    ),  # steeper near 0, rounding counts
+    "p_anneal": lambda **o: PAnneal.init(d_model=D, n_features=F, first=0.5, last=0.5, **o),
     "switch": lambda **o: Switch.init(d_model=D, n_features=F, n_experts=4, k=3, **o),
 }
 
