@@ -64,7 +64,7 @@ def detection(
     Args:
         dictionary: The dictionary, as it is used.
         batches: Pairs of samples (batch, d_model) and the activations of the features they are made of (batch, known),
-            above 0 where a feature is there.
+            above 0 (or True) where a feature is there.
         features: Directions of the features, of any length but 0.
 
     Raises:
@@ -120,5 +120,5 @@ def _counts(
 ) -> Int[Array, "count feature"]:
     """For each latent the samples where it fires and its feature is there, where it fires, where the feature is."""
     fires = dictionary.encode(x) != 0
-    there = activations[:, matched] > 0
+    there = activations[:, matched].astype(jnp.float32) > 0
     return jnp.stack([(fires & there).sum(0), fires.sum(0), there.sum(0)])
