@@ -95,7 +95,7 @@ def train(options: Options, layer: int) -> dict[str, Any]:
     )
     trained = fitted(
         fresh, stream, steps=options.steps, learning_rate=RATE, warm_up=min(WARM_UP, options.steps // 5), key=key,
-        dead_after=DEAD_AFTER,
+        dead_after=DEAD_AFTER, unit_gradients=False,  # as what ships was trained
     ).dictionary  # fmt: skip
     seconds = time.process_time() - start
     halved = jax.tree.map(lambda x: x.astype(jnp.float16) if eqx.is_inexact_array(x) else x, trained)
