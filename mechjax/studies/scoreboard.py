@@ -12,8 +12,8 @@ for each seed:
 Scores drawn at random stand beside them, the mean of many draws, and must read 0.5.
 
 Everything runs in double precision: where softmaxes are saturated, as in compiled programs, gradients are smaller than
-what float32 rounds. What double precision rounds counts as 0 (`ROUNDED`), or its order, and with it rank correlations,
-would hang on the compiler.
+what float32 rounds. In correlations, what double precision rounds counts as 0 (`ROUNDED`), or its order, and with it
+the ranks, would hang on the compiler.
 """
 
 import time
@@ -136,8 +136,7 @@ def _timed(name: str, known: Truth, key: Key[Array, ""]) -> tuple[Found, float]:
         found = jax.block_until_ready(METHODS[name].score(known, key))
     except UnsupportedModelError:
         return Found(), float("nan")
-    seconds = time.perf_counter() - start
-    return jax.tree.map(lambda scores: without_rounding(np.asarray(scores)), found), seconds
+    return found, time.perf_counter() - start
 
 
 def without_rounding(scores: Float[np.ndarray, "*draw item"]) -> Float[np.ndarray, "*draw item"]:
@@ -171,11 +170,12 @@ def _correlations(
     scores: Float[Array, "*draw item"] | None, items: _Items, *, signed: bool
 ) -> tuple[float, float]:
     """Pearson and Spearman with the exact effects, the means over draws, of the items that have scores."""
-    rows = np.zeros((1, 0)) if scores is None else np.atleast_2d(np.asarray(scores))
+    rows = np.zeros((1, 0)) if scores is None else without_rounding(np.atleast_2d(np.asarray(scores)))
     there = ~np.isnan(rows[0])
     if there.sum() < 2:
         return float("nan"), float("nan")
-    effects = items.effects[there] if signed else np.abs(items.effects[there])
+    effects = without_rounding(items.effects)[there]
+    effects = effects if signed else np.abs(effects)
     agree = [agreement(row[there], effects) for row in rows]
     return float(np.mean([one.pearson for one in agree])), float(np.mean([one.spearman for one in agree]))
 
