@@ -11,7 +11,7 @@ import numpy as np
 def arrays_digest(tree: Any) -> str:
     """SHA-256 of a pytree's arrays, of their names, shapes and dtypes. One array at a time is on the host."""
     total = hashlib.sha256()
-    leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(tree, eqx.is_array))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(tree, _is_array))
     for path, leaf in leaves:
         array = np.ascontiguousarray(leaf)
         name = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -22,6 +22,11 @@ def arrays_digest(tree: Any) -> str:
 
 def tree_digest(tree: Any) -> str:
     """SHA-256 of a pytree's arrays and of all else that it holds, such as a model's choices."""
-    arrays, rest = eqx.partition(tree, eqx.is_array)
+    arrays, rest = eqx.partition(tree, _is_array)
     leaves, structure = jax.tree.flatten(rest)
     return hashlib.sha256(f"{structure} {leaves} {arrays_digest(arrays)}".encode()).hexdigest()
+
+
+def _is_array(x: Any) -> bool:
+    """Arrays of numpy too: printed as the rest is, long ones are cut short."""
+    return isinstance(x, jax.Array | np.ndarray | np.generic)

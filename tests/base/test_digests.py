@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import mechjax as mj
@@ -42,3 +43,14 @@ def test_tree_digest__of_a_models_choice__differs_where_arrays_do_not(tiny_confi
     other = mj.init(dataclasses.replace(tiny_config, norm_eps=1e-6), key=jax.random.key(0))
     assert arrays_digest(given) == arrays_digest(other)
     assert tree_digest(given) != tree_digest(other)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_digests__of_a_long_array_that_differs_in_its_middle__differ(kind):
+    """Printed, the two are the same."""
+    one, two = np.zeros(5000, np.float32), np.zeros(5000, np.float32)
+    two[2500] = 1
+    assert repr(one) == repr(two)
+    assert arrays_digest({"a": kind(one)}) != arrays_digest({"a": kind(two)})
+    assert tree_digest({"a": kind(one)}) != tree_digest({"a": kind(two)})
+    assert tree_digest({"a": kind(one)}) == tree_digest({"a": kind(one.copy())})
