@@ -3,16 +3,19 @@
 import gc
 import os
 import socket
+from importlib.metadata import version
 from pathlib import Path
 
 # Before JAX starts its backend. A caller's own choice of platform wins, and a caller's own flags. What is tiny is
-# compiled for longer than it runs, so the compiler is told to hurry: the older way to emit loops takes half the time.
+# compiled for longer than it runs, so the compiler is told to hurry: the older way to emit loops, which jaxlib had until
+# 0.10, takes half the time. XLA ends the process for a flag that it does not know.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1 "
-    "--xla_cpu_use_fusion_emitters=false "
-    f"--xla_llvm_disable_expensive_passes=true {os.environ.get('XLA_FLAGS', '')}".strip()
-)
+    "--xla_llvm_disable_expensive_passes=true "
+    + "--xla_cpu_use_fusion_emitters=false " * (version("jaxlib").startswith(("0.9.", "0.10.")))
+    + os.environ.get("XLA_FLAGS", "")
+).strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
