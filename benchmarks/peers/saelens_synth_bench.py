@@ -15,28 +15,20 @@ import numpy as np
 import torch
 from sae_lens import (
     SAE,
-    BatchTopKTrainingSAE,
-    BatchTopKTrainingSAEConfig,
-    JumpReLUTrainingSAE,
-    JumpReLUTrainingSAEConfig,
     MatryoshkaBatchTopKTrainingSAE,
     MatryoshkaBatchTopKTrainingSAEConfig,
     StandardTrainingSAE,
     StandardTrainingSAEConfig,
-    TopKTrainingSAE,
-    TopKTrainingSAEConfig,
 )
 from sae_lens.config import SAETrainerConfig
 from sae_lens.synthetic import evals
 from sae_lens.training.sae_trainer import SAETrainer
 
 from benchmarks import synth_recipes as recipes
+from benchmarks.peers import saelens
 
-KINDS = {
-    "top_k": (TopKTrainingSAE, TopKTrainingSAEConfig),
-    "batch_top_k": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig),
+KINDS = saelens.KINDS | {
     "matryoshka": (MatryoshkaBatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAEConfig),
-    "jump_relu": (JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig),
     "relu": (StandardTrainingSAE, StandardTrainingSAEConfig),
 }
 

@@ -1,7 +1,5 @@
 """Training on a mesh: the same dictionary as on one device, with a part of every matrix on each."""
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +17,7 @@ from mechjax.dictlearn.plan import UNIT_ADAM, planned
 from mechjax.dictlearn.step import begun
 from tests.dictionaries.kinds import KINDS, D, F, drawn, tokens
 from tests.dictlearn import apart
+from tests.needs import CHIPS
 from tests.tolerances import TOL
 
 KEY, MESH = jax.random.key(0), TOL["float32", "mesh"]
@@ -121,10 +120,7 @@ def test_train__in_two_processes__gives_the_dictionary_of_one(tmp_path):
     np.testing.assert_allclose(found["loss"], alone.history["loss"], **MESH)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu, which compiles for described chips, has no wheel for this Python",
-)
+@CHIPS
 def test_step__for_eight_described_chips__compiles_and_gathers_no_latents():
     found, said = apart.compiled_for_tpu()
     assert found.keys() == {"TopK", "BatchTopK", "JumpReLU"}, said

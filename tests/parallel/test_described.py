@@ -10,18 +10,12 @@ from mechjax.base.errors import ArgumentError, MissingExtraError
 from mechjax.models import Config
 from mechjax.models.plan import plan
 from mechjax.parallel.described import environment, memory_per_chip
+from tests.needs import CHIPS
 
 WIDE = Config(d_vocab=1024, n_ctx=64, d_model=512, n_layers=4, n_heads=8, d_mlp=2048)
 
 
-@pytest.fixture
-def libtpu():
-    pytest.importorskip(
-        "libtpu", reason="libtpu, which compiles for described chips, has no wheel for this Python"
-    )
-
-
-@pytest.mark.usefixtures("libtpu")
+@CHIPS
 def test_described_chip__of_a_model_that_fits__holds_its_share():
     model = jax.eval_shape(lambda key: mj.init(WIDE, key=key), jax.random.key(0))
     found = plan(model, (8, 64), capture="z", edits=mj.zero("z", layer=1), chip="v5e:2x4", mesh=(2, 4)).chip
@@ -35,7 +29,7 @@ def test_described_chip__of_a_model_that_fits__holds_its_share():
     assert found.total == found.arguments + found.outputs + found.temporaries
 
 
-@pytest.mark.usefixtures("libtpu")
+@CHIPS
 def test_described_chip__of_a_model_that_does_not_fit__says_so():
     large = Config(d_vocab=32000, n_ctx=2048, d_model=8192, n_layers=48, n_heads=64)
     found = plan(large, (1, 128), dtype="bfloat16", chip="v5e:2x2")
@@ -52,7 +46,7 @@ def test_environment__of_another_process__has_no_flags_for_other_platforms(monke
     assert found["PYTHONPATH"].endswith("elsewhere") and found["JAX_PLATFORMS"] == "cpu"
 
 
-@pytest.mark.usefixtures("libtpu")
+@CHIPS
 @pytest.mark.parametrize(
     ("options", "message"),
     [

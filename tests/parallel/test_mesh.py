@@ -1,7 +1,5 @@
 """The same numbers on eight simulated devices; programs for chips that are not here."""
 
-import importlib.util
-
 import jax
 import numpy as np
 import pytest
@@ -9,6 +7,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import mechjax as mj
 from mechjax.base.errors import ArgumentError
+from tests.needs import CHIPS
 from tests.parallel import for_tpu
 from tests.tolerances import TOL
 
@@ -71,10 +70,6 @@ def test_make_mesh__axes_and_refusals(mesh):
         mj.make_mesh(data=4, model=4)
 
 
-CHIPS = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu, which compiles for described chips, has no wheel for this Python",
-)
 QUICK = ("forward", "capture", "edit", "sweep", "eap")
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mechjax.viz.heatmap import number
+from tests.needs import NO_BROWSER
 from tests.studies.handmade import TOKENS, handmade_tour
 from tests.viz.chromium import BINARY, browser
 
@@ -60,7 +61,7 @@ def test_tour__as_a_record__prints_briefly_and_shows_itself_as_the_page(tour):
 @pytest.fixture(scope="module")
 def tab():
     if BINARY is None:
-        pytest.skip("a browser is needed and no dependency brings one: apt-get install chromium")
+        pytest.skip(NO_BROWSER)
     with browser() as opened:
         yield opened
 

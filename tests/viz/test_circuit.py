@@ -14,7 +14,8 @@ from mechjax.viz.attributed import figure
 from mechjax.viz.circuit import circuit
 from mechjax.viz.edge_graph import Drawn, edge_graph
 from mechjax.viz.node_map import node_map
-from tests.viz.chromium import BINARY, browser
+from tests.needs import BROWSER
+from tests.viz.chromium import browser
 
 GRAPH = Graph(3, 4, 2, True, True, True)
 SPANS = dataclasses.replace(GRAPH, spans=("IO", "<b>S2</b>", "END"))
@@ -234,9 +235,7 @@ def test_scores__in_a_notebook__lead_with_the_strongest(scores):
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(
-    BINARY is None, reason="a browser is needed and no dependency brings one: apt-get install chromium"
-)
+@BROWSER
 def test_browser__pointing_at_a_row__lights_its_edge_alone(scores, tmp_path):
     path = circuit(scores, n=25).write(tmp_path / "page.html")
     point = "document.querySelector('{}').dispatchEvent(new PointerEvent('pointerover', {{bubbles: true}}))"

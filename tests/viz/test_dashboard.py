@@ -6,7 +6,8 @@ import pytest
 
 from mechjax.base.errors import ArgumentError
 from mechjax.viz.dashboard import dashboard
-from tests.viz.chromium import BINARY, browser
+from tests.needs import BROWSER
+from tests.viz.chromium import browser
 from tests.viz.latents import Spelling, made
 
 CONTEXTS = made(30, dead=(4, 7))
@@ -76,7 +77,7 @@ IDS = "[...document.querySelectorAll('.latent')].filter((x) => !x.hidden).map((x
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(BINARY is None, reason="no Chromium here")
+@BROWSER
 def test_dashboard__in_a_browser__sorts_filters_and_opens(page, tmp_path):
     path = page.write(tmp_path / "dashboard.html")
     with browser() as tab:
@@ -104,7 +105,7 @@ def test_dashboard__in_a_browser__sorts_filters_and_opens(page, tmp_path):
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(BINARY is None, reason="no Chromium here")
+@BROWSER
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (1200, True), (390, False)])
 def test_dashboard__in_a_browser__fits(page, tmp_path, width, dark):
     path = page.write(tmp_path / "dashboard.html")

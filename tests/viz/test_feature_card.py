@@ -7,7 +7,8 @@ import pytest
 
 from mechjax.base.errors import ArgumentError
 from mechjax.viz.feature_card import feature_card, log_counts, percent, plot
-from tests.viz.chromium import BINARY, browser
+from tests.needs import BROWSER
+from tests.viz.chromium import browser
 from tests.viz.latents import BEFORE, WORDS, Spelling, made
 
 CONTEXTS = made(dead=(3,))
@@ -116,7 +117,7 @@ def test_log_counts__of_zeros__are_none():
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(BINARY is None, reason="no Chromium here")
+@BROWSER
 @pytest.mark.parametrize(("width", "dark"), [(1100, False), (1100, True), (390, False)])
 def test_card__in_a_browser__asks_for_nothing_and_fits(tmp_path, width, dark):
     path = feature_card(CONTEXTS, 1, Spelling(), name="x").write(tmp_path / "card.html")

@@ -1,0 +1,14 @@
+"""What some tests need that no dependency brings everywhere, and why they are skipped without it."""
+
+import importlib.util
+
+import pytest
+
+from tests.viz.chromium import BINARY
+
+NO_BROWSER = "a browser is needed and no dependency brings one: apt-get install chromium"
+BROWSER = pytest.mark.skipif(BINARY is None, reason=NO_BROWSER)
+CHIPS = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, which compiles for described chips, has no wheel for this Python",
+)
