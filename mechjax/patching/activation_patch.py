@@ -24,6 +24,7 @@ from typing import Any, Literal
 from jaxtyping import Array, Int
 
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.prompts import Prompts
 from mechjax.metrics.measured import measured
 from mechjax.metrics.metric import Metric
@@ -42,6 +43,7 @@ CHUNK_BYTES = (
 )
 
 
+@on_any_mesh
 def activation_patch(
     model: Decoder,
     clean: Prompts | Any,

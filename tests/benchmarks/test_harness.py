@@ -109,7 +109,7 @@ def test_train_job__of_every_kind__runs_and_says_what_it_made(kind, monkeypatch)
     monkeypatch.setattr(dictionary_data, "TOKENS", 16)
     with jax.numpy_dtype_promotion("standard"):  # optax is not written for the strict one
         work, collect = train_job(kind, 8, 64, active=4, threshold=0.1, bandwidth=0.1)
-        state, measures = work()
+        _, measures = work()
     assert np.isfinite(measures["loss"]).all()
     assert collect(None)["made"].shape == (16, 8)
 
