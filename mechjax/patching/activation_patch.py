@@ -29,7 +29,7 @@ from mechjax.base.prompts import Prompts
 from mechjax.metrics.measured import measured
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
-from mechjax.models.room import runs_that_fit
+from mechjax.models.room import backs_off, runs_that_fit
 from mechjax.patching.finite import check_numbers
 from mechjax.patching.scores import PatchScores
 from mechjax.patching.sweep import Sweep, starts_of
@@ -44,6 +44,7 @@ CHUNK_BYTES = (
 
 
 @on_any_mesh
+@backs_off
 def activation_patch(
     model: Decoder,
     clean: Prompts | Any,
