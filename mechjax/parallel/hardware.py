@@ -11,6 +11,11 @@ MEMORY = {
     "A100": 80e9, "H100": 80e9, "H200": 141e9, "B200": 180e9,
 }  # fmt: skip
 """Bytes of one device: TPUs as cloud.google.com/tpu/docs says of each version, GPUs as their data sheets do."""
+PEAK = {
+    "v4": 275e12, "v5e": 197e12, "v5p": 459e12, "v6e": 918e12,
+    "A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12,
+}  # fmt: skip
+"""Operations per second of one device in bfloat16, dense, from the same pages."""
 FREE = 0.95
 """The part of it that a program can have: a v5e offers 15.75 of its 16 GiB, and what is estimated may be larger."""
 
