@@ -34,6 +34,7 @@ from mechjax.store.manifest import (
     Shard,
     Specification,
     check_same,
+    made_here,
     read_manifest,
     write_manifest,
 )
@@ -141,13 +142,13 @@ def _begun(folder: Path, said: Specification, prompts: Any) -> Manifest:
         manifest = read_manifest(folder)
         check_same(folder, manifest.specification, said)
         Columns(folder, manifest).check_files()
-        return manifest
+        return manifest if manifest.complete else replace(manifest, made=made_here(manifest.made))
     if others := [path.name for path in folder.iterdir() if not path.name.startswith(".")]:
         raise ArgumentError(
             f"`{folder}` holds no store, but other files ({', '.join(sorted(others)[:3])}). Choose a folder of its own."
         )
     nothing = tuple(no_moments(column.width) for column in said.columns)
-    manifest = Manifest(said, start_of(prompts), (), nothing, 0, complete=False)
+    manifest = Manifest(said, start_of(prompts), (), nothing, 0, complete=False, made=made_here())
     write_manifest(folder, manifest)
     return manifest
 
