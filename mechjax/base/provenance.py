@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -114,16 +114,9 @@ class Provenance:
 
     def page(self) -> dict[str, Any]:
         """As JSON, for a file."""
-        told = asdict(self)
+        told: dict[str, Any] = asdict(self)
         told |= {name: dict(told[name]) for name in ("versions", "settings")}
-        told["made_from"] = [
-            {
-                k: dict(v) if k == "mesh" else v
-                for k, v in one.items()
-                if v not in (None, "", ()) or k == "name"
-            }
-            for one in told["made_from"]
-        ]
+        told["made_from"] = [_told(one) for one in self.made_from]
         return {"schema": SCHEMA, **json.loads(json.dumps(told))}
 
     def lines(self) -> list[tuple[str, str]]:
@@ -193,10 +186,9 @@ def read_provenance(page: Any) -> Provenance:
         told["made_from"] = tuple(
             Source(**{k: _frozen(v) for k, v in one.items() if k in known}) for one in told["made_from"]
         )
-        found = Provenance(**told)
-        if not all(isinstance(x, str) for x in (found.mechjax, found.code, found.platform, found.device)):
+        if not all(isinstance(told[word], str) for word in ("mechjax", "code", "platform", "device")):
             raise TypeError("a word is no text")
-        return found
+        return Provenance(**told)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the provenance is none that mechjax writes ({error}).") from None
 
@@ -224,7 +216,8 @@ def _settings() -> Iterator[tuple[str, str]]:
     for name in SETTINGS:
         if hasattr(jax.config, name):
             yield name.removeprefix("jax_"), str(getattr(jax.config, name))
-    flags = dict(flag.lstrip("-").partition("=")[::2] for flag in os.environ.get("XLA_FLAGS", "").split())
+    split = (flag.lstrip("-").partition("=") for flag in os.environ.get("XLA_FLAGS", "").split())
+    flags = {name: value for name, _, value in split}
     found = {name: flags.get(name) for name in FLAGS} | {name: os.environ.get(name) for name in VARIABLES}
     yield from ((name, value) for name, value in found.items() if value and _WORD.fullmatch(value))
 
@@ -328,6 +321,14 @@ def _is_key(value: Any) -> bool:
     )
 
 
+def _told(source: Source) -> dict[str, Any]:
+    """A source as JSON, without what it does not have."""
+    told: dict[str, Any] = {
+        name: value for name, value in asdict(source).items() if value not in (None, "", ())
+    }
+    return {**told, "name": source.name, **({"mesh": dict(source.mesh)} if source.mesh else {})}
+
+
 def _frozen(value: Any) -> Any:
     """Lists and tables of JSON as the tuples that they were."""
     if isinstance(value, dict):
@@ -335,7 +336,7 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _refuse(name: str, found: str, do: str) -> None:
+def _refuse(name: str, found: str, do: str) -> NoReturn:
     raise ArgumentError(
         f"`{name}` cannot be told in the provenance of a result: it is {found}. What a result was made from is told by "
         f"checksums, numbers and short text; {do}."

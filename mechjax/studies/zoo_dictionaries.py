@@ -24,6 +24,7 @@ import tyro
 from jaxtyping import Array, Float, Int
 from rich.console import Console
 
+from mechjax.base.atomic import replace_file
 from mechjax.base.prompts import Prompts
 from mechjax.dicteval.loss_recovered import loss_recovered
 from mechjax.dicteval.reconstruction import Reconstruction, reconstruction
@@ -113,8 +114,8 @@ def train(options: Options, layer: int) -> dict[str, Any]:
             task: causal(model, tokenizer, written, layer, task, own, seed=options.seed) for task in TASKS
         },
     }  # fmt: skip
-    (folder / "card.json").write_text(json.dumps(found, indent=1) + "\n")
-    (folder / "README.md").write_text(card(found))
+    replace_file(folder / "card.json", (json.dumps(found, indent=1) + "\n").encode())
+    replace_file(folder / "README.md", card(found).encode())
     return found
 
 

@@ -22,6 +22,7 @@ import tyro
 from jaxtyping import Array, Float
 from rich.console import Console
 
+from mechjax.base.atomic import replace_file
 from mechjax.fit import fit, log_spaced, muon, save_checkpoint
 from mechjax.models import Config, Decoder, init
 from mechjax.models.export import export
@@ -200,8 +201,8 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     measured = train(options)
     others = [json.loads((folder / "card.json").read_text()) for folder in options.others]
-    (options.out / "card.json").write_text(json.dumps(measured, indent=1) + "\n")
-    (options.out / "README.md").write_text(card(measured, others))
+    replace_file(options.out / "card.json", (json.dumps(measured, indent=1) + "\n").encode())
+    replace_file(options.out / "README.md", card(measured, others).encode())
     Console().print(measured)
     short = {t: a for t, a in measured["accuracy"].items() if a < REQUIRED[t]}
     if short:
