@@ -68,7 +68,7 @@ class Source:
 
     name: str
     kind: str
-    value: str | float | bool | None = None
+    value: str | int | float | bool | None = None
     digest: str | None = None
     arrays: str | None = None
     dtypes: tuple[str, ...] = ()
