@@ -88,8 +88,8 @@ def _store(path, number):
     """A store that is broken off after its first shard, and gone on with."""
 
     def some():
-        for i in range(3):
-            if number == 0 and i == 2:
+        for i in range(5):
+            if number == 0 and i == 4:
                 raise RuntimeError("broken off")
             yield prompts(i)
 

@@ -88,9 +88,8 @@ def test_replace_folder__that_fails__leaves_the_old_one_alone(tmp_path):
     folder = tmp_path / "a"
     folder.mkdir()
     (folder / "old").write_text("old")
-    with pytest.raises(KeyError), replace_folder(folder) as fresh:
-        (fresh / "new").write_text("new")
-        raise KeyError
+    with pytest.raises(FileNotFoundError), replace_folder(folder) as fresh:
+        (fresh / "no folder" / "new").write_text("new")
     assert [p.name for p in folder.iterdir()] == ["old"]
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 

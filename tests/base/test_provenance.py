@@ -1,7 +1,5 @@
 """Where results come from: what is told, what never is, and that it comes back."""
 
-import dataclasses
-import functools
 import getpass
 import hashlib
 import json
@@ -70,13 +68,6 @@ def test_source__of_arrays_on_a_mesh__has_the_checksum_of_whole_ones_and_names_t
     assert found.digest == tree_digest({"w": whole, "b": jnp.ones(3)})
     assert found.mesh == (("data", 2), ("model", 4))
     assert "mesh data=2 model=4" in str(found)
-
-
-class Far:
-    """An array of which half is in another process: all that a checksum may look at."""
-
-    def __init__(self, array, spec):
-        self.array, self.spec = array, spec
 
 
 def test_source__of_arrays_spread_over_processes__tells_the_parts_of_this_one(monkeypatch):
@@ -254,10 +245,3 @@ def test_record__with_provenance_of_the_future__still_restores(tmp_path):
     assert mj.verify(folder).ok and "has schema 9" in mj.verify(folder).notes[0]
     with pytest.raises(CheckpointError, match="has schema 9"):
         mj.provenance(folder)
-
-
-def test_sources__are_of_fields_that_pages_know():
-    assert {field.name for field in dataclasses.fields(module.Source)} >= set(
-        provenance_of(n=1).page()["made_from"][0]
-    )
-    assert isinstance(code_digest, functools._lru_cache_wrapper)

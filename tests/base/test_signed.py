@@ -40,7 +40,7 @@ def test_unsigned__with_any_bit_flipped__is_refused(layout):
     for bit in range(8 * len(data)):
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(ValueError, match="is not whole|was changed after it was written"):
+        with pytest.raises(ValueError, match=r"is not whole|was changed after it was written"):
             unsigned(bytes(flipped))
 
 
