@@ -168,6 +168,18 @@ def provenance_of(**made_from: Any) -> Provenance:
     )
 
 
+def placed(name: str, tree: Any, arrays: str | None = None) -> Source:
+    """A pytree whose arrays have checksums elsewhere: what it is, its dtypes, and the mesh that it is spread over.
+
+    Args:
+        name: What it is to be called.
+        tree: The pytree.
+        arrays: SHA-256 of its arrays, where it is known.
+    """
+    leaves = array_leaves(tree)
+    return Source(name, type(tree).__name__, None, None, arrays, _dtypes(leaves), _mesh(leaves))
+
+
 def read_provenance(page: Any) -> Provenance:
     """What `Provenance.page` wrote.
 
@@ -298,14 +310,17 @@ def _tree(name: str, value: Any, leaves: list[Any]) -> Source:
     """A pytree."""
     one = len(leaves) == 1 and leaves[0] is value
     kind = f"array {list(value.shape)}" if one else type(value).__name__
-    dtypes = tuple(sorted({str(leaf.dtype) for leaf in leaves}))
     held, digest = "", None
     if all(map(is_within_reach, leaves)):
         arrays = arrays_digest(value)
         digest = with_rest(value, arrays) if lasts(value) else None
     else:
         arrays, held = parts_digest(value), f"process {jax.process_index()} of {jax.process_count()}"
-    return Source(name, kind, None, digest, arrays if leaves else None, dtypes, _mesh(leaves), held)
+    return Source(name, kind, None, digest, arrays if leaves else None, _dtypes(leaves), _mesh(leaves), held)
+
+
+def _dtypes(leaves: list[Any]) -> tuple[str, ...]:
+    return tuple(sorted({str(leaf.dtype) for leaf in leaves}))
 
 
 def _mesh(leaves: list[Any]) -> tuple[tuple[str, int], ...]:

@@ -7,7 +7,7 @@ so has each file (`sums`); a step counts from when these are written: what was k
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 from mechjax.base.atomic import replace_file
 from mechjax.base.errors import ArgumentError, CheckpointError, WriteError
-from mechjax.base.provenance import provenance_of
+from mechjax.base.provenance import Provenance, placed, provenance_of
 from mechjax.base.signed import signed
 from mechjax.fit.sums import (
     FORMAT,
@@ -114,7 +114,7 @@ def save_checkpoint(
             "about": dict(about or {}),
             "arrays": {n: sums_of(x) for n, x in arrays.items()},
             "files": files_of(path),
-            "provenance": provenance_of(**(made_from or {})).page(),
+            "provenance": _made(model, made_from or {}).page(),
         }
         replace_file(path / sums_file(), signed(page))
         _meet(f"saved {step}")
@@ -126,6 +126,12 @@ def save_checkpoint(
             f"the checkpoint of step {step} cannot be written to `{folder}`: {_first_line(error)}. Make room, or give "
             f"another folder; whole there: {f'step {there[-1]}, from which a run goes on' if there else 'none'}."
         ) from error
+
+
+def _made(model: object, made_from: Mapping[str, Any]) -> Provenance:
+    """Where a checkpoint comes from; its arrays have their checksums beside it."""
+    made = provenance_of(**made_from)
+    return replace(made, made_from=(placed("saved", model), *made.made_from))
 
 
 def saved_steps(folder: str | Path) -> tuple[int, ...]:

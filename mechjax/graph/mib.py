@@ -30,7 +30,9 @@ def to_mib(
     d_model: int,
     **made_from: Any,
 ) -> Path:
-    """Write scores of edges, a circuit, or both; beside the format's own keys where they come from, and a checksum.
+    """Write scores of edges, a circuit, or both.
+
+    Beside the format's own keys stand where they come from, and a checksum; the authors' code takes no notice of them.
 
     Args:
         graph: The graph, every head with keys and values of its own.

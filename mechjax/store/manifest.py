@@ -7,7 +7,7 @@ columns and shards alone.
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from mechjax.base.atomic import replace_file
 from mechjax.base.errors import ArgumentError, CheckpointError, WriteError
-from mechjax.base.provenance import Provenance, provenance_of, read_provenance
+from mechjax.base.provenance import Provenance, Source, placed, provenance_of, read_provenance
 from mechjax.base.signed import page_digest, signed, unsigned
 from mechjax.hub.json_files import read_object
 from mechjax.store.moments import Moments
@@ -208,9 +208,10 @@ def _told(value: Any) -> str:
     return json.dumps(value)
 
 
-def made_here(made: tuple[Provenance, ...] = ()) -> tuple[Provenance, ...]:
+def made_here(said: Specification, model: Any, made: tuple[Provenance, ...] = ()) -> tuple[Provenance, ...]:
     """Where a store comes from once this process has written to it."""
-    here = provenance_of()
+    tokenizer = () if said.tokenizer is None else (Source("tokenizer", "Tokenizer", digest=said.tokenizer),)
+    here = replace(provenance_of(), made_from=(placed("model", model, said.weights), *tokenizer))
     return made if made and made[-1] == here else (*made, here)
 
 

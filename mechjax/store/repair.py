@@ -56,7 +56,7 @@ def repair(
             )
         if shards != list(manifest.shards):
             manifest = _with_moments(
-                folder, replace(manifest, shards=tuple(shards), made=made_here(manifest.made))
+                folder, replace(manifest, shards=tuple(shards), made=made_here(said, model, manifest.made))
             )
             write_manifest(folder, manifest)
     return Store(folder, manifest)

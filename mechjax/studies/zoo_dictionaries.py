@@ -101,7 +101,13 @@ def train(options: Options, layer: int) -> dict[str, Any]:
     seconds = time.process_time() - start
     halved = jax.tree.map(lambda x: x.astype(jnp.float16) if eqx.is_inexact_array(x) else x, trained)
     folder = write_saelens(
-        halved, options.out / named(layer), model_name=MODEL, hook_name=f"blocks.{layer}.hook_{SITE}"
+        halved,
+        options.out / named(layer),
+        model_name=MODEL,
+        hook_name=f"blocks.{layer}.hook_{SITE}",
+        seed=options.seed,
+        steps=options.steps,
+        model=model,
     )
     written = load(folder)
     own = held_out(model, tokenizer, written, layer)

@@ -159,7 +159,8 @@ def run(tmp_path):
 def test_verify__of_a_run__looks_at_every_step_and_names_the_array(run):
     found = verify(run)
     assert found.ok and found.kind == "training run"
-    assert [one.name for one in found.provenance[0].made_from] == ["seed"]
+    saved, seed = found.provenance[0].made_from
+    assert (saved.name, saved.dtypes, saved.digest, seed.value) == ("saved", ("float32",), None, 5)
     data = max((p for p in (run / "2").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     flip(data, data.stat().st_size // 2)
     found = verify(run)
