@@ -50,11 +50,13 @@ def replace_folder(folder: Path) -> Generator[Path, None, None]:
         fresh.mkdir(parents=True)
         yield fresh
         for path in fresh.rglob("*"):
-            _flush(path)
+            (flush_folder if path.is_dir() else _flush)(path)
         flush_folder(fresh)
         _swap(fresh, folder)
         flush_folder(folder.parent)
     finally:
+        if fresh.is_symlink() or fresh.is_file():  # which stood under the folder's name
+            fresh.unlink()
         shutil.rmtree(fresh, ignore_errors=True)
 
 
@@ -70,7 +72,9 @@ def flush_folder(folder: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    handle = os.open(
+        path, os.O_RDWR if os.name == "nt" else os.O_RDONLY
+    )  # Windows flushes only what may be written
     try:
         os.fsync(handle)
     finally:

@@ -100,3 +100,18 @@ def test_exchange__of_what_is_not_there__is_an_error(tmp_path):
         pytest.skip("this file system exchanges no names")
     with pytest.raises(OSError, match="No such file"):
         atomic._exchange(tmp_path / "a", tmp_path / "none")
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_replace_folder__where_a_file_or_link_stands__takes_its_place(tmp_path, kind):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "x").write_text("kept")
+    if kind == "file":
+        (tmp_path / "a").write_text("old")
+    else:
+        (tmp_path / "a").symlink_to(tmp_path / "there")
+    with replace_folder(tmp_path / "a") as fresh:
+        (fresh / "new").write_text("new")
+    assert (tmp_path / "a" / "new").read_text() == "new" and not (tmp_path / "a").is_symlink()
+    assert (tmp_path / "there" / "x").read_text() == "kept"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "there"]
