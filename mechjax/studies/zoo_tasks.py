@@ -143,7 +143,7 @@ def train(options: Options) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     export(model, options.out, family="gpt2", tokenizer=tokenizer, overwrite=True)
     for step, checkpoint in saved:
-        save_checkpoint(options.out / "checkpoints", step, checkpoint)
+        save_checkpoint(options.out / "checkpoints", step, checkpoint, made_from={"seed": options.seed})
     last = {name: float(values[-50:].mean()) for name, values in history.metrics.items()}
     return {
         "seed": options.seed, "steps": options.steps, "seconds": round(seconds), "cores": _cores(),
