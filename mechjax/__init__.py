@@ -13,6 +13,7 @@ from mechjax.base.records import save as save
 from mechjax.models import init as init
 from mechjax.models import resume as resume
 from mechjax.parallel.mesh import make_mesh as make_mesh
+from mechjax.parallel.shard import shard as shard
 from mechjax.transform import add as add
 from mechjax.transform import apply as apply
 from mechjax.transform import capture as capture
@@ -35,6 +36,7 @@ from mechjax.transform import zero as zero
 _LAZY = {
     "load": "mechjax.models.load",
     "export": "mechjax.models.export",
+    "dry_run": "mechjax.models.dry_run",
     "generate": "mechjax.models.generate",
     "plan": "mechjax.models.plan",
     "check": "mechjax.studies.check",

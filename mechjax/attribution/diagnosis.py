@@ -30,9 +30,12 @@ from mechjax.attribution.node_scores import NodeScores
 from mechjax.attribution.sides import Sides, check_finite, sides
 from mechjax.attribution.site_scores import SAME_RUN, reduce_examples
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
+from mechjax.models.room import backs_off, runs_that_fit
 from mechjax.transform.edits import apply
 from mechjax.transform.transforms import intervene
 
@@ -78,8 +81,8 @@ class Diagnosis(Record):
             raise ArgumentError(f"theta={theta}: an effect is missed where it exceeds a threshold above 0.")
         if not self.others.size:
             return 0.0
-        short = theta - np.abs(np.asarray(self.others, np.float64))
-        errors = np.asarray(self.errors, np.float64)
+        short = theta - np.abs(whole(self.others, np.float64))
+        errors = whole(self.errors, np.float64)
         # Subsets without any noise leave no doubt.
         tail = stats.t.sf(np.where(errors > 0, short / np.where(errors > 0, errors, 1), np.inf), self.freedom)
         return float(np.where(short > 0, tail, 1.0).max())
@@ -94,10 +97,12 @@ class Diagnosis(Record):
 
         if not 0 < chance < 0.5:
             raise ArgumentError(f"chance={chance}: a probability between 0 and 1/2, such as 0.05.")
-        reach = np.abs(self.others) + stats.t.isf(chance, self.freedom) * np.asarray(self.errors)
+        reach = np.abs(self.others) + stats.t.isf(chance, self.freedom) * whole(self.errors)
         return float(reach.max(initial=0.0))
 
 
+@on_any_mesh
+@backs_off
 def diagnose(
     model: Decoder,
     clean: Any,
@@ -135,7 +140,7 @@ def diagnose(
             finite.
         PairingError: Clean and corrupt prompts that do not line up.
     """
-    scores = np.asarray(found.flat())
+    scores = whole(found.flat())
     each = round(share * subsets)
     if not 0 < verify <= len(scores):
         raise ArgumentError(f"verify={verify}: between 1 and all {len(scores)} nodes can be verified.")
@@ -156,11 +161,13 @@ def diagnose(
     first = order[:verify]
     alone = jnp.arange(len(scores)) == jnp.asarray(first)[:, None]
     together = _subsets(key, jnp.asarray(np.isin(np.arange(len(scores)), first)), subsets, each)
-    chunk = chunk_size or _plan(model, given.ids.shape)
+    chunk = chunk_size or runs_that_fit(CHUNK_BYTES, model, given.ids.shape)
     value, ran = _ablated(given, _of_sites(found, jnp.concatenate((alone, together))), found.axes, chunk)
     of_nodes, of_subsets = ran[:verify], ran[verify:]
     check_finite(given, ran)
-    if value.shape != found.clean.shape or not np.allclose(value, found.clean, SAME_RUN, SAME_RUN):
+    if value.shape != found.clean.shape or not np.allclose(
+        whole(value), whole(found.clean), SAME_RUN, SAME_RUN
+    ):
         raise ArgumentError(
             "the clean metric is not that of the scores: give the prompts and metric of `found`."
         )
@@ -201,13 +208,6 @@ def _of_sites(found: NodeScores, flat: Array) -> Nodes:
         out[site] = flat[:, start : start + size].reshape(-1, *shape)
         start += size
     return out
-
-
-def _plan(model: Decoder, shape: tuple[int, ...]) -> int:
-    """Runs whose activations fit in CHUNK_BYTES: the widest arrays of a block, twice (in and out)."""
-    c, (batch, n_pos) = model.config, shape
-    per_token = 2 * (c.d_mlp + 3 * c.d_model + c.n_heads * (c.d_head + 2 * n_pos))
-    return max(1, int(CHUNK_BYTES / (per_token * batch * n_pos * model.W_E.dtype.itemsize)))
 
 
 @eqx.filter_jit

@@ -38,15 +38,19 @@ from mechjax.attribution.quadrature import Quadrature, nodes_of
 from mechjax.attribution.scores import Reduce, Scores, named, reduced
 from mechjax.attribution.subject import Ablation, Subject, clean_run, over_parts, sent_by, subject
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.graph.build import Graph
 from mechjax.graph.writes import recorded
 from mechjax.metrics.metric import Metric
 from mechjax.models.backward_rules import GRADIENT, Rules
 from mechjax.models.decoder import Decoder
+from mechjax.models.room import backs_off
 
 Path = Literal["inputs", "activations", "mask"]
 
 
+@on_any_mesh
+@backs_off
 def eap_ig(
     model: Decoder,
     clean: Any,

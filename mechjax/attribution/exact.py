@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mechjax.attribution.scores import Reduce, Scores, reduced
 from mechjax.attribution.subject import Ablation, Subject, clean_run, subject
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.graph.build import Graph
 from mechjax.graph.tap import READS, tapped
 from mechjax.graph.units import directions, scaled, units_of, values
@@ -37,12 +38,14 @@ from mechjax.models.attention import Attention
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder
 from mechjax.models.marks import marks_of
-from mechjax.models.room import runs_that_fit
+from mechjax.models.room import backs_off, runs_that_fit
 from mechjax.transform.context import wanting
 
 CHUNK_BYTES = 256e6
 
 
+@on_any_mesh
+@backs_off
 def exact(
     model: Decoder,
     clean: Any,

@@ -27,11 +27,14 @@ from jaxtyping import Array, Bool, Float
 
 from mechjax.attribution.scores import Scores
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.graph.agreement import Agreement, agreement
 from mechjax.graph.build import Graph
 from mechjax.graph.writes import Writes, recorded, sites
 from mechjax.models.decoder import Decoder, as_tokens
+from mechjax.models.room import at_once, backs_off
 from mechjax.tasks.pairing import batched
 from mechjax.transform.captured import Activations
 from mechjax.transform.transforms import capture
@@ -70,7 +73,7 @@ class InformationFlow(Record):
                 f"{exact.graph!r}: compare what was made of the edges of the same graph."
             )
         known = exact.asked
-        return agreement(np.asarray(self.importance)[known], np.abs(exact.scores)[known], n)
+        return agreement(whole(self.importance)[known], np.abs(exact.scores)[known], n)
 
     def routes(self, threshold: float) -> Bool[Array, " edge"]:
         """The edges that lead to the logits: walked from there down, along importances of `threshold` and above.
@@ -82,7 +85,7 @@ class InformationFlow(Record):
             raise ArgumentError(
                 f"threshold={threshold}: importances, and so what is asked of them, lie between 0 and 1."
             )
-        graph, strong = self.graph, np.asarray(self.importance) >= threshold
+        graph, strong = self.graph, whole(self.importance) >= threshold
         kept = np.zeros(len(graph.table), bool)
         reached = {"logits"}
         for reader in reversed(
@@ -107,6 +110,8 @@ def _inputs(graph: Graph, node: str) -> set[str]:
     return {f"{node}<q>", f"{layer}.kv{shared}<k>", f"{layer}.kv{shared}<v>"}
 
 
+@on_any_mesh
+@backs_off
 def information_flow(
     model: Decoder, prompts: Any, *, graph: Graph, chunk_size: int | None = None
 ) -> InformationFlow:
@@ -129,7 +134,7 @@ def information_flow(
     seen = graph.whole("information_flow").view(model)
     ids, mask = as_tokens(batched(prompts), None, model.config)
     acts = _captured(seen, ids, mask)
-    chunk = chunk_size or max(1, int(CHUNK_BYTES / (8 * len(graph.nodes) * model.config.d_model)))
+    chunk = chunk_size or at_once(CHUNK_BYTES, 8 * len(graph.nodes) * model.config.d_model)
     streams = [acts["resid_pre"], *[acts["mlp_in"]] * graph.mlp, acts["resid_post"]]
     found = _importance(
         seen,

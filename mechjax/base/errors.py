@@ -51,6 +51,10 @@ class WriteError(MechjaxError, OSError):
     """A path that cannot be written."""
 
 
+class RoomError(MechjaxError, MemoryError):
+    """A program that does not fit into a device's memory, whatever is run at once."""
+
+
 class ArgumentError(MechjaxError, ValueError):
     """An argument outside its range, or two arguments that contradict each other."""
 

@@ -24,11 +24,12 @@ from typing import Any, Literal
 from jaxtyping import Array, Int
 
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.prompts import Prompts
 from mechjax.metrics.measured import measured
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
-from mechjax.models.room import runs_that_fit
+from mechjax.models.room import backs_off, runs_that_fit
 from mechjax.patching.finite import check_numbers
 from mechjax.patching.scores import PatchScores
 from mechjax.patching.sweep import Sweep, starts_of
@@ -42,6 +43,8 @@ CHUNK_BYTES = (
 )
 
 
+@on_any_mesh
+@backs_off
 def activation_patch(
     model: Decoder,
     clean: Prompts | Any,

@@ -25,11 +25,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mechjax.base.errors import ArgumentError, SiteError, did_you_mean
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
 from mechjax.metrics.measured import FromLayer, FromStart, measured
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder, as_tokens
-from mechjax.models.room import runs_that_fit
+from mechjax.models.room import backs_off, runs_that_fit
 from mechjax.patching.chosen import chosen
 from mechjax.patching.finite import check_numbers
 from mechjax.patching.windows import windows
@@ -76,6 +77,8 @@ class TraceScores(Record):
         return self.clean - self.corrupt
 
 
+@on_any_mesh
+@backs_off
 def causal_trace(
     model: Decoder,
     prompts: Any,
