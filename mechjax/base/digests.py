@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax.base.errors import ArgumentError
+from mechjax.base.whole import whole
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -19,23 +19,15 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 def arrays_digest(tree: Any) -> str:
     """SHA-256 of a pytree's arrays, of their names, shapes and dtypes. One array at a time is on the host.
 
-    How arrays lie on devices changes nothing: those that are split over a mesh, or are whole in every process, have the
-    checksum of the same arrays on one device.
-
-    Raises:
-        ArgumentError: An array of which parts are in other processes alone; `parts_digest` takes what is here.
+    How arrays lie on devices changes nothing. Of one that several processes hold together each gets row by row over the
+    network, and all must take part; `parts_digest` sends nothing, and tells what is here.
     """
     total = hashlib.sha256()
     for name, leaf in _named(tree):
-        if not is_within_reach(leaf):
-            raise ArgumentError(
-                f"`{name}` is spread over {jax.process_count()} processes, and none of them holds it whole, so it has "
-                "no checksum here. Checksum the parts that each process holds (`mechjax.base.digests.parts_digest`), "
-                "or the array before it is spread."
-            )
-        kind, array = _on_host(leaf)
-        total.update(f"{name} {kind} {array.shape};".encode())
-        total.update(array.reshape(-1).view(np.uint8).data)
+        total.update(f"{name} {leaf.dtype} {leaf.shape or (1,)};".encode())
+        in_one = is_within_reach(leaf) or not leaf.shape
+        for part in [leaf] if in_one else (leaf[i] for i in range(leaf.shape[0])):
+            total.update(_bytes_of(part))
     return total.hexdigest()
 
 
@@ -54,18 +46,13 @@ def parts_digest(tree: Any) -> str:
                 if shard.replica_id == 0
             ]
         for span, part in sorted(spans, key=lambda item: item[0]):
-            kind, array = _on_host(part)
-            total.update(f"{name} {kind} {leaf.shape} {span};".encode())
-            total.update(array.reshape(-1).view(np.uint8).data)
+            total.update(f"{name} {leaf.dtype} {leaf.shape} {span};".encode())
+            total.update(_bytes_of(part))
     return total.hexdigest()
 
 
 def tree_digest(tree: Any) -> str:
-    """SHA-256 of a pytree's arrays and of all else that it holds, such as a model's choices.
-
-    Raises:
-        ArgumentError: As of `arrays_digest`.
-    """
+    """SHA-256 of a pytree's arrays and of all else that it holds, such as a model's choices."""
     arrays, rest = eqx.partition(tree, _is_array)
     return with_rest(rest, arrays_digest(arrays))
 
@@ -109,12 +96,11 @@ def _named(tree: Any) -> Iterator[tuple[str, Any]]:
         yield jax.tree_util.keystr(path, simple=True, separator="."), leaf
 
 
-def _on_host(array: Any) -> tuple[str, np.ndarray]:
-    """The dtype and the numbers of an array; of random keys the numbers that they are made of."""
-    kind = str(array.dtype)
+def _bytes_of(array: Any) -> memoryview:
+    """The bytes of an array; of random keys those of the numbers that they are made of."""
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
-    return kind, np.ascontiguousarray(array)
+    return np.ascontiguousarray(whole(array)).reshape(-1).view(np.uint8).data
 
 
 def _is_array(x: Any) -> bool:

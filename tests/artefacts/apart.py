@@ -17,6 +17,7 @@ def worker(index, port, folder):
     import numpy as np
 
     import mechjax as mj
+    from mechjax.base.digests import tree_digest
     from mechjax.base.provenance import provenance_of
 
     jax.distributed.initialize(f"localhost:{port}", 2, int(index))
@@ -25,7 +26,8 @@ def worker(index, port, folder):
     put = lambda where: jax.make_array_from_callback(SHAPE, where, lambda at: whole[at])
     spread, copied = put(place("data")), put(place())
     made = {"spread": spread, "copied": copied, "seed": 3}
-    (folder / f"{index}.json").write_text(json.dumps(provenance_of(**made).page()))
+    told = {"page": provenance_of(**made).page(), "together": tree_digest(spread)}
+    (folder / f"{index}.json").write_text(json.dumps(told))
     mj.fit.save_checkpoint(folder / "run", 5, {"w": spread, "b": copied}, made_from=made)
 
 

@@ -203,7 +203,9 @@ def test_verify__of_what_two_processes_wrote__is_content_and_says_what_each_held
     codes, said = apart.two_processes(tmp_path)
     assert codes == [0, 0], said
     whole = np.arange(48, dtype=np.float32).reshape(apart.SHAPE)
-    made = [read_provenance(json.loads((tmp_path / f"{i}.json").read_text())) for i in range(2)]
+    told = [json.loads((tmp_path / f"{i}.json").read_text()) for i in range(2)]
+    assert [one["together"] for one in told] == [tree_digest(whole)] * 2
+    made = [read_provenance(one["page"]) for one in told]
     for i, one in enumerate(made):
         spread, copied, seed = one.made_from
         assert (one.devices, one.processes, seed.value) == (8, 2, 3)
