@@ -23,6 +23,7 @@ _FORMATS: dict[str, tuple[Callable[[dict[str, np.ndarray]], str], Callable[[str]
     "mechjax sweep 2": (arrays_digest, lambda name: name),
 }
 """For each format the checksum of a file's arrays, and what the file with a name calls itself."""
+_WITH_RUNS = ("mechjax sweep 2",)
 
 
 def fits(path: Path) -> bool:
@@ -41,9 +42,13 @@ def check(path: Path) -> Found:
         problem = str(error)
     if page is not None and page.get("format") not in _FORMATS:
         problem, page = f"has the format {page.get('format')!r}, which this mechjax does not know", None
-    names = [*_units(path), *([_RUNS] if (path / _RUNS).is_file() else [])]
-    files = [_file(path, name, page) for name in names]
-    return Found((File(PAGE, size_of(path / PAGE), problem), *files), (), _notes(page, _units(path)))
+    units = _units(path)
+    files = [_file(path, name, page) for name in units]
+    if (path / _RUNS).is_file():
+        files.append(_file(path, _RUNS, page))
+    elif units and page is not None and page["format"] in _WITH_RUNS:  # they are written first
+        files.append(File(_RUNS, 0, "is missing"))
+    return Found((File(PAGE, size_of(path / PAGE), problem), *files), (), _notes(page, units))
 
 
 def _units(path: Path) -> list[str]:
