@@ -7,6 +7,7 @@ import importlib
 from typing import Any
 
 from mechjax.base.prompts import Prompts as Prompts
+from mechjax.base.records import provenance as provenance
 from mechjax.base.records import restore as restore
 from mechjax.base.records import save as save
 from mechjax.models import init as init
@@ -40,9 +41,11 @@ _LAZY = {
     "plan": "mechjax.models.plan",
     "check": "mechjax.studies.check",
     "tour": "mechjax.studies.tour",
+    "verify": "mechjax.artefacts",
 }
 _PACKAGES = frozenset(
     {
+        "artefacts",
         "attribution",
         "decompose",
         "dictionaries",

@@ -22,8 +22,12 @@ def _run(code: str) -> dict:
     return space
 
 
-def test_screen__as_it_stands__gives_what_its_comments_say():
+def test_screen__as_it_stands__gives_what_its_comments_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # it saves a record
     space = _run(SCREEN)
+    assert mj.verify("results/ioi").ok
+    told = [one.name for one in mj.provenance("results/ioi").made_from]
+    assert told == ["model", "clean", "corrupt", "metric"]
     config = space["model"].config
     assert space["acts"]["pattern"].shape[:3] == (config.n_layers, 1, config.n_heads)
     assert space["grads"]["resid_pre"].shape == (config.n_layers, 1, 15, config.d_model)

@@ -1,15 +1,13 @@
 """Records: frozen, shape-checked results that are pytrees, print briefly and can be saved.
 
-A saved record is a folder of two files: `record.json` (classes, static values, and the checksum of the arrays) and
-`<sha256>.safetensors` (the arrays). `record.json` is replaced in one step after the arrays are in place, so a reader
-sees the old record or the new one, never a mixture. Nothing is pickled, and no name in a file becomes a path.
+A saved record is a folder of two files: `record.json` (classes, static values, provenance, and the checksum of the
+arrays) and `<sha256>.safetensors` (the arrays). `record.json` is replaced in one step after the arrays are in place, so
+a reader sees the old record or the new one, never a mixture. Nothing is pickled, and no name in a file becomes a path.
 """
 
 import hashlib
-import json
-import os
 import re
-import tempfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,14 @@ import numpy as np
 import safetensors.numpy
 
 from mechjax.base import display
+from mechjax.base.atomic import replace_file
 from mechjax.base.encoding import decode, encode
 from mechjax.base.errors import CheckpointError, WriteError
+from mechjax.base.provenance import Provenance, provenance_of, read_provenance
+from mechjax.base.signed import signed, unsigned
 
-_FORMAT = "mechjax record 1"
+PAGE = "record.json"
+FORMAT = "mechjax record 1"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -56,31 +58,41 @@ class Record(eqx.Module):
         return display.as_html(self, self.axis_labels())
 
 
-def save(record: eqx.Module, folder: str | Path) -> Path:
+def save(record: eqx.Module, folder: str | Path, **made_from: Any) -> Path:
     """Write `record` to `folder`, in one step: a reader finds the record that was there before, or this one.
+
+    Beside it stands where it comes from (`provenance`): mechjax's version and code, packages, devices, JAX's settings,
+    and each further keyword as what it was made from: `save(scores, folder, model=model, clean=clean, corrupt=corrupt,
+    metric=metric, seed=0)`.
 
     Args:
         record: A record or a model.
         folder: Where to; made if it is not there. An earlier record in it is replaced, anything else is left alone.
+        **made_from: What the record was made from, each under a name of the caller's: models, prompts, metrics and
+            other pytrees by checksum, keys, numbers and short text as they are.
 
     Returns:
         The folder.
 
     Raises:
-        ArgumentError: The record holds something that is no array and no plain value, such as a function.
+        ArgumentError: The record holds something that is no array and no plain value, such as a function; or it was
+            made from something that has no checksum, a path, or text that looks like a secret.
         WriteError: The folder cannot be written.
     """
     folder = Path(folder)
     arrays: dict[str, np.ndarray] = {}
     tree = encode(record, "", arrays)
+    made = provenance_of(**made_from)
     data = safetensors.numpy.save(arrays)
     digest = hashlib.sha256(data).hexdigest()
-    page = {"format": _FORMAT, "arrays": digest, "record": tree}
-    text = json.dumps({"sha256": _digest(page), **page}, indent=1, allow_nan=False)
+    sums = {
+        name: f"{zlib.crc32(array.reshape(-1).view(np.uint8).data):08x}" for name, array in arrays.items()
+    }
+    page = {"format": FORMAT, "arrays": digest, "record": tree, "crc32": sums, "provenance": made.page()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / f"{digest}.safetensors", data)
-        replace_file(folder / "record.json", text.encode())
+        replace_file(folder / PAGE, signed(page, "indented"))
         for stale in folder.glob("*.safetensors"):
             if _SHA256.fullmatch(stale.stem) and stale.stem != digest:
                 stale.unlink()
@@ -98,30 +110,8 @@ def restore(folder: str | Path) -> Any:
         CheckpointError: The folder holds no record, or one that is truncated, changed or from another version.
     """
     folder = Path(folder)
-    try:
-        page: Any = json.loads((folder / "record.json").read_bytes())
-    except OSError as error:
-        raise CheckpointError(
-            f"no record in `{folder}`: `record.json` cannot be read ({error.strerror}). "
-            "Give the folder that `save` wrote."
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(
-            f"`{folder / 'record.json'}` is not whole: {error}. Save the record again."
-        ) from error
-    if not isinstance(page, dict) or page.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"`{folder / 'record.json'}` is not a record that this version of mechjax can read."
-        )
-    digest = page.get("arrays")
-    if (
-        page.pop("sha256", None) != _digest(page)
-        or not isinstance(digest, str)
-        or not _SHA256.fullmatch(digest)
-    ):
-        raise CheckpointError(
-            f"`{folder / 'record.json'}` was changed after it was saved: its checksum differs."
-        )
+    page = read_page(folder)
+    digest = page["arrays"]
     try:
         data = (folder / f"{digest}.safetensors").read_bytes()
     except OSError as error:
@@ -130,24 +120,49 @@ def restore(folder: str | Path) -> Any:
         ) from error
     if hashlib.sha256(data).hexdigest() != digest:
         raise CheckpointError(
-            f"the arrays in `{folder}` are truncated or were changed: their checksum differs."
+            f"the arrays in `{folder}` are truncated or were changed: their checksum differs. `mechjax verify` says "
+            "which array. Save the record again, or bring the file back from a copy."
         )
     return decode(page["record"], safetensors.numpy.load(data))
 
 
-def _digest(page: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(page, sort_keys=True).encode()).hexdigest()
+def provenance(folder: str | Path) -> Provenance:
+    """Where a saved record comes from: the code that made it, what it was made from, where it ran.
+
+    Raises:
+        CheckpointError: As of `restore`; or it was saved by a mechjax that did not yet say.
+    """
+    page = read_page(Path(folder))
+    if "provenance" not in page:
+        raise CheckpointError(
+            f"the record in `{folder}` says nothing of where it comes from: it was saved before mechjax wrote that "
+            "down. Save it again with what it was made from: mj.save(record, folder, model=model, ...)."
+        )
+    return read_provenance(page["provenance"])
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step, on disk before it has its name: whoever reads finds all of it or none."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".saving-")
+def read_page(folder: Path) -> dict[str, Any]:
+    """What `record.json` says, checked; its arrays lie in the file that has their checksum (`arrays`) as its name.
+
+    Raises:
+        CheckpointError: There is none, or one that is truncated, changed or from another version.
+    """
+    path = folder / PAGE
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        page = unsigned(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(
+            f"no record in `{folder}`: `{PAGE}` cannot be read ({error.strerror}). Give the folder that `save` wrote."
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(
+            f"`{path}` {error}. Save the record again, or bring it back from a copy."
+        ) from error
+    if page.get("format") != FORMAT:
+        raise CheckpointError(f"`{path}` is not a record that this version of mechjax can read.")
+    digest = page.get("arrays")
+    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+        raise CheckpointError(
+            f"`{path}` names its arrays by {digest!r:.80}, where their checksum was expected."
+        )
+    return page

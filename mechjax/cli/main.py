@@ -14,10 +14,11 @@ from mechjax.cli.plan import plan
 from mechjax.cli.scoreboard import scoreboard
 from mechjax.cli.sites import sites
 from mechjax.cli.tour import tour
+from mechjax.cli.verify import verify
 
 VERBS = {
     "tour": tour, "patch": patch, "sites": sites, "check": check, "plan": plan, "doctor": doctor,
-    "scoreboard": scoreboard,
+    "scoreboard": scoreboard, "verify": verify,
 }  # fmt: skip
 
 
@@ -28,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process by default.
 
     Returns:
-        0, or what the verb returns (`check`: 1 where something is wrong), or 2 where what was asked cannot be done, or
-        130 where it was interrupted.
+        0, or what the verb returns (`check` and `verify`: 1 where something is wrong), or 2 where what was asked cannot
+        be done, or 130 where it was interrupted.
     """
     try:
         status = tyro.extras.subcommand_cli_from_dict(

@@ -75,8 +75,9 @@ def patch(
     console.print(scores_text(scores, names=names, top=top))
     if page is not None:
         written = scores_page(scores, title=f"{model}: {site} by {' and '.join(over)}", names=names).write(
-            page
-        )
+            page, model=decoder, tokenizer=tokenizer, clean=sides[0], corrupt=sides[1], metric=metric, site=site,
+            over=over, mode=mode,
+        )  # fmt: skip
         console.print(Text.assemble("\nThe page: ", (str(written), "bold underline")), soft_wrap=True)
 
 

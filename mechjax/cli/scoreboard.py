@@ -25,7 +25,7 @@ def scoreboard(
         models: Which models.
         methods: Which methods.
     """
-    path = scoreboard_page.write(run_scoreboard(models, methods, n_seeds=seeds), folder)
+    path = scoreboard_page.write(run_scoreboard(models, methods, n_seeds=seeds), folder, seeds=seeds)
     console = Console()
     console.print(Text(path.read_text(encoding="utf-8")), soft_wrap=True)
     console.print(Text.assemble("The page: ", (str(path.absolute()), "bold underline")), soft_wrap=True)

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mechjax.base.atomic import replace_file
 from mechjax.base.digests import tree_digest
 from mechjax.base.errors import ArgumentError, CheckpointError, WriteError
-from mechjax.base.records import replace_file
 from mechjax.dictionaries import Dictionary
 from mechjax.dictlearn.loop import Measures, joined
 from mechjax.dictlearn.plan import ADAM, UNIT_ADAM, Plan

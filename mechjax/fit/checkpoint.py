@@ -1,15 +1,13 @@
 """Checkpoints of a training run: one folder per step, written and read by Orbax.
 
 Orbax tells a truncated file, not a changed one: of weights in which one bit was flipped, all came back as if nothing
-had happened (tried on f32 and bf16). So each part of an array that a device holds has a checksum of its own here, and a
-step counts from when these are written: what was killed before is no checkpoint.
+had happened (tried on f32 and bf16). So each part of an array that a device holds has a checksum of its own here, and
+so has each file (`sums`); a step counts from when these are written: what was killed before is no checkpoint.
 """
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -19,12 +17,25 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
+from mechjax.base.atomic import replace_file
 from mechjax.base.errors import ArgumentError, CheckpointError, WriteError
-from mechjax.base.records import replace_file
+from mechjax.base.provenance import Provenance, placed, provenance_of
+from mechjax.base.signed import signed
+from mechjax.fit.sums import (
+    FORMAT,
+    differs,
+    files_of,
+    has_all_sums,
+    is_held,
+    read_sums,
+    spans_of,
+    sums_file,
+    sums_of,
+)
 
 Model = TypeVar("Model")
-FORMAT = 1
-_BESIDE = "beside/"  # names of arrays that were saved beside the model
+BESIDE = "beside/"
+"""What names of arrays begin with that were saved beside the model."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +75,12 @@ def save_checkpoint(
     *,
     beside: Mapping[str, np.ndarray] | None = None,
     about: Mapping[str, Any] | None = None,
+    made_from: Mapping[str, Any] | None = None,
     keep: int | None = None,
 ) -> None:
     """Write the arrays of `model` to `folder/<step>`; an earlier checkpoint of that step is replaced.
+
+    Cost beside the writing: a SHA-256 over the arrays, and one over the files, which are read once for it.
 
     Args:
         folder: Of all steps of a run. Several processes that share a model all call this, with one folder.
@@ -74,6 +88,7 @@ def save_checkpoint(
         model: Any pytree.
         beside: Arrays of any shapes, not known when they are read.
         about: What else is to be known, as JSON.
+        made_from: What it was made from, as `mj.save` takes it; goes into its provenance.
         keep: How many of the newest steps stay; None for all.
 
     Raises:
@@ -83,7 +98,7 @@ def save_checkpoint(
 
     folder = Path(folder).absolute()
     path = folder / str(step)
-    arrays = _arrays(model) | {_BESIDE + name: np.asarray(x) for name, x in (beside or {}).items()}
+    arrays = _arrays(model) | {BESIDE + name: np.asarray(x) for name, x in (beside or {}).items()}
     try:
         if jax.process_index() == 0:
             folder.mkdir(parents=True, exist_ok=True)
@@ -97,9 +112,11 @@ def save_checkpoint(
         page = {
             "format": FORMAT,
             "about": dict(about or {}),
-            "arrays": {n: _sums(x) for n, x in arrays.items()},
+            "arrays": {n: sums_of(x) for n, x in arrays.items()},
+            "files": files_of(path),
+            "provenance": _made(model, made_from or {}).page(),
         }
-        replace_file(path / _sums_file(), json.dumps(page | {"sha256": _digest(page)}).encode())
+        replace_file(path / sums_file(), signed(page))
         _meet(f"saved {step}")
         for old in saved_steps(folder)[: -keep or None] if keep and jax.process_index() == 0 else ():
             _forget(folder / str(old))
@@ -111,12 +128,18 @@ def save_checkpoint(
         ) from error
 
 
+def _made(model: object, made_from: Mapping[str, Any]) -> Provenance:
+    """Where a checkpoint comes from; its arrays have their checksums beside it."""
+    made = provenance_of(**made_from)
+    return replace(made, made_from=(placed("saved", model), *made.made_from))
+
+
 def saved_steps(folder: str | Path) -> tuple[int, ...]:
     """The steps that have a whole checkpoint in `folder`, in order; none where there is no such folder."""
     folder = Path(folder)
     if not folder.is_dir():
         return ()
-    return tuple(sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and _is_whole(p)))
+    return tuple(sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and has_all_sums(p)))
 
 
 def restore_checkpoint(folder: str | Path, step: int, like: Model) -> Model:
@@ -141,7 +164,7 @@ def restore_all(folder: str | Path, step: int, like: Model) -> Restored[Model]:
     path = Path(folder).absolute() / str(step)
     saved = pages[0]["arrays"]
     wanted = {name: _shape(leaf) for name, leaf in _arrays(like).items()}
-    own = {name for name in saved if not name.startswith(_BESIDE)}
+    own = {name for name in saved if not name.startswith(BESIDE)}
     told = lambda entry: None if entry is None else (tuple(entry["shape"]), entry["dtype"])
     differ = {name for name, leaf in wanted.items() if told(saved.get(name)) != (leaf.shape, str(leaf.dtype))}
     if differ := sorted(differ | own - wanted.keys()):
@@ -152,7 +175,7 @@ def restore_all(folder: str | Path, step: int, like: Model) -> Restored[Model]:
     beside = {
         name: jax.ShapeDtypeStruct(entry["shape"], entry["dtype"])
         for name, entry in saved.items()
-        if name.startswith(_BESIDE)
+        if name.startswith(BESIDE)
     }
     try:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -161,12 +184,17 @@ def restore_all(folder: str | Path, step: int, like: Model) -> Restored[Model]:
         raise _broken(path, f"it cannot be read ({_first_line(error)})") from error
     for page in pages:
         for name, entry in page["arrays"].items():
-            _check(path, name, found[name], entry["parts"])
+            held = spans_of(found[name])
+            parts = [part for part in entry["parts"] if is_held(part, held)]
+            if any(differs(part, found[name], held) for part in parts):
+                raise _broken(
+                    path, f"`{name.removeprefix(BESIDE)}` is not what was written: its checksum differs"
+                )
     model = eqx.combine(
         jax.tree.unflatten(jax.tree.structure(arrays), [found[name] for name in wanted]), rest
     )
     return Restored(
-        model, {name.removeprefix(_BESIDE): np.asarray(found[name]) for name in beside}, pages[0]["about"]
+        model, {name.removeprefix(BESIDE): np.asarray(found[name]) for name in beside}, pages[0]["about"]
     )
 
 
@@ -204,62 +232,12 @@ def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
 
 
-def _sums_file() -> str:
-    return f"checksums.{jax.process_index()}-of-{jax.process_count()}.json"
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether every process that wrote the step has told its checksums."""
-    names = [file.name for file in path.glob("checksums.*.json")]
-    return bool(names) and len(names) == int(names[0].split("-of-")[1].removesuffix(".json"))
-
-
 def _forget(path: Path) -> None:
     """Takes a step away, its checksums first: what is half gone is no checkpoint."""
     for file in path.glob("checksums.*.json"):
         file.unlink()
     if path.is_dir():
         shutil.rmtree(path)
-
-
-def _sums(x: Any) -> dict[str, Any]:
-    """Shape, dtype, and a checksum of each part of an array that this process is the first to hold."""
-    parts = [([slice(None)] * np.ndim(x), x)]
-    if isinstance(x, jax.Array):
-        parts = [(shard.index, shard.data) for shard in x.addressable_shards if shard.replica_id == 0]
-    return {
-        "shape": list(np.shape(x)),
-        "dtype": str(x.dtype),
-        "parts": [{"at": _span(at, np.shape(x)), "sha256": _sum(part)} for at, part in parts],
-    }
-
-
-def _span(at: Any, shape: tuple[int, ...]) -> list[list[int]]:
-    return [list(one.indices(n)[:2]) for one, n in zip(at, shape, strict=True)]
-
-
-def _sum(part: Any) -> str:
-    return hashlib.sha256(np.ascontiguousarray(part).tobytes()).hexdigest()
-
-
-def _check(path: Path, name: str, found: Any, parts: list[dict[str, Any]]) -> None:
-    """Whether an array is what was written, as far as this process holds it.
-
-    Raises:
-        CheckpointError: It is not.
-    """
-    held = {}
-    if isinstance(found, jax.Array) and not found.is_fully_addressable:
-        held = {str(_span(s.index, found.shape)): s.data for s in found.addressable_shards}
-    for part in parts:
-        at = str(part["at"])
-        if held and at not in held:
-            continue
-        data = held[at] if held else found[tuple(slice(*span) for span in part["at"])]
-        if _sum(data) != part["sha256"]:
-            raise _broken(
-                path, f"`{name.removeprefix(_BESIDE)}` is not what was written: its checksum differs"
-            )
 
 
 def _page(file: Path) -> dict[str, Any]:
@@ -269,18 +247,9 @@ def _page(file: Path) -> dict[str, Any]:
         CheckpointError: It cannot be read, was changed, or is of a later version.
     """
     try:
-        page = json.loads(file.read_text("utf-8"))
-        digest = page.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise _broken(file.parent, f"`{file.name}` cannot be read ({_first_line(error)})") from error
-    if digest != _digest(page):
-        raise _broken(file.parent, f"`{file.name}` was changed: its checksum differs")
-    if page["format"] != FORMAT:
-        raise CheckpointError(
-            f"the checkpoint `{file.parent}` has format {page['format']}, and this version reads {FORMAT}: read it "
-            "with the version of mechjax that wrote it."
-        )
-    return page
+        return read_sums(file)
+    except ValueError as error:
+        raise _broken(file.parent, f"`{file.name}` {error}") from error
 
 
 def _broken(path: Path, what: str) -> CheckpointError:
@@ -290,10 +259,6 @@ def _broken(path: Path, what: str) -> CheckpointError:
         f"the checkpoint of step {path.name} in `{path.parent}` is broken: {what}. Remove the folder `{path.name}` to "
         f"go on from {onward}."
     )
-
-
-def _digest(page: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(page, sort_keys=True).encode()).hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

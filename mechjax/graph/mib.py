@@ -14,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from mechjax.base.atomic import replace_file
 from mechjax.base.errors import ArgumentError, CheckpointError, ShapeError, WriteError
+from mechjax.base.provenance import provenance_of
+from mechjax.base.signed import signed, unsigned
 from mechjax.graph.build import Graph
 
 
@@ -25,8 +28,11 @@ def to_mib(
     scores: Float[Array, " edge"] | None = None,
     kept: Bool[Array, " edge"] | None = None,
     d_model: int,
+    **made_from: Any,
 ) -> Path:
     """Write scores of edges, a circuit, or both.
+
+    Beside the format's own keys stand where they come from, and a checksum; the authors' code takes no notice of them.
 
     Args:
         graph: The graph, every head with keys and values of its own.
@@ -34,6 +40,7 @@ def to_mib(
         scores: One score per edge; zero where not given.
         kept: The edges that are in the circuit; none where not given. Nodes that any of these leaves are in it too.
         d_model: Width of the model, which the format names.
+        **made_from: What they were made from, as `mj.save` takes it, such as `model=model`.
 
     Raises:
         ArgumentError: A graph whose heads share keys, or without MLPs: the format has no name for either.
@@ -62,10 +69,11 @@ def to_mib(
             name: {"score": float(s), "in_graph": bool(k)}
             for name, s, k in zip(graph.edges, score, inside, strict=True)
         },
+        "provenance": provenance_of(**made_from).page(),
     }  # fmt: skip
     path = Path(path)
     try:
-        path.write_text(json.dumps(page))
+        replace_file(path, signed(page))
     except OSError as error:
         raise WriteError(f"cannot write the circuit to `{path}`: {error.strerror}.") from error
     return path
@@ -74,7 +82,8 @@ def to_mib(
 def from_mib(graph: Graph, path: str | Path) -> tuple[Float[Array, " edge"], Bool[Array, " edge"]]:
     """Scores and circuit from such a file, in the order of `graph.edges`.
 
-    Edges that the file does not name are not in the circuit, and their score is zero.
+    A file with a checksum, as `to_mib` writes them, is compared with it. Edges that the file does not name are not in
+    the circuit, and their score is zero.
 
     Raises:
         CheckpointError: The file cannot be read, is no such file, or names edges that the graph does not have.
@@ -85,7 +94,10 @@ def from_mib(graph: Graph, path: str | Path) -> tuple[Float[Array, " edge"], Boo
             "the authors' eap.graph.Graph.from_pt(path).to_json(...), and read that."
         )
     try:
-        page: Any = json.loads(Path(path).read_bytes())
+        data = Path(path).read_bytes()
+        page: Any = json.loads(data)
+        if {"sha256", "provenance"} & set(page):
+            page = unsigned(data)
         rows = {name: (float(edge["score"]), bool(edge["in_graph"])) for name, edge in page["edges"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(

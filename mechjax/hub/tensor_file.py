@@ -55,6 +55,7 @@ class TensorFile:
     Attributes:
         path: Of the file.
         entries: Dtype, shape and place of every tensor, in the order of their data.
+        metadata: What the file says of itself, text under text.
     """
 
     def __init__(self, path: Path | str):
@@ -68,7 +69,7 @@ class TensorFile:
             self._bytes = np.memmap(self.path, np.uint8, mode="r").view(np.ndarray)
         except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
             raise CheckpointError(f"Cannot read `{self.path}`: {error}.") from None
-        self.entries = _read_header(self._bytes, self.path)
+        self.entries, self.metadata = _read_header(self._bytes, self.path)
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.entries:
@@ -79,8 +80,8 @@ class TensorFile:
         return self._bytes[entry.start : entry.stop].view(entry.dtype).reshape(entry.shape)
 
 
-def _read_header(data: np.ndarray, path: Path) -> dict[str, Entry]:
-    """Entries of the file whose bytes are `data`, in the order of their data; every claim is checked."""
+def _read_header(data: np.ndarray, path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Entries, in the order of their data, and metadata of the file whose bytes are `data`; every claim is checked."""
     what = f"`{path}`"
     if data.size < _LENGTH_BYTES:
         raise CheckpointError(
@@ -94,7 +95,9 @@ def _read_header(data: np.ndarray, path: Path) -> dict[str, Entry]:
             f"{data.size - _LENGTH_BYTES} follow. Download it again."
         )
     header = parse_object(data[_LENGTH_BYTES:begin].tobytes(), f"The header of {what}")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise CheckpointError(f"The metadata of {what} are no text under names: {_brief(metadata)}.")
     entries = {name: _read_entry(name, claim, what, begin, data.size) for name, claim in header.items()}
     entries = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
     end, before = begin, None
@@ -108,7 +111,7 @@ def _read_header(data: np.ndarray, path: Path) -> dict[str, Entry]:
         raise CheckpointError(
             f"{what} has {data.size - end} bytes after its last tensor that belong to none."
         )
-    return entries
+    return entries, metadata
 
 
 def _read_entry(name: str, claim: Any, what: str, begin: int, size: int) -> Entry:

@@ -1,5 +1,6 @@
 """Text to tokens and back, as the checkpoint's own tokenizer.json does it."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,6 +82,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of tokens, added ones included."""
         return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides which tokens a text has."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
     @property
     def bos_id(self) -> int | None:

@@ -1,17 +1,18 @@
 """A model as an ordinary Hugging Face folder, which transformers, vLLM or `mechjax.load` open."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import safetensors.numpy
 
+from mechjax.base.atomic import replace_folder
 from mechjax.base.errors import UnsupportedModelError, WriteError, did_you_mean
+from mechjax.base.provenance import provenance_of
 from mechjax.hub import Tokenizer
+from mechjax.hub.listing import list_files
 from mechjax.models.decoder import Decoder
 from mechjax.models.encoder import Encoder
 from mechjax.models.encoder_config import EncoderConfig
@@ -30,7 +31,8 @@ def export(
 ) -> Path:
     """Write `model` in the layout of a Hugging Face family; loading it again gives the same bits.
 
-    The folder appears whole or not at all: it is written beside its place and then renamed.
+    The folder appears whole or not at all: it is written beside its place and then renamed. Beside the family's files
+    stands `mechjax.json`, with their checksums and where they come from; `mechjax verify` compares.
 
     Args:
         model: The model.
@@ -57,38 +59,22 @@ def export(
         raise WriteError(
             f"`{folder}` exists and is not empty. Choose another folder, or pass overwrite=True."
         )
-    fresh, stale = (folder.with_name(f".{folder.name}.{uuid4().hex}") for _ in range(2))
+    made = provenance_of(model=model, family=table.name, tokenizer=tokenizer)
     try:
-        fresh.mkdir(parents=True)
-        safetensors.numpy.save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
-        _write_json(fresh / "config.json", config)
-        # safetensors writes for the owner alone, whatever the umask says.
-        shutil.copymode(fresh / "config.json", fresh / "model.safetensors")
-        if tokenizer is not None:
-            tokenizer.backend.save(str(fresh / "tokenizer.json"))
-            _write_json(fresh / "tokenizer_config.json", tokenizer.settings())
-        _flush(fresh)
-        _swap(fresh, folder, stale)
+        with replace_folder(folder) as fresh:
+            safetensors.numpy.save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
+            _write_json(fresh / "config.json", config)
+            # safetensors writes for the owner alone, whatever the umask says.
+            shutil.copymode(fresh / "config.json", fresh / "model.safetensors")
+            if tokenizer is not None:
+                tokenizer.backend.save(str(fresh / "tokenizer.json"))
+                _write_json(fresh / "tokenizer_config.json", tokenizer.settings())
+            list_files(fresh, made)
     except (OSError, safetensors.SafetensorError) as error:
         raise WriteError(
             f"Cannot write the model to `{folder}`: {error}. Choose a folder that can be written."
         ) from error
-    finally:
-        for rest in (fresh, stale):
-            shutil.rmtree(rest, ignore_errors=True)
     return folder
-
-
-def _swap(fresh: Path, folder: Path, stale: Path) -> None:
-    """Rename `fresh` to `folder`; what was there goes to `stale` first, and back if the rename fails."""
-    if folder.exists():
-        os.replace(folder, stale)
-    try:
-        os.replace(fresh, folder)
-    except OSError:
-        if stale.exists():
-            os.replace(stale, folder)
-        raise
 
 
 def _family(family: str | Family) -> Family:
@@ -133,10 +119,3 @@ def _special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-
-
-def _flush(folder: Path) -> None:
-    """Have the files of `folder` on disk before anything points to them."""
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())

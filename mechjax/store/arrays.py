@@ -14,8 +14,8 @@ import numpy as np
 import tensorstore as ts
 from jaxtyping import Float, Int
 
+from mechjax.base.atomic import replace_file
 from mechjax.base.errors import CheckpointError, WriteError
-from mechjax.base.records import replace_file
 from mechjax.store.manifest import Manifest, Specification
 from mechjax.store.moments import Moments, moments_of
 

@@ -20,4 +20,4 @@ def config_digest(model: Decoder | Encoder) -> str:
 
 def tokenizer_digest(tokenizer: Tokenizer | None) -> str | None:
     """A checksum of a tokenizer."""
-    return None if tokenizer is None else hashlib.sha256(tokenizer.backend.to_str().encode()).hexdigest()
+    return None if tokenizer is None else tokenizer.digest

@@ -5,17 +5,18 @@ know of them. It carries a checksum of itself. Nothing in it names a file: where
 columns and shards alone.
 """
 
-import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from mechjax.base.atomic import replace_file
 from mechjax.base.errors import ArgumentError, CheckpointError, WriteError
-from mechjax.base.records import replace_file
+from mechjax.base.provenance import Provenance, Source, placed, provenance_of, read_provenance
+from mechjax.base.signed import page_digest, signed, unsigned
 from mechjax.hub.json_files import read_object
 from mechjax.store.moments import Moments
 from mechjax.store.rows import NUMPY, Column
@@ -87,6 +88,7 @@ class Manifest:
         moments: Of each column, over all rows.
         skipped: Rows that were left out as not finite.
         complete: Whether it was written to its end.
+        made: Where it comes from; several where writing went on with other code, packages or devices.
     """
 
     specification: Specification
@@ -95,6 +97,7 @@ class Manifest:
     moments: tuple[Moments, ...]
     skipped: int
     complete: bool
+    made: tuple[Provenance, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -113,7 +116,9 @@ class Manifest:
     @property
     def digest(self) -> str:
         """A checksum of all rows, and of what they are."""
-        return _digest({"specification": asdict(self.specification), "rows": [x.sha256 for x in self.shards]})
+        return page_digest(
+            {"specification": asdict(self.specification), "rows": [x.sha256 for x in self.shards]}
+        )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -135,11 +140,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "begin": asdict(manifest.begin),
         "shards": [asdict(shard) for shard in manifest.shards],
         "moments": moments,
+        "provenance": [made.page() for made in manifest.made],
     }
-    text = json.dumps(page, sort_keys=True, allow_nan=False)
-    signed = f'{text[:-1]}, "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"}}'
     try:
-        replace_file(folder / NAME, signed.encode())
+        replace_file(folder / NAME, signed(page))
     except OSError as error:
         raise WriteError(f"cannot write `{folder / NAME}`: {error.strerror or error}.") from error
 
@@ -164,11 +168,12 @@ def read_manifest(folder: Path) -> Manifest:
             f"`{folder}` is a store of version {page['version']}, and this mechjax reads version {_VERSION}: read it "
             "with the mechjax that wrote it, or a newer one."
         )
-    if page.pop("sha256", None) != _digest(page):
+    try:
+        page = unsigned(path.read_bytes())
+    except ValueError as error:
         raise CheckpointError(
-            f"`{path}` is not whole, or was changed after it was written: its checksum differs. Bring it back from a "
-            "copy, or write the store again in another folder."
-        )
+            f"`{path}` {error}. Bring it back from a copy, or write the store again in another folder."
+        ) from None
     try:
         return _manifest(page)
     except _WrongError as error:
@@ -203,8 +208,11 @@ def _told(value: Any) -> str:
     return json.dumps(value)
 
 
-def _digest(page: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(page, sort_keys=True).encode()).hexdigest()
+def made_here(said: Specification, model: Any, made: tuple[Provenance, ...] = ()) -> tuple[Provenance, ...]:
+    """Where a store comes from once this process has written to it."""
+    tokenizer = () if said.tokenizer is None else (Source("tokenizer", "Tokenizer", digest=said.tokenizer),)
+    here = replace(provenance_of(), made_from=(placed("model", model, said.weights), *tokenizer))
+    return made if made and made[-1] == here else (*made, here)
 
 
 class _WrongError(ValueError):
@@ -229,7 +237,8 @@ def _manifest(page: dict[str, Any]) -> Manifest:
         raise _WrongError("its shards are not what its specification says")
     gathered = tuple(_moments(x, width) for x, width in zip(moments, widths, strict=True))
     begin = _position(_get(page, "begin", dict))
-    found = Manifest(said, begin, shards, gathered, _get(page, "skipped", int), complete)
+    made = tuple(map(read_provenance, _get({"provenance": [], **page}, "provenance", list)))
+    found = Manifest(said, begin, shards, gathered, _get(page, "skipped", int), complete, made)
     if found.rows != _get(page, "rows", int) or any(x.count != found.rows for x in gathered):
         raise _WrongError("its shards have other numbers of rows than it says")
     return found

@@ -51,6 +51,11 @@ class Store:
         return "\n".join(lines)
 
     @property
+    def digest(self) -> str:
+        """A checksum of all rows, and of what they are: what a result says of a store that it was made from."""
+        return self.manifest.digest
+
+    @property
     def columns(self) -> tuple[Column, ...]:
         """Sites at layers, and how wide their rows are."""
         return self.manifest.specification.columns

@@ -13,7 +13,7 @@ from mechjax.store.arrays import Columns, digest_of, write_metadata, write_shard
 from mechjax.store.capturing import Rows, shards_from
 from mechjax.store.identity import config_digest
 from mechjax.store.lock import sole_writer
-from mechjax.store.manifest import Manifest, Shard, check_same, read_manifest, write_manifest
+from mechjax.store.manifest import Manifest, Shard, check_same, made_here, read_manifest, write_manifest
 from mechjax.store.moments import merged, moments_of, no_moments
 from mechjax.store.read import Store
 from mechjax.store.verify import verify
@@ -55,7 +55,9 @@ def repair(
                 folder, manifest, number, rows, found.whole[number].tolist(), same_bits
             )
         if shards != list(manifest.shards):
-            manifest = _with_moments(folder, replace(manifest, shards=tuple(shards)))
+            manifest = _with_moments(
+                folder, replace(manifest, shards=tuple(shards), made=made_here(said, model, manifest.made))
+            )
             write_manifest(folder, manifest)
     return Store(folder, manifest)
 

@@ -34,6 +34,7 @@ from mechjax.store.manifest import (
     Shard,
     Specification,
     check_same,
+    made_here,
     read_manifest,
     write_manifest,
 )
@@ -93,7 +94,7 @@ def write(
         model, columns_of(model, sites, layers), dtype, shard_rows, rows, skip_first, not_finite, tokenizer, source
     )  # fmt: skip
     with sole_writer(folder):
-        manifest = _begun(folder, said, prompts)
+        manifest = _begun(folder, said, model, prompts)
         if not manifest.complete:
             manifest = _written(folder, model, prompts, manifest)
     return Store(folder, manifest)
@@ -133,7 +134,7 @@ def _power_of_two(most: int) -> int:
     return min(1 << max(most.bit_length() - 1, 0), 1024)
 
 
-def _begun(folder: Path, said: Specification, prompts: Any) -> Manifest:
+def _begun(folder: Path, said: Specification, model: Decoder | Encoder, prompts: Any) -> Manifest:
     """The manifest of the folder, a new one where it is empty."""
     for stale in (*folder.glob(".saving-*"), *folder.glob("array-*/.saving-*")):  # of who was killed
         stale.unlink(missing_ok=True)
@@ -141,13 +142,15 @@ def _begun(folder: Path, said: Specification, prompts: Any) -> Manifest:
         manifest = read_manifest(folder)
         check_same(folder, manifest.specification, said)
         Columns(folder, manifest).check_files()
-        return manifest
+        return (
+            manifest if manifest.complete else replace(manifest, made=made_here(said, model, manifest.made))
+        )
     if others := [path.name for path in folder.iterdir() if not path.name.startswith(".")]:
         raise ArgumentError(
             f"`{folder}` holds no store, but other files ({', '.join(sorted(others)[:3])}). Choose a folder of its own."
         )
     nothing = tuple(no_moments(column.width) for column in said.columns)
-    manifest = Manifest(said, start_of(prompts), (), nothing, 0, complete=False)
+    manifest = Manifest(said, start_of(prompts), (), nothing, 0, complete=False, made=made_here(said, model))
     write_manifest(folder, manifest)
     return manifest
 

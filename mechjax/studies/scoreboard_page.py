@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from mechjax.base.atomic import replace_file
 from mechjax.base.errors import CheckpointError, WriteError
+from mechjax.base.provenance import provenance_of
+from mechjax.base.signed import signed, unsigned
 from mechjax.studies.scoreboard import Scoreboard
 
 Row = dict[str, Any]
 
+FORMAT = "mechjax scoreboard 1"
 DRAWS = 2000
 """Resamplings of a bootstrap interval."""
 
@@ -122,8 +126,13 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines)]
 
 
-def write(found: Scoreboard, folder: str | Path) -> Path:
+def write(found: Scoreboard, folder: str | Path, **made_from: Any) -> Path:
     """Write `results/scoreboard.json`, one row per model, method and seed, and the page `scoreboard.md`.
+
+    Args:
+        found: What to write.
+        folder: Where to.
+        **made_from: What it was made from, as `mj.save` takes it; stands with the rows, beside their checksum.
 
     Returns:
         The page's path.
@@ -138,25 +147,25 @@ def write(found: Scoreboard, folder: str | Path) -> Path:
     rows = [{key: tidy(value) for key, value in row.items()} for row in found.rows()]
     try:
         (folder / "results").mkdir(parents=True, exist_ok=True)
-        (folder / "results" / "scoreboard.json").write_text(
-            "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", encoding="utf-8"
-        )
-        (folder / "scoreboard.md").write_text(page(rows), encoding="utf-8")
+        told = {"format": FORMAT, "rows": rows, "provenance": provenance_of(**made_from).page()}
+        replace_file(folder / "results" / "scoreboard.json", signed(told, "lines"))
+        replace_file(folder / "scoreboard.md", page(rows).encode())
     except OSError as error:
         raise WriteError(f"cannot write the scoreboard to `{folder}`: {error.strerror or error}.") from error
     return folder / "scoreboard.md"
 
 
 def read(folder: str | Path) -> list[Row]:
-    """The rows that `write` wrote.
+    """The rows that `write` wrote, or an earlier version, which wrote rows alone.
 
     Raises:
-        CheckpointError: There are none.
+        CheckpointError: There are none, or they were changed.
     """
     path = Path(folder) / "results" / "scoreboard.json"
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        data = path.read_bytes()
+        return json.loads(data) if data.startswith(b"[") else unsigned(data)["rows"]
+    except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"`{path}` holds no scoreboard: {error}. Make one with `mechjax scoreboard`."
         ) from error

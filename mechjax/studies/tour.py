@@ -73,9 +73,12 @@ def tour(path: str | Path | None = None, *, n: int = 64, seed: int = 0, open_bro
         check_writable(path)  # found out before the work, not after it
     model, tokenizer = load(MODEL)
     tokenizer = cast(Tokenizer, tokenizer)
-    found = explore(model, tokenizer, ioi(tokenizer, n, seed=seed), name=MODEL, seed=seed)
+    pairs = ioi(tokenizer, n, seed=seed)
+    found = explore(model, tokenizer, pairs, name=MODEL, seed=seed)
     if path is not None:
-        written = found.page.write(path)
+        written = found.page.write(
+            path, name=MODEL, model=model, tokenizer=tokenizer, prompts=pairs, n=n, seed=seed
+        )
         if open_browser:
             webbrowser.open(written.as_uri())
     return found

@@ -24,6 +24,7 @@ import tyro
 from jaxtyping import Array, Float, Int
 from rich.console import Console
 
+from mechjax.base.atomic import replace_file
 from mechjax.base.prompts import Prompts
 from mechjax.dicteval.loss_recovered import loss_recovered
 from mechjax.dicteval.reconstruction import Reconstruction, reconstruction
@@ -100,7 +101,13 @@ def train(options: Options, layer: int) -> dict[str, Any]:
     seconds = time.process_time() - start
     halved = jax.tree.map(lambda x: x.astype(jnp.float16) if eqx.is_inexact_array(x) else x, trained)
     folder = write_saelens(
-        halved, options.out / named(layer), model_name=MODEL, hook_name=f"blocks.{layer}.hook_{SITE}"
+        halved,
+        options.out / named(layer),
+        model_name=MODEL,
+        hook_name=f"blocks.{layer}.hook_{SITE}",
+        seed=options.seed,
+        steps=options.steps,
+        model=model,
     )
     written = load(folder)
     own = held_out(model, tokenizer, written, layer)
@@ -113,8 +120,8 @@ def train(options: Options, layer: int) -> dict[str, Any]:
             task: causal(model, tokenizer, written, layer, task, own, seed=options.seed) for task in TASKS
         },
     }  # fmt: skip
-    (folder / "card.json").write_text(json.dumps(found, indent=1) + "\n")
-    (folder / "README.md").write_text(card(found))
+    replace_file(folder / "card.json", (json.dumps(found, indent=1) + "\n").encode())
+    replace_file(folder / "README.md", card(found).encode())
     return found
 
 

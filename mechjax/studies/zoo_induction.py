@@ -24,6 +24,7 @@ import tyro
 from jaxtyping import Array, Bool, Float, Int
 from rich.console import Console
 
+from mechjax.base.atomic import replace_file
 from mechjax.base.records import Record
 from mechjax.fit import fit, muon
 from mechjax.heads import copying, detect_heads, in_context_learning, repeated_tokens
@@ -221,8 +222,8 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     measured = train(options)
     others = [json.loads((folder / "card.json").read_text()) for folder in options.others]
-    (options.out / "card.json").write_text(json.dumps(measured, indent=1) + "\n")
-    (options.out / "README.md").write_text(card(measured, others))
+    replace_file(options.out / "card.json", (json.dumps(measured, indent=1) + "\n").encode())
+    replace_file(options.out / "README.md", card(measured, others).encode())
     Console().print(measured)
     short = {
         kind: best(measured, kind) for kind, least in REQUIRED.items() if best(measured, kind)[1] < least

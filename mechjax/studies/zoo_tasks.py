@@ -22,6 +22,7 @@ import tyro
 from jaxtyping import Array, Float
 from rich.console import Console
 
+from mechjax.base.atomic import replace_file
 from mechjax.fit import fit, log_spaced, muon, save_checkpoint
 from mechjax.models import Config, Decoder, init
 from mechjax.models.export import export
@@ -142,7 +143,7 @@ def train(options: Options) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     export(model, options.out, family="gpt2", tokenizer=tokenizer, overwrite=True)
     for step, checkpoint in saved:
-        save_checkpoint(options.out / "checkpoints", step, checkpoint)
+        save_checkpoint(options.out / "checkpoints", step, checkpoint, made_from={"seed": options.seed})
     last = {name: float(values[-50:].mean()) for name, values in history.metrics.items()}
     return {
         "seed": options.seed, "steps": options.steps, "seconds": round(seconds), "cores": _cores(),
@@ -200,8 +201,8 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     measured = train(options)
     others = [json.loads((folder / "card.json").read_text()) for folder in options.others]
-    (options.out / "card.json").write_text(json.dumps(measured, indent=1) + "\n")
-    (options.out / "README.md").write_text(card(measured, others))
+    replace_file(options.out / "card.json", (json.dumps(measured, indent=1) + "\n").encode())
+    replace_file(options.out / "README.md", card(measured, others).encode())
     Console().print(measured)
     short = {t: a for t, a in measured["accuracy"].items() if a < REQUIRED[t]}
     if short:

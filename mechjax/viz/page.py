@@ -11,10 +11,14 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import equinox as eqx
 
+from mechjax.base.atomic import replace_file
 from mechjax.base.errors import WriteError
+from mechjax.base.provenance import Provenance, provenance_of
 from mechjax.viz.html import Html, escape, tag
 
 _MARK = re.compile(r"\{\{ (\w+) \}\}")
@@ -36,6 +40,9 @@ class Page(eqx.Module):
     @property
     def html(self) -> str:
         """The whole file."""
+        return self._html(None)
+
+    def _html(self, made: Provenance | None) -> str:
         script, style = (
             "".join(_template(f"{name}.{kind}") for name in ("page", *self.more)) for kind in ("js", "css")
         )
@@ -46,23 +53,33 @@ class Page(eqx.Module):
                 "policy": _policy(script),
                 "style": style,
                 "script": script,
-                "body": self.body,
+                "body": self.body if made is None else escape([self.body, _made_from(made)]),
             },
         )
 
-    def write(self, path: str | Path) -> Path:
-        """Write the page; folders on the way are made.
+    def write(self, path: str | Path, **made_from: Any) -> Path:
+        """Write the page, in one step; folders on the way are made.
+
+        Args:
+            path: Where to; a link is followed.
+            **made_from: What it was made from, as `mj.save` takes it; where there is any, the page ends with where it
+                comes from.
 
         Returns:
             The file's absolute path.
 
         Raises:
+            ArgumentError: It was made from something that cannot be told.
             WriteError: The file cannot be written.
         """
         path = Path(path).expanduser().absolute()
+        text = self._html(provenance_of(**made_from) if made_from else None).encode()
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self.html, encoding="utf-8")
+            if path.exists() and not path.is_file():  # a pipe, say; of a folder this is the error
+                path.write_bytes(text)
+            else:
+                replace_file(path.resolve(), text)
         return path
 
     def __repr__(self) -> str:
@@ -86,10 +103,11 @@ def check_writable(path: str | Path) -> None:
     path = Path(path).expanduser().absolute()
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        was_there = path.exists()
-        path.open("a").close()
-        if not was_there:
-            path.unlink()
+        if path.is_dir():
+            path.open("a").close()  # which is the error
+        if not path.exists() or path.is_file():
+            replace_file(probe := path.resolve().with_name(f".{uuid4().hex}"), b"")
+            probe.unlink()
 
 
 @contextmanager
@@ -111,6 +129,12 @@ def section(title: str, *children: Html | str | None, id_: str | None = None) ->
     """A part of a page under a heading; plain text becomes a paragraph."""
     parts = [tag("p", child) if not isinstance(child, Html) else child for child in children if child]
     return tag("section", tag("h2", title), parts, id=id_)
+
+
+def _made_from(made: Provenance) -> Html:
+    """Where a page comes from, folded up."""
+    rows = [tag("tr", tag("th", word, scope="row"), tag("td", said)) for word, said in made.lines()]
+    return tag("details", tag("summary", "Where this comes from"), tag("table", rows), class_="made-from")
 
 
 def _template(name: str) -> str:

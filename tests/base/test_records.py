@@ -13,6 +13,7 @@ from mechjax.base import records
 from mechjax.base.errors import ArgumentError, CheckpointError, WriteError
 from mechjax.base.prompts import Prompts
 from mechjax.base.records import Record, restore, save
+from mechjax.base.signed import signed
 
 
 class Scores(Record):
@@ -193,7 +194,7 @@ def _rewrite(folder, change):
     page = json.loads((folder / "record.json").read_text())
     page.pop("sha256")
     change(page)
-    (folder / "record.json").write_text(json.dumps({"sha256": records._digest(page), **page}))
+    (folder / "record.json").write_bytes(signed(page))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def _rewrite(folder, change):
         (lambda p: p["record"]["fields"].pop("note"), r"\['note'\] are missing"),
         (lambda p: p["record"]["fields"]["scores"].update({"array": "../x"}), r"asks for the array `../x`"),
         (lambda p: p["record"]["fields"]["scores"].update({"dtype": "system"}), "does not know"),
-        (lambda p: p.update({"arrays": "../../etc/passwd"}), "checksum differs"),
+        (lambda p: p.update({"arrays": "../../etc/passwd"}), "where their checksum was expected"),
         (lambda p: p.update({"record": {"eval": "1"}}), "does not write"),
         (lambda p: p.update({"record": [1]}), "no record of mechjax contains"),
         (lambda p: p.update({"format": "other"}), "not a record that this version"),
@@ -222,7 +223,7 @@ def test_restore__of_a_changed_file__is_refused(scores, tmp_path):
     save(scores, tmp_path)
     page = tmp_path / "record.json"
     page.write_text(page.read_text().replace("&lt;", "").replace('"<b>"', '"<i>"'))
-    with pytest.raises(CheckpointError, match="was changed after it was saved"):
+    with pytest.raises(CheckpointError, match="was changed after it was written"):
         restore(tmp_path)
 
 

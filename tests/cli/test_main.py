@@ -36,7 +36,10 @@ def test_patch__of_two_prompts__prints_places_by_their_words(model, capsys, tmp_
     assert "layer 0" in said
     assert re.search(r"1\.00 +layer 0, John/Mary", said)
     assert "p.html" in said
-    assert "John/Mary" in (tmp_path / "p.html").read_text()
+    page = (tmp_path / "p.html").read_text()
+    assert "John/Mary" in page
+    assert re.search(r"<th[^>]*>model</th><td>Decoder, float32, sha256 [0-9a-f]{12}</td>", page)
+    assert str(tmp_path) not in page and model not in page.partition("<details")[2]
 
 
 def test_patch__over_heads__prints_heads(model, capsys):

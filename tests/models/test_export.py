@@ -1,7 +1,7 @@
 """Models as Hugging Face folders: the same bits back, equal logits in transformers, whole or not at all."""
 
 import json
-import sys
+import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +10,7 @@ import safetensors.numpy
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
+from mechjax.base import atomic
 from mechjax.base.errors import UnsupportedModelError, WriteError
 from mechjax.hub import Tokenizer
 from mechjax.models.config import Config
@@ -19,7 +20,6 @@ from mechjax.models.params import assemble, parameters
 from tests.models.tiny_checkpoints import FAMILIES, tiny
 from tests.tolerances import TOL
 
-MODULE = sys.modules["mechjax.models.export"]
 TOKENS = np.random.default_rng(0).integers(0, 20, (2, 7))
 
 
@@ -127,7 +127,11 @@ def test_export__folder_with_files__is_kept_unless_overwritten(tmp_path, model):
     ):
         export(model, folder, family="gpt2")
     export(model, folder, family="gpt2", overwrite=True)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "mechjax.json",
+        "model.safetensors",
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
@@ -137,25 +141,31 @@ def test_export__place_that_cannot_be_written__says_so(tmp_path, model):
         export(model, tmp_path / "file" / "m", family="gpt2")
 
 
-@pytest.mark.parametrize("step", ["write", "rename"])
+@pytest.mark.parametrize("step", ["write", "rename", "exchange"])
 def test_export__fails_halfway__leaves_what_was_there_and_nothing_else(tmp_path, model, monkeypatch, step):
     folder = export(model, tmp_path / "m", family="gpt2")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    replace, renames = MODULE.os.replace, []
+    replace, renames = os.replace, []
 
     def write_fails(*_, **__):
         raise OSError("disk full")
 
     def second_rename_fails(source, target):
         renames.append(target)
-        if len(renames) == 2:
+        if len(renames) == 3:  # the first is of `mechjax.json`
             raise OSError("disk full")
         replace(source, target)
 
+    def exchange_fails(*_):
+        raise OSError("disk full")
+
     if step == "write":
         monkeypatch.setattr(safetensors.numpy, "save_file", write_fails)
-    else:
-        monkeypatch.setattr(MODULE.os, "replace", second_rename_fails)
+    elif step == "exchange":
+        monkeypatch.setattr(atomic, "_exchange", exchange_fails)
+    else:  # where names cannot be exchanged
+        monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+        monkeypatch.setattr(os, "replace", second_rename_fails)
     with pytest.raises(WriteError, match="disk full"):
         export(model, folder, family="gpt2", overwrite=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -62,3 +62,22 @@ def test_check_writable__of_good_paths__changes_nothing(tmp_path):
     check_writable(tmp_path / "old.html")
     check_writable(tmp_path / "new.html")
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("old.html", "old")]
+
+
+def test_write__with_what_it_was_made_from__ends_with_that_escaped(page, tmp_path):
+    text = page.write(tmp_path / "page.html", seed=3, name="<script>x</script>").read_text(encoding="utf-8")
+    folded = text[text.index("<details") :]
+    assert "Where this comes from" in folded and "&lt;script&gt;x" in folded and "<script>x" not in text
+    assert re.search(r"<th[^>]*>seed</th><td>3</td>", folded) and "jaxlib" in folded
+    assert "Where this comes from" not in page.html
+
+
+def test_write__through_a_link_or_to_a_pipe__writes_there(page, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.html").symlink_to(tmp_path / "there" / "page.html")
+    check_writable(tmp_path / "link.html")
+    page.write(tmp_path / "link.html")
+    assert (tmp_path / "link.html").is_symlink()
+    assert (tmp_path / "there" / "page.html").read_text(encoding="utf-8") == page.html
+    check_writable("/dev/null")
+    page.write("/dev/null")

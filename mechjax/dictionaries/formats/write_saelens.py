@@ -8,17 +8,17 @@ Reference: sae-lens 6.54.12, `SAE.save_model` and the configs in `saes/*.py`.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from mechjax.base.atomic import replace_folder
 from mechjax.base.errors import ArgumentError, UnsupportedModelError, WriteError
+from mechjax.base.provenance import Provenance, provenance_of
 from mechjax.dictionaries.batch_top_k import BatchTopK
 from mechjax.dictionaries.dictionary import Dictionary
 from mechjax.dictionaries.formats.saelens import CONFIG, NORMALISATIONS, WEIGHTS
@@ -28,6 +28,7 @@ from mechjax.dictionaries.normalized import Normalized
 from mechjax.dictionaries.products import product
 from mechjax.dictionaries.relu import ReLU
 from mechjax.dictionaries.top_k import TopK
+from mechjax.hub.listing import list_files
 
 VERSION = "6.54.12"  # of the layout: SAELens reads configs of other major versions otherwise
 
@@ -39,8 +40,9 @@ def write_saelens(
     model_name: str | None = None,
     hook_name: str | None = None,
     hook_name_out: str | None = None,
+    **made_from: Any,
 ) -> Path:
-    """Write `cfg.json` and `sae_weights.safetensors`.
+    """Write `cfg.json` and `sae_weights.safetensors`, and `mechjax.json` with their checksums and where they come from.
 
     The folder appears whole or not at all: it is written beside its place and then renamed.
 
@@ -50,13 +52,14 @@ def write_saelens(
         model_name: Of the model, as SAELens calls it, such as `"gpt2-small"`.
         hook_name: Where its input is, as TransformerLens calls it, such as `"blocks.8.hook_resid_pre"`.
         hook_name_out: Where its output is, for a transcoder.
+        **made_from: What it was made from, as `mj.save` takes it, such as `seed=0`.
 
     Returns:
         The folder.
 
     Raises:
         UnsupportedModelError: A kind that SAELens does not have.
-        ArgumentError: Several dictionaries in one.
+        ArgumentError: Several dictionaries in one, or what it was made from cannot be told.
         WriteError: The folder exists and is not empty, or cannot be written.
     """
     inner, normalised = dictionary.dictionary if isinstance(dictionary, Normalized) else dictionary, "none"
@@ -75,7 +78,7 @@ def write_saelens(
         "architecture": kind, "dtype": inner.W_enc.dtype.name, "device": "cpu", "normalize_activations": normalised,
         "reshape_activations": "none", "metadata": {k: v for k, v in metadata.items() if v is not None},
     }  # fmt: skip
-    return _write(Path(folder), config, arrays)
+    return _write(Path(folder), config, arrays, provenance_of(dictionary=dictionary, **made_from))
 
 
 def _check_one(dictionary: Dictionary) -> None:
@@ -134,23 +137,18 @@ def _kind(d: Dictionary, across: bool) -> str:
     return "_".join([*parts, "transcoder"])
 
 
-def _write(folder: Path, config: dict[str, Any], arrays: dict[str, Any]) -> Path:
+def _write(folder: Path, config: dict[str, Any], arrays: dict[str, Any], made: Provenance) -> Path:
     tensors = {name: np.ascontiguousarray(np.asarray(x)) for name, x in arrays.items()}
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise WriteError(f"`{folder}` exists and is not empty. Choose another folder.")
-    fresh = folder.with_name(f".{folder.name}.{uuid4().hex}")
     try:
-        fresh.mkdir(parents=True)
-        (fresh / CONFIG).write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", "utf-8")
-        safetensors.numpy.save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
-        shutil.copymode(fresh / CONFIG, fresh / WEIGHTS)  # safetensors writes for the owner alone
-        if folder.exists():
-            folder.rmdir()
-        os.replace(fresh, folder)
+        with replace_folder(folder) as fresh:
+            (fresh / CONFIG).write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", "utf-8")
+            safetensors.numpy.save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
+            shutil.copymode(fresh / CONFIG, fresh / WEIGHTS)  # safetensors writes for the owner alone
+            list_files(fresh, made)
     except (OSError, safetensors.SafetensorError) as error:
         raise WriteError(
             f"Cannot write to `{folder}`: {error}. Choose a folder that can be written."
         ) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return folder
