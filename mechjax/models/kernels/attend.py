@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
 from mechjax.models.config import Config
@@ -32,8 +32,9 @@ from mechjax.models.kernels.windows import Mixed, cases, switch
 from mechjax.models.positions import Places
 
 MIXED: dict[str, Mixed] = {"splash": splash.mixed, "cudnn": cudnn.mixed}
+_MAY_BE_ABSENT = frozenset({"cudnn"})
 _ONE_RUN = frozenset({"cudnn"})  # kernels that ask it of real tokens in layers without windows too
-_AXES = ("data", "model")
+_ALONE = AbstractMesh((1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)  # as cuDNN's lowering asks for one
 _RANKS = {"real": 1, "order": 1, "window": 0}
 
 
@@ -184,16 +185,16 @@ def _lowering(primitive: Any, kernel: str | None) -> Callable[..., Any]:
         run = jex.jaxpr_as_fun(program)
         if kernel in kernels:
             by_kernel = partial(_by_kernel, _PARTS[primitive], kernel, config, has)
-            run = _spread(ctx.module_context.axis_context, by_kernel, config, has, ctx.avals_in) or run
-            if not _traces(run, ctx.avals_in):
-                run = jex.jaxpr_as_fun(program)
+            spread = _spread(ctx.module_context.axis_context, by_kernel, config, has, ctx.avals_in)
+            if spread is not None and (kernel not in _MAY_BE_ABSENT or _is_here(spread, ctx.avals_in)):
+                run = spread
         return mlir.lower_fun(run, multiple_results=True)(ctx, *xs)
 
     return rule
 
 
-def _traces(run: Callable[..., Any], avals: Sequence[Any]) -> bool:
-    """Whether the kernel is here: JAX finds out by asking cuDNN for its version, and the GPU for its generation."""
+def _is_here(run: Callable[..., Any], avals: Sequence[Any]) -> bool:
+    """Whether JAX finds the kernel: it asks cuDNN for its version, and a GPU that is here for its generation."""
     try:
         jax.eval_shape(run, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))
     except (RuntimeError, NotImplementedError):
@@ -207,7 +208,7 @@ def _spread(
     """`run` on every device of the mesh that a program is lowered for; None where that cannot be."""
     if not isinstance(context, mlir.ShardingContext):
         return None
-    mesh = AbstractMesh((1, 1), _AXES) if context.num_devices == 1 else avals[0].sharding.mesh
+    mesh = _ALONE if context.num_devices == 1 else avals[0].sharding.mesh
     sizes = dict(mesh.shape)
     n_data, n_model = sizes.get("data", 1), sizes.get("model", 1)
     if n_data * n_model != context.num_devices or config.n_kv_heads % n_model:

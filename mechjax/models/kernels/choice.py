@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 from jaxtyping import Array
 
 from mechjax.models.config import Config
 from mechjax.models.fused import fits_one_block
-from mechjax.transform import compat
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Asked:
         d_value: Width of values.
         causal: Whether the keys are the queries' own tokens, each of which sees those up to it.
         sinks: Whether heads have learned sinks.
-        by_hand: Whether an array is split over mesh axes that are not the compiler's: manual or explicit ones.
+        by_hand: Whether arrays lie on a mesh with axes that are not the compiler's: manual or explicit ones.
     """
 
     config: Config
@@ -112,6 +112,6 @@ def kernels_for(asked: Asked) -> tuple[str, ...]:
 
 
 def placed_by_hand(x: Array) -> bool:
-    """Whether an array is split over manual or explicit axes of a mesh."""
+    """Whether an array lies on a mesh with axes that are not the compiler's: manual or explicit ones."""
     kind: Any = jax.typeof(x)
-    return bool(compat.varying(kind)) or any(axis is not None for axis in kind.sharding.spec)
+    return any(axis is not AxisType.Auto for axis in kind.sharding.mesh.axis_types)

@@ -1,7 +1,7 @@
 """Attention on TPUs through splash attention, which is in JAX's own tree (`jax.experimental.pallas`).
 
 It is FlashAttention (Dao et al. 2022, arXiv:2205.14135; Dao 2023, arXiv:2307.08691) that leaves out blocks of keys that
-its mask hides. Padding is another segment; texts are filled up to a multiple of 128 by a third one.
+its mask hides. Padding is another segment; a third one fills texts up to whole blocks.
 
 It has no factor on scores: queries are multiplied by it, and rounded once more where it is no power of two. Products are
 bfloat16 passes summed in float32, whatever the dtype (its source passes no precision on, and the pattern meets the
@@ -19,7 +19,8 @@ from jaxtyping import Array, Bool, Float
 from mechjax.models.config import Config
 
 _LANES = 128
-_BLOCKS = (512, 256, 128)  # queries and keys of a block: the largest that divides the text; not tuned
+_BLOCKS = (512, 256, 128)  # queries and keys of a block: the largest that divides the filled text; not tuned
+_LONG = 4096  # from here on texts are filled up to the largest blocks, an eighth more at most: masks are made by block
 _FILLING = 2  # segment of what a text is filled up with; real tokens are 1, padding is 0
 
 
@@ -47,7 +48,7 @@ def mixed(
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     batch, n_pos, n_heads = q.shape[:-3], q.shape[-3], q.shape[-2]
-    filling = -n_pos % _LANES
+    filling = -n_pos % (_BLOCKS[0] if n_pos >= _LONG else _LANES)
     q = (q.astype(jnp.float32) * config.attn_scale).astype(q.dtype)
 
     def by_head(x: Array) -> Array:

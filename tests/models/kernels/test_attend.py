@@ -1,0 +1,189 @@
+"""Whole models through splash, which CPUs are told to run as plain JAX, against the same models without kernels."""
+
+import math
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.interpreters import mlir
+from jax.sharding import NamedSharding, PartitionSpec
+from numpy.testing import assert_allclose
+
+import mechjax as mj
+from mechjax.models import Config, fused
+from mechjax.models.kernels import attend, splash
+from mechjax.models.positions import arrange
+from mechjax.transform.cost import cost
+from tests.models.kernels.by_hand import POS, REAL, SPLIT, config_of, inputs_of, weights_of
+from tests.tolerances import TOL
+
+PARITY, GRADIENT = TOL["float32", "parity"], TOL["float32", "gradient"]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(fused, "_BLOCK", 64)
+
+
+@pytest.fixture
+def splash_here(monkeypatch):
+    """CPUs run splash, as plain JAX."""
+    monkeypatch.setitem(attend.MIXED, "splash", partial(splash.mixed, interpret=True))
+    kinds = (attend._mix_p, attend._pullback_p)
+    for p in kinds:
+        mlir.register_lowering(p, attend._lowering(p, "splash"), platform="cpu")
+    jax.clear_caches()
+    yield
+    for p in kinds:
+        mlir.register_lowering(p, attend._lowering(p, None), platform="cpu")
+    jax.clear_caches()
+
+
+def without(config, mask, window=None):
+    """Attention in plain XLA, and by kernels, as functions of (q, k, v)."""
+    places = arrange(config, POS, mask, None).queries
+    sides = (places, places, window)
+    return (
+        lambda *x: fused.fused(*x, sides, None, config),
+        lambda *x: attend.attend(*x, sides, None, config, causal=True),
+    )
+
+
+def kernels_in(f, *args):
+    """How often splash stands in a compiled program."""
+    return jax.jit(f).lower(*args).as_text(debug_info=True).count("splash_mha")
+
+
+@pytest.mark.usefixtures("splash_here")
+@pytest.mark.parametrize("real", [REAL, SPLIT], ids=["in one run", "padding in between"])
+@pytest.mark.parametrize("window", [20, None])
+def test_attend__windows_of_layers_and_padding_anywhere__are_those_without_kernels(real, window):
+    config = config_of(windows=(20, None))
+    plain, ours = without(config, jnp.asarray(real), jnp.int32(window or 2**31 - 1))
+    x = inputs_of(config)
+    weights = weights_of(x[0], real)
+    both = lambda f: jax.jit(jax.value_and_grad(lambda *x: (f(*x) * weights).sum(), (0, 1, 2)))(*x)
+    assert kernels_in(ours, *x) and not kernels_in(plain, *x)
+    for a, b in zip(jax.tree.leaves(both(ours)), jax.tree.leaves(both(plain)), strict=True):
+        assert_allclose(a, b, **GRADIENT)
+
+
+@pytest.mark.usefixtures("splash_here")
+def test_attend__every_kind_of_derivative__is_that_without_kernels():
+    config = config_of()
+    x, dx = inputs_of(config), inputs_of(config, 1)
+    weights = weights_of(x[0], None)
+
+    @jax.jit
+    def everything(x, dx):
+        def derivatives(f):
+            loss = lambda x: (jnp.sin(jax.checkpoint(f)(*x)) * weights).sum()
+            forward = jax.jvp(lambda x: f(*x), (x,), (dx,))
+            gradient, curved = jax.jvp(jax.grad(loss), (x,), (dx,))
+            twice = jax.grad(lambda x: sum((g * d).sum() for g, d in zip(jax.grad(loss)(x), dx, strict=True)))(x)
+            values_only = jax.grad(lambda v: loss((*x[:2], v)))(x[2])
+            return forward, gradient, curved, twice, values_only
+
+        return [derivatives(f) for f in without(config, None)[::-1]]
+
+    ours, plain = everything(x, dx)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        assert_allclose(a, b, **GRADIENT)
+    assert_allclose(ours[3][0], ours[2][0], **GRADIENT)  # a Hessian is symmetric
+
+
+@pytest.mark.usefixtures("splash_here")
+@pytest.mark.parametrize("mapped", ["queries", "everything", "padding", "windows"])
+def test_attend__under_vmap__is_that_of_each(mapped):
+    config = config_of(windows=(20, None))
+    q, k, v = inputs_of(config, batch=(3, 2))
+    axes = {"queries": (0, None, None), "everything": (0, 0, 0), "padding": (None,) * 3, "windows": (None,) * 3}[mapped]
+    x = [x if a == 0 else x[0] for x, a in zip((q, k, v), axes, strict=True)]
+    real = jnp.asarray([REAL, SPLIT, REAL[::-1]])
+    windows = jnp.array([20, 2**31 - 1, 20], jnp.int32)
+    mask, of_mask = (real, 0) if mapped == "padding" else (real[0], None)
+    window, of_window = (windows, 0) if mapped == "windows" else (windows[0], None)
+
+    def run(i, q, k, v, mask, window):
+        return without(config, mask, window)[i](q, k, v)
+
+    both = [jax.jit(jax.vmap(partial(run, i), (*axes, of_mask, of_window))) for i in range(2)]
+    assert bool(kernels_in(both[1], *x, mask, window)) == (mapped != "windows")
+    shown = jnp.broadcast_to(mask, (3, 2, POS))
+    assert_allclose(both[1](*x, mask, window)[shown], both[0](*x, mask, window)[shown], **PARITY)
+
+
+def model_of(**choices):
+    config = config_of(positions="rotary", mlp="none", **choices)
+    model = mj.init(config, key=jax.random.key(0))
+    return jax.tree.map(lambda leaf: 3 * leaf, model)
+
+
+@pytest.mark.usefixtures("splash_here")
+def test_decoder__logits_sites_edits_and_gradients__are_those_with_the_pattern_formed():
+    model = model_of(windows=(20, None), n_kv_heads=2)
+    tokens, mask = jax.random.randint(jax.random.key(1), (2, POS), 0, 31), jnp.asarray(REAL)
+    edits = [mj.scale("v", 0.5, layer=0, head=1), mj.add("resid_pre", jnp.ones(32), layer=1, pos=-1)]
+    formed = lambda tokens, mask: mj.capture(mj.intervene(model, edits), ["pattern"])(tokens, mask=mask)[0]
+    edited = lambda tokens, mask: mj.intervene(model, edits)(tokens, mask=mask)
+    assert kernels_in(edited, tokens, mask) and not kernels_in(formed, tokens, mask)
+    assert_allclose(edited(tokens, mask)[mask], formed(tokens, mask)[mask], **PARITY)
+
+    metric = lambda logits: jnp.where(mask, logits[..., 3] - logits[..., 5], 0).mean()
+    sites = ["resid_pre", "z", "v"]
+    value, grads = mj.value_and_grad_at(mj.intervene(model, edits), metric, sites)(tokens, mask=mask)
+    forming = mj.value_and_grad_at(mj.intervene(model, edits), metric, [*sites, "pattern"])
+    expected, theirs = forming(tokens, mask=mask)
+    assert_allclose(value, expected, **PARITY)
+    for site in sites:
+        assert_allclose(grads[site], theirs[site], **GRADIENT)
+
+    logits, acts = mj.capture(model, ["z"])(tokens, mask=mask)
+    replaced = mj.intervene(model, [mj.replace("z", acts["z"], per_layer=True)])(tokens, mask=mask)
+    assert_allclose(replaced, logits, **TOL["float32", "law"])
+
+
+@pytest.mark.usefixtures("splash_here")
+def test_decoder__on_a_mesh__runs_a_kernel_on_every_device():
+    model = model_of()
+    mesh = mj.make_mesh(data=2, model=4)
+    tokens = jax.random.randint(jax.random.key(1), (2, POS), 0, 31)
+    place = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+    split = {"W_Q": (None, None, "model"), "W_K": (None, None, "model"), "W_V": (None, None, "model"), "W_O": (None, "model")}
+    placed = jax.tree.map(lambda x: place(x) if eqx.is_array(x) else x, model)
+    for name, spec in split.items():
+        placed = eqx.tree_at(lambda m, n=name: getattr(m.blocks.attn, n), placed, replace_fn=lambda x, s=spec: place(x, *s))
+    there = place(tokens, "data")
+    assert_allclose(placed(there), model(tokens), **TOL["float32", "mesh"])
+    arrays, static = eqx.partition(placed, eqx.is_array)
+    text = jax.jit(lambda a, t: eqx.combine(a, static)(t)).lower(arrays, there).as_text(debug_info=True)
+    assert "manual_computation" in text and "splash_mha" in text
+    inside = f"tensor<1x{POS}x1x8xf32>"  # one example and one head of each
+    assert inside in text
+
+
+def test_decoder__on_a_cpu__has_no_trace_of_kernels():
+    model = model_of(windows=(20, None))
+    arrays, static = eqx.partition(model, eqx.is_array)
+    tokens = jnp.zeros((2, POS), jnp.int32)
+    run = jax.jit(lambda a, t: eqx.combine(a, static)(t))
+    assert "mechjax_mix" in str(jax.make_jaxpr(run)(arrays, tokens))
+    lowered = run.lower(arrays, tokens)
+    for text in (lowered.as_text(), lowered.compile().as_text()):
+        assert not any(word in text for word in ("custom_call", "custom-call", "splash", "pallas", "shard_map"))
+
+
+def test_cost__of_what_a_kernel_may_take__is_that_of_the_program_it_replaces():
+    fast, plain = (Config(d_vocab=31, n_ctx=256, d_model=32, n_layers=2, n_heads=4, precision=p) for p in ("default", "highest"))
+    found, expected = (cost(jax.eval_shape(lambda c=c: mj.init(c, key=jax.random.key(0))), jax.ShapeDtypeStruct((2, POS), jnp.int32)) for c in (fast, plain))
+    assert found == expected
+    assert found.unknown == ()
+    scores = 2 * 2 * 2 * 4 * POS**2 * 8 * 2  # layers, examples, two operations, heads, pairs, width, products
+    blocks = math.ceil(POS / 64)
+    assert 0 < scores < found.contractions and blocks == 3
+    gradient = cost(
+        lambda q: jax.grad(lambda q: without(config_of(), None)[1](q, q, q).sum())(q), jax.ShapeDtypeStruct((2, POS, 4, 8), jnp.float32)
+    )
+    assert gradient.unknown == () and gradient.contractions > 0
