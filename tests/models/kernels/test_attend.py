@@ -1,6 +1,5 @@
 """Whole models through splash, which CPUs are told to run as plain JAX, against the same models without kernels."""
 
-import math
 from functools import partial
 
 import equinox as eqx
@@ -12,13 +11,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose
 
 import mechjax as mj
-from mechjax.models import Config, fused
+from mechjax.models import fused
 from mechjax.models.kernels import attend, splash
 from mechjax.models.positions import arrange
 from mechjax.transform.cost import cost
 from tests.models.kernels.by_hand import POS, REAL, SPLIT, config_of, inputs_of, weights_of
 from tests.tolerances import TOL
 
+SLOW = pytest.mark.slow
 PARITY, GRADIENT = TOL["float32", "parity"], TOL["float32", "gradient"]
 
 
@@ -57,8 +57,14 @@ def kernels_in(f, *args):
 
 
 @pytest.mark.usefixtures("splash_here")
-@pytest.mark.parametrize("real", [REAL, SPLIT], ids=["in one run", "padding in between"])
-@pytest.mark.parametrize("window", [20, None])
+@pytest.mark.parametrize(
+    ("window", "real"),
+    [
+        pytest.param(20, SPLIT, id="window, padding in between"),
+        pytest.param(None, SPLIT, id="no window, padding in between", marks=SLOW),
+        pytest.param(20, REAL, id="window, in one run", marks=SLOW),
+    ],
+)
 def test_attend__windows_of_layers_and_padding_anywhere__are_those_without_kernels(real, window):
     config = config_of(windows=(20, None))
     plain, ours = without(config, jnp.asarray(real), jnp.int32(window or 2**31 - 1))
@@ -70,32 +76,36 @@ def test_attend__windows_of_layers_and_padding_anywhere__are_those_without_kerne
         assert_allclose(a, b, **GRADIENT)
 
 
+def first(f, x, dx):
+    """Forward and reverse, and reverse with respect to the values alone."""
+    loss = lambda x: jnp.sin(jax.checkpoint(f)(*x)).sum()
+    return jax.jvp(lambda x: f(*x), (x,), (dx,)), jax.grad(loss)(x), jax.grad(lambda v: loss((*x[:2], v)))(x[2])
+
+
+def second(f, x, dx):
+    """Forward over reverse and reverse over reverse, which agree: a Hessian is symmetric."""
+    gradient = jax.grad(lambda x: jnp.sin(f(*x)).sum())
+    along = lambda x: sum((g * d).sum() for g, d in zip(gradient(x), dx, strict=True))
+    return jax.jvp(gradient, (x,), (dx,))[1], jax.grad(along)(x)
+
+
 @pytest.mark.usefixtures("splash_here")
-def test_attend__every_kind_of_derivative__is_that_without_kernels():
+@pytest.mark.parametrize("order", [first, pytest.param(second, marks=SLOW)])
+def test_attend__every_kind_of_derivative__is_that_without_kernels(order):
     config = config_of()
+    plain, ours = without(config, None)
     x, dx = inputs_of(config), inputs_of(config, 1)
-    weights = weights_of(x[0], None)
-
-    @jax.jit
-    def everything(x, dx):
-        def derivatives(f):
-            loss = lambda x: (jnp.sin(jax.checkpoint(f)(*x)) * weights).sum()
-            forward = jax.jvp(lambda x: f(*x), (x,), (dx,))
-            gradient, curved = jax.jvp(jax.grad(loss), (x,), (dx,))
-            twice = jax.grad(lambda x: sum((g * d).sum() for g, d in zip(jax.grad(loss)(x), dx, strict=True)))(x)
-            values_only = jax.grad(lambda v: loss((*x[:2], v)))(x[2])
-            return forward, gradient, curved, twice, values_only
-
-        return [derivatives(f) for f in without(config, None)[::-1]]
-
-    ours, plain = everything(x, dx)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+    found, expected = jax.jit(lambda x, dx: [order(f, x, dx) for f in (ours, plain)])(x, dx)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert_allclose(a, b, **GRADIENT)
-    assert_allclose(ours[3][0], ours[2][0], **GRADIENT)  # a Hessian is symmetric
+    if order is second:
+        assert_allclose(found[0][0], found[1][0], **GRADIENT)
 
 
 @pytest.mark.usefixtures("splash_here")
-@pytest.mark.parametrize("mapped", ["queries", "everything", "padding", "windows"])
+@pytest.mark.parametrize(
+    "mapped", ["queries", pytest.param("everything", marks=SLOW), pytest.param("padding", marks=SLOW), "windows"]
+)
 def test_attend__under_vmap__is_that_of_each(mapped):
     config = config_of(windows=(20, None))
     q, k, v = inputs_of(config, batch=(3, 2))
@@ -122,23 +132,23 @@ def model_of(**choices):
 
 
 @pytest.mark.usefixtures("splash_here")
-def test_decoder__logits_sites_edits_and_gradients__are_those_with_the_pattern_formed():
-    model = model_of(windows=(20, None), n_kv_heads=2)
+@pytest.mark.parametrize("windows", [None, pytest.param((20, None), marks=SLOW)])
+def test_decoder__logits_sites_edits_and_gradients__are_those_with_the_pattern_formed(windows):
+    model = model_of(windows=windows, n_kv_heads=2)
     tokens, mask = jax.random.randint(jax.random.key(1), (2, POS), 0, 31), jnp.asarray(REAL)
-    edits = [mj.scale("v", 0.5, layer=0, head=1), mj.add("resid_pre", jnp.ones(32), layer=1, pos=-1)]
-    formed = lambda tokens, mask: mj.capture(mj.intervene(model, edits), ["pattern"])(tokens, mask=mask)[0]
-    edited = lambda tokens, mask: mj.intervene(model, edits)(tokens, mask=mask)
-    assert kernels_in(edited, tokens, mask) and not kernels_in(formed, tokens, mask)
-    assert_allclose(edited(tokens, mask)[mask], formed(tokens, mask)[mask], **PARITY)
-
+    edits = [mj.scale("v", 0.5, layer=0, kv_head=1), mj.add("resid_pre", jnp.ones(32), layer=1, pos=-1)]
+    edited = mj.intervene(model, edits)
     metric = lambda logits: jnp.where(mask, logits[..., 3] - logits[..., 5], 0).mean()
     sites = ["resid_pre", "z", "v"]
-    value, grads = mj.value_and_grad_at(mj.intervene(model, edits), metric, sites)(tokens, mask=mask)
-    forming = mj.value_and_grad_at(mj.intervene(model, edits), metric, [*sites, "pattern"])
-    expected, theirs = forming(tokens, mask=mask)
+    ours, theirs = (
+        (lambda t, m, sites=sites: mj.value_and_grad_at(edited, metric, sites)(t, mask=m))
+        for sites in (sites, [*sites, "pattern"])
+    )
+    assert kernels_in(ours, tokens, mask) and not kernels_in(theirs, tokens, mask)
+    (value, found), (expected, formed) = ours(tokens, mask), theirs(tokens, mask)
     assert_allclose(value, expected, **PARITY)
     for site in sites:
-        assert_allclose(grads[site], theirs[site], **GRADIENT)
+        assert_allclose(found[site], formed[site], **GRADIENT)
 
     logits, acts = mj.capture(model, ["z"])(tokens, mask=mask)
     replaced = mj.intervene(model, [mj.replace("z", acts["z"], per_layer=True)])(tokens, mask=mask)
@@ -176,14 +186,16 @@ def test_decoder__on_a_cpu__has_no_trace_of_kernels():
 
 
 def test_cost__of_what_a_kernel_may_take__is_that_of_the_program_it_replaces():
-    fast, plain = (Config(d_vocab=31, n_ctx=256, d_model=32, n_layers=2, n_heads=4, precision=p) for p in ("default", "highest"))
-    found, expected = (cost(jax.eval_shape(lambda c=c: mj.init(c, key=jax.random.key(0))), jax.ShapeDtypeStruct((2, POS), jnp.int32)) for c in (fast, plain))
-    assert found == expected
-    assert found.unknown == ()
-    scores = 2 * 2 * 2 * 4 * POS**2 * 8 * 2  # layers, examples, two operations, heads, pairs, width, products
-    blocks = math.ceil(POS / 64)
-    assert 0 < scores < found.contractions and blocks == 3
-    gradient = cost(
-        lambda q: jax.grad(lambda q: without(config_of(), None)[1](q, q, q).sum())(q), jax.ShapeDtypeStruct((2, POS, 4, 8), jnp.float32)
-    )
-    assert gradient.unknown == () and gradient.contractions > 0
+    tokens = jax.ShapeDtypeStruct((2, POS), jnp.int32)
+    models = [jax.eval_shape(partial(model_of, precision=precision)) for precision in ("default", "highest")]
+    found, expected = (cost(model, tokens) for model in models)
+    assert found == expected and found.unknown == ()
+    programs = [str(eqx.filter_make_jaxpr(lambda m, t: m(t))(model, tokens)[0]) for model in models]
+    assert ["mechjax_mix" in program for program in programs] == [True, False]
+
+    plain, ours = without(config_of(), None)
+    q = jax.ShapeDtypeStruct((2, POS, 4, 8), jnp.float32)
+    gradient = lambda f: cost(jax.grad(lambda q: f(q, q, q).sum()), q)
+    again = cost(lambda q: plain(q, q, q), q).contractions
+    assert gradient(ours).contractions == gradient(plain).contractions + again
+    assert gradient(ours).unknown == ()
