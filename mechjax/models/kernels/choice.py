@@ -59,43 +59,50 @@ class Kernel:
     limits: tuple[Limit, ...]
 
 
-def _narrow(asked: Asked) -> bool:
-    return asked.dtype in (jnp.bfloat16, jnp.float16)
-
-
 EVERY = (
     Limit(
-        "causal",
-        "masks are made while compiling: a cache's first free slot is data, and BERT's tokens see all",
+        "causal", "masks are made while compiling, but a cache's free slots are data, and BERT's tokens see all",
         lambda asked: asked.causal,
     ),
-    Limit("alibi", "neither adds a number per key to scores", lambda asked: asked.config.positions != "alibi"),
-    Limit("sinks", "cuDNN's has none, and gradients of splash's round to the values' dtype", lambda asked: not asked.sinks),
-    Limit("mesh", "inside `shard_map`, and on explicit axes, kernels would have to say what varies over which axis",
-          lambda asked: not asked.by_hand),
-    Limit("long", "scores of no more than a block are formed at once", lambda asked: not fits_one_block(asked.n_pos, asked.n_pos)),
+    Limit("alibi", "no number is added per key", lambda asked: asked.config.positions != "alibi"),
+    Limit(
+        "sinks", "cuDNN's has none, and gradients of splash's round to the values' dtype",
+        lambda asked: not asked.sinks,
+    ),
+    Limit(
+        "mesh", "inside `shard_map`, and on explicit axes, a kernel would have to say what varies over which",
+        lambda asked: not asked.by_hand,
+    ),
+    Limit(
+        "long", "scores of no more than a block are formed at once",
+        lambda asked: not fits_one_block(asked.n_pos, asked.n_pos),
+    ),
 )  # fmt: skip
 
 KERNELS: dict[str, Kernel] = {
     "splash": Kernel("tpu", (
         *EVERY,
         Limit(
-            "precision",
-            "it multiplies in bfloat16 passes, float32 too: only for bfloat16, and where precision is \"default\"",
-            lambda asked: asked.dtype == jnp.bfloat16 or (
-                asked.dtype == jnp.float32 and asked.config.precision == "default"
-            ),
+            "precision", "it multiplies in bfloat16 passes, float32 too, and knows no float16",
+            lambda asked: asked.dtype == jnp.bfloat16
+            or (asked.dtype == jnp.float32 and asked.config.precision == "default"),
         ),
     )),
     "cudnn": Kernel("cuda", (
         *EVERY,
-        Limit("precision", "it takes bfloat16 and float16 only", _narrow),
+        Limit(
+            "precision", "it takes bfloat16 and float16 only",
+            lambda asked: asked.dtype in (jnp.bfloat16, jnp.float16),
+        ),
         Limit("softcap", "it has no soft-cap", lambda asked: asked.config.attn_softcap is None),
-        Limit("width", "heads are a multiple of 8 wide, and at most 256 (128 before Hopper, which JAX looks at)",
-              lambda asked: asked.d_head % 8 == 0 and asked.d_head <= 256),
+        Limit(
+            "width", "heads are a multiple of 8 wide, at most 256 (128 before Hopper, where JAX looks at the GPU)",
+            lambda asked: asked.d_head % 8 == 0 and asked.d_head <= 256,
+        ),
         Limit("values", "values are as wide as keys", lambda asked: asked.d_value == asked.d_head),
     )),
 }  # fmt: skip
+"""Kernels by name."""
 
 
 def refused(asked: Asked) -> dict[str, tuple[str, ...]]:

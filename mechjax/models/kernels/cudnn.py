@@ -1,8 +1,7 @@
 """Attention on NVIDIA GPUs through cuDNN, by `jax.nn.dot_product_attention`.
 
-It is FlashAttention-2 (Dao 2023, arXiv:2307.08691). It knows of padding after a text only, so texts are shifted to their
-beginning and back, which takes that real tokens are in one run; at padding it then gives zeros, which differ from those of
-other devices and reach no real token.
+It is FlashAttention-2 (Dao 2023, arXiv:2307.08691). It knows of padding after a text only, so texts are shifted to
+their beginning and back, which takes that real tokens are in one run. What padding reads is zero.
 
 Gradients are cuDNN's own, which run its forward pass again.
 """

@@ -3,9 +3,9 @@
 It is FlashAttention (Dao et al. 2022, arXiv:2205.14135; Dao 2023, arXiv:2307.08691) that leaves out blocks of keys that
 its mask hides. Padding is another segment; a third one fills texts up to whole blocks.
 
-It has no factor on scores: queries are multiplied by it, and rounded once more where it is no power of two. Products are
-bfloat16 passes summed in float32, whatever the dtype (its source passes no precision on, and the pattern meets the
-values in float32 at the default): `choice` keeps it from models that ask for more.
+It has no factor on scores: queries are multiplied by it, and rounded once more where it is no power of two. Products
+are bfloat16 passes summed in float32, whatever the dtype (its source asks for no precision, which is the default):
+`choice` keeps it from models that ask for more.
 
 Gradients are the kernel's own, which run its forward pass again.
 """

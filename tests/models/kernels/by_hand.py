@@ -15,7 +15,13 @@ SPLIT[0, 40:60] = False  # padding between real tokens
 
 def config_of(**choices):
     return Config(
-        d_vocab=31, n_ctx=256, d_model=32, n_layers=2, n_heads=4, d_head=8, **{"precision": "default"} | choices
+        d_vocab=31,
+        n_ctx=256,
+        d_model=32,
+        n_layers=2,
+        n_heads=4,
+        d_head=8,
+        **{"precision": "default"} | choices,
     )
 
 

@@ -1,7 +1,8 @@
 """Programs lowered for devices that are not here: `python -m tests.models.kernels.for_devices tpu|cuda NAME...`.
 
-In a process of its own: one reads libtpu, which is for one process at a time, the other is told of a cuDNN. Prints one
-line of JSON for each program: its kernels and, where it is compiled for a mesh, its collectives.
+In a process of its own: one reads libtpu, which is for one process at a time, the other is told of a cuDNN before JAX
+looks for it, so nothing here imports JAX at its top. Prints one line of JSON for each program: its kernels and, where it
+is compiled for a mesh, its collectives.
 """
 
 import dataclasses
@@ -49,7 +50,14 @@ def program(name):
 
     dtype, choices, does = CASES[name]
     base = mj.models.Config(
-        d_vocab=256, n_ctx=1024, d_model=256, n_layers=2, n_heads=8, n_kv_heads=4, d_head=64, positions="rotary"
+        d_vocab=256,
+        n_ctx=1024,
+        d_model=256,
+        n_layers=2,
+        n_heads=8,
+        n_kv_heads=4,
+        d_head=64,
+        positions="rotary",
     )
     config = dataclasses.replace(base, **choices)
     model = jax.eval_shape(lambda: mj.init(config, key=jax.random.key(0), dtype=jnp.dtype(dtype)))
@@ -104,7 +112,9 @@ def for_cuda(name):
     arrays, run = program(name)
     t, m = (jax.ShapeDtypeStruct((4, N_POS), kind) for kind in (jnp.int32, bool))
     allowed = [export.DisabledSafetyCheck.custom_call(target) for target in FMHA]
-    text = export.export(jax.jit(run), platforms=["cuda"], disabled_checks=allowed)(arrays, t, m).mlir_module()
+    text = export.export(jax.jit(run), platforms=["cuda"], disabled_checks=allowed)(
+        arrays, t, m
+    ).mlir_module()
     return {"kernels": re.findall(r"custom_call @(__cudnn\S*?)\(", text)}
 
 
@@ -120,7 +130,7 @@ def main(device, *names):
 
 def answers(device, *names):
     """What another process finds in programs, by name; and what it said of others."""
-    from mechjax.parallel.described import environment  # here, since the other process imports JAX after pretending
+    from mechjax.parallel.described import environment
 
     done = subprocess.run(
         [sys.executable, "-m", "tests.models.kernels.for_devices", device, *names],

@@ -5,14 +5,16 @@ from functools import partial
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.interpreters import mlir
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose
 
 import mechjax as mj
 from mechjax.models import fused
-from mechjax.models.kernels import attend, splash
+from mechjax.models.kernels import equations, lowering, parts, splash
+from mechjax.models.kernels.attend import attend
 from mechjax.models.positions import arrange
 from mechjax.transform.cost import cost
 from tests.models.kernels.by_hand import POS, REAL, SPLIT, config_of, inputs_of, weights_of
@@ -30,14 +32,14 @@ def small_blocks(monkeypatch):
 @pytest.fixture
 def splash_here(monkeypatch):
     """CPUs run splash, as plain JAX."""
-    monkeypatch.setitem(attend.MIXED, "splash", partial(splash.mixed, interpret=True))
-    kinds = (attend._mix_p, attend._pullback_p)
-    for p in kinds:
-        mlir.register_lowering(p, attend._lowering(p, "splash"), platform="cpu")
+    monkeypatch.setitem(lowering.MIXED, "splash", partial(splash.mixed, interpret=True))
+    kinds = {equations.mix_p: parts.mix, equations.pullback_p: parts.pullback}
+    for primitive, part in kinds.items():
+        mlir.register_lowering(primitive, lowering.lowering(part, "splash"), platform="cpu")
     jax.clear_caches()
     yield
-    for p in kinds:
-        mlir.register_lowering(p, attend._lowering(p, None), platform="cpu")
+    for primitive, part in kinds.items():
+        mlir.register_lowering(primitive, lowering.lowering(part, None), platform="cpu")
     jax.clear_caches()
 
 
@@ -47,7 +49,7 @@ def without(config, mask, window=None):
     sides = (places, places, window)
     return (
         lambda *x: fused.fused(*x, sides, None, config),
-        lambda *x: attend.attend(*x, sides, None, config, causal=True),
+        lambda *x: attend(*x, sides, None, config, causal=True),
     )
 
 
@@ -79,7 +81,11 @@ def test_attend__windows_of_layers_and_padding_anywhere__are_those_without_kerne
 def first(f, x, dx):
     """Forward and reverse, and reverse with respect to the values alone."""
     loss = lambda x: jnp.sin(jax.checkpoint(f)(*x)).sum()
-    return jax.jvp(lambda x: f(*x), (x,), (dx,)), jax.grad(loss)(x), jax.grad(lambda v: loss((*x[:2], v)))(x[2])
+    return (
+        jax.jvp(lambda x: f(*x), (x,), (dx,)),
+        jax.grad(loss)(x),
+        jax.grad(lambda v: loss((*x[:2], v)))(x[2]),
+    )
 
 
 def second(f, x, dx):
@@ -104,12 +110,18 @@ def test_attend__every_kind_of_derivative__is_that_without_kernels(order):
 
 @pytest.mark.usefixtures("splash_here")
 @pytest.mark.parametrize(
-    "mapped", ["queries", pytest.param("everything", marks=SLOW), pytest.param("padding", marks=SLOW), "windows"]
+    "mapped",
+    ["queries", pytest.param("everything", marks=SLOW), pytest.param("padding", marks=SLOW), "windows"],
 )
 def test_attend__under_vmap__is_that_of_each(mapped):
     config = config_of(windows=(20, None))
     q, k, v = inputs_of(config, batch=(3, 2))
-    axes = {"queries": (0, None, None), "everything": (0, 0, 0), "padding": (None,) * 3, "windows": (None,) * 3}[mapped]
+    axes = {
+        "queries": (0, None, None),
+        "everything": (0, 0, 0),
+        "padding": (None,) * 3,
+        "windows": (None,) * 3,
+    }[mapped]
     x = [x if a == 0 else x[0] for x, a in zip((q, k, v), axes, strict=True)]
     real = jnp.asarray([REAL, SPLIT, REAL[::-1]])
     windows = jnp.array([20, 2**31 - 1, 20], jnp.int32)
@@ -155,23 +167,38 @@ def test_decoder__logits_sites_edits_and_gradients__are_those_with_the_pattern_f
     assert_allclose(replaced, logits, **TOL["float32", "law"])
 
 
+SPLIT_HEADS = {"W_Q": 2, "W_K": 2, "W_V": 2, "W_O": 1}  # their axes of heads
+
+
 @pytest.mark.usefixtures("splash_here")
 def test_decoder__on_a_mesh__runs_a_kernel_on_every_device():
-    model = model_of()
-    mesh = mj.make_mesh(data=2, model=4)
+    model, mesh = model_of(), mj.make_mesh(data=2, model=4)
     tokens = jax.random.randint(jax.random.key(1), (2, POS), 0, 31)
     place = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
-    split = {"W_Q": (None, None, "model"), "W_K": (None, None, "model"), "W_V": (None, None, "model"), "W_O": (None, "model")}
     placed = jax.tree.map(lambda x: place(x) if eqx.is_array(x) else x, model)
-    for name, spec in split.items():
-        placed = eqx.tree_at(lambda m, n=name: getattr(m.blocks.attn, n), placed, replace_fn=lambda x, s=spec: place(x, *s))
+    for name, axis in SPLIT_HEADS.items():
+        split = place(getattr(model.blocks.attn, name), *(None,) * axis, "model")
+        placed = eqx.tree_at(lambda m, name=name: getattr(m.blocks.attn, name), placed, split)
     there = place(tokens, "data")
     assert_allclose(placed(there), model(tokens), **TOL["float32", "mesh"])
     arrays, static = eqx.partition(placed, eqx.is_array)
-    text = jax.jit(lambda a, t: eqx.combine(a, static)(t)).lower(arrays, there).as_text(debug_info=True)
-    assert "manual_computation" in text and "splash_mha" in text
-    inside = f"tensor<1x{POS}x1x8xf32>"  # one example and one head of each
-    assert inside in text
+    lowered = jax.jit(lambda a, t: eqx.combine(a, static)(t)).lower(arrays, there)
+    text = lowered.as_text(debug_info=True)
+    assert "splash_mha" in text and f"tensor<1x{POS}x1x8xf32>" in text  # one example and one head on each
+
+
+@pytest.mark.usefixtures("splash_here")
+@pytest.mark.parametrize(
+    ("sizes", "names", "taken"), [((1,), ("x",), True), ((8,), ("x",), False), ((3,), ("model",), False)]
+)
+def test_attend__on_a_mesh_of_other_axes_or_whose_heads_do_not_divide__is_without_kernels(
+    sizes, names, taken
+):
+    plain, ours = without(config_of(), None)
+    mesh = Mesh(np.array(jax.devices()[: sizes[0]]), names)
+    x = jax.device_put(inputs_of(config_of()), NamedSharding(mesh, PartitionSpec()))
+    assert bool(kernels_in(ours, *x)) == taken
+    assert_allclose(jax.jit(ours)(*x), jax.jit(plain)(*x), **PARITY)
 
 
 def test_decoder__on_a_cpu__has_no_trace_of_kernels():
@@ -182,7 +209,9 @@ def test_decoder__on_a_cpu__has_no_trace_of_kernels():
     assert "mechjax_mix" in str(jax.make_jaxpr(run)(arrays, tokens))
     lowered = run.lower(arrays, tokens)
     for text in (lowered.as_text(), lowered.compile().as_text()):
-        assert not any(word in text for word in ("custom_call", "custom-call", "splash", "pallas", "shard_map"))
+        assert not any(
+            word in text for word in ("custom_call", "custom-call", "splash", "pallas", "shard_map")
+        )
 
 
 def test_cost__of_what_a_kernel_may_take__is_that_of_the_program_it_replaces():

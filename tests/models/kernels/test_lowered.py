@@ -46,6 +46,8 @@ def test_lowered_for_gpus__where_jax_finds_no_cudnn__has_none():
         pytest.param("mesh, heads that do not divide", 0, marks=pytest.mark.slow),
     ],
 )
-def test_compiled_for_a_described_mesh__heads_and_batch_divided__moves_no_queries_keys_or_values(name, kernels):
+def test_compiled_for_a_described_mesh__heads_and_batch_divided__moves_no_queries_keys_or_values(
+    name, kernels
+):
     found, said = answers("tpu", name)
     assert found == {name: {"kernels": kernels, "moves": []}}, said

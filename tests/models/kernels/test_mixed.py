@@ -25,12 +25,13 @@ CASES = {
     "window, padding, scale": ({"attn_scale": 0.7}, 20, REAL),
     "soft-cap, one key head": ({"attn_softcap": 2.0, "n_kv_heads": 1}, None, REAL),
 }
-GRADIENTS = {("splash", "window, padding, scale"), ("splash", "soft-cap, one key head"), ("cudnn", "window, padding, scale")}
+GRADIENTS = {
+    ("splash", "window, padding, scale"),
+    ("splash", "soft-cap, one key head"),
+    ("cudnn", "window, padding, scale"),
+}
 ALL = [
-    (kernel, name)
-    for kernel in KERNELS
-    for name in CASES
-    if not (kernel == "cudnn" and "soft-cap" in name)
+    (kernel, name) for kernel in KERNELS for name in CASES if not (kernel == "cudnn" and "soft-cap" in name)
 ]
 SOME = [pytest.param(*case, marks=[pytest.mark.slow] * (case not in GRADIENTS)) for case in ALL]
 
