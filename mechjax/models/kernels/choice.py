@@ -1,7 +1,7 @@
 """Which kernel takes which attention, and why not others: one table.
 
-What no kernel takes runs through plain XLA (`fused`), on every device. The limits are what kernels can do, but for "long":
-it is where the pattern stops being formed at once. No speed was measured on a TPU or a GPU.
+What no kernel takes runs through plain XLA (`fused`), on every device. The limits are what kernels can do, but for
+"long", from where on the pattern is no longer formed at once. No speed was measured on a TPU or a GPU.
 """
 
 from collections.abc import Callable
