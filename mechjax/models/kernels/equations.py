@@ -4,9 +4,9 @@ Which device a program is for is known when it is lowered (it may be one that is
 taken. The equations carry the program without kernels, which is what other devices run, what derivatives of derivatives
 go through, and what `transform/cost` counts. To the transform they are equations without sites.
 
-They are equations of their own, not branches of `lax.platform_dependent`, because that traces every branch:
-forward-mode derivatives would stop at the kernels' own rules on every device, and reverse mode would keep what each
-branch keeps.
+They are equations of their own, not branches of `lax.platform_dependent`. That traces every branch, cuDNN's too where
+there is none; forward-mode derivatives would stop at the kernels' own rules where there are kernels; and reverse mode
+would keep room for what each branch keeps.
 """
 
 from functools import partial
