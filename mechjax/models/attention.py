@@ -5,7 +5,8 @@ Gemma Team 2024, arXiv:2408.00118. Norms on queries and keys: Dehghani et al. 20
 Sinks: Xiao et al. 2023, arXiv:2309.17453, as gpt-oss learns them: rows of the pattern then sum to less than one.
 
 Scores and softmax are float32 at least, whatever the model's dtype. Scores and pattern of long texts are formed only
-where somebody asks for them; otherwise `fused` mixes the values, block by block, to the same numbers.
+where somebody asks for them; otherwise `kernels` mixes the values: by a device's own kernel where there is one for the
+case, block by block (`fused`) where there is none.
 """
 
 import equinox as eqx
@@ -16,7 +17,8 @@ from jaxtyping import Array, Float, Int
 from mechjax.models.cache import Keys
 from mechjax.models.config import Config
 from mechjax.models.contraction import contract
-from mechjax.models.fused import fits_one_block, fused
+from mechjax.models.fused import fits_one_block
+from mechjax.models.kernels.attend import attend
 from mechjax.models.marks import Mark, under
 from mechjax.models.norms import Norm
 from mechjax.models.positions import Sequence, Varying, rotate
@@ -123,7 +125,7 @@ class Attention(eqx.Module):
         asked = {site: wanted(site) for site in ("attn_scores", "pattern")}
         seen = (sequence.queries, sequence.keys, varying.window)
         if not any(asked.values()) and not fits_one_block(q.shape[-3], k.shape[-3]):
-            return fused(q, k, v, seen, sinks, config)
+            return attend(q, k, v, seen, sinks, config, causal=sequence.causal)
         given = lambda x, site: mark(x, site) if asked[site] else x
         s = given(scores(q, k, *seen, config), "attn_scores")
         if sinks is None:

@@ -71,7 +71,8 @@ class Config:
         logit_scale: Factor on the logits, before their soft-cap.
         experts: The mixture of experts that takes the MLP's place, in all layers or some; None for none.
         latent: The widths of latent attention; None for ordinary attention.
-        precision: "highest" (float32 contractions in full float32) or "default" (whatever is fast on the device).
+        precision: "highest" (float32 contractions in full float32) or "default" (whatever is fast on the device, a
+            TPU's attention kernel among it).
         source: The family whose checkpoint this was read from, whose modules' paths then name sites too; None for none.
 
     Raises:

@@ -54,12 +54,15 @@ class Sequence(eqx.Module):
         keys: Where those that they may see stand.
         rotation: Cosine and sine of the angles. Shapes (*batch, pos, rotary_dim / 2), where layers rotate differently
             (table, *batch, pos, rotary_dim / 2); None without rotation.
+        causal: Whether it is known while tracing that the keys are the queries' own tokens, each of which sees those
+            up to it (static).
     """
 
     positions: Int[Array, "... pos"]
     queries: Places
     keys: Places
     rotation: Rotation | None
+    causal: bool = eqx.field(static=True, default=False)
 
     def only(self, at: Int[Array, "*batch"], config: Config) -> "Sequence":
         """As if of each example only the token `at` asked, of the same keys."""
@@ -139,7 +142,7 @@ def arrange(
         queries = _places(config, cache.length + jnp.arange(n_pos), real, order, positions)
         keys = _places(config, jnp.arange(cache.n_slots), cache.real, cache.order, cache.positions)
     rotation = rotations(config, positions) if config.positions == "rotary" else None
-    return Sequence(positions, queries, keys, rotation)
+    return Sequence(positions, queries, keys, rotation, causal=cache is None and config.causal)
 
 
 def _places(config: Config, slot: Array, real: Array | None, order: Array, positions: Array) -> Places:
