@@ -12,7 +12,7 @@ from mechjax.models.families import ENCODERS, FAMILIES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SCREEN, TRAINING, DICTIONARIES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SCREEN, TRAINING, DICTIONARIES, DEVICES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def _run(code: str) -> dict:
@@ -80,3 +80,14 @@ def test_families__of_the_readme__are_all_there_with_measured_parity():
         assert float(worst) <= 1e-5
         assert logits == "has none" or float(logits) <= 1e-5
         assert int(sites) > 10
+
+
+def test_devices__as_they_stand__share_the_work():
+    space = _run(DEVICES)
+    config = space["model"].config
+    assert dict(space["mesh"].shape) == {"data": 2, "model": 4}
+    assert {s.data.shape for s in space["acts"]["z"].addressable_shards} == {
+        (config.n_layers, 8, space["clean"].tokens.shape[1], 1, config.d_head)
+    }
+    assert space["scores"].scores.shape == (config.n_layers, config.n_heads)
+    assert space["plan"].share.fits and space["dry"].share.fits

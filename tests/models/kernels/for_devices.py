@@ -85,15 +85,15 @@ def for_tpu(name):
     from jax.sharding import Mesh, NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    from mechjax.models.plan import SPLIT
-    from mechjax.parallel.layout import layout
+    from mechjax.parallel.layout import RULES, layout
 
     chips = np.array(topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices)
     chips = chips.reshape(2, 4) if "mesh" in name else chips[:1].reshape(1, 1)
     mesh = Mesh(chips, ("data", "model"))
     place = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, P(*spec)))
     arrays, run = program(name)
-    arrays = jax.tree.map(place, arrays, layout(arrays, chips.shape[1], SPLIT))
+    rules = {"model": ("d_mlp", "d_vocab")} if "do not divide" in name else RULES  # what a user would place by hand
+    arrays = jax.tree.map(place, arrays, layout(arrays, {"model": chips.shape[1]}, rules))
     t, m = (place(jax.ShapeDtypeStruct((4, N_POS), kind), ("data",)) for kind in (jnp.int32, bool))
     lowered = jax.jit(run).lower(arrays, t, m)
     if "mesh" not in name:
