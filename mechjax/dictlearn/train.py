@@ -44,6 +44,7 @@ from mechjax.dictlearn.plan import DEAD_AFTER, Plan, planned
 from mechjax.dictlearn.resample import resampled
 from mechjax.dictlearn.start import begin
 from mechjax.dictlearn.step import State, begun, turned
+from mechjax.parallel.last_words import last_words
 from mechjax.parallel.shard import spread
 
 
@@ -148,7 +149,15 @@ def train(
     )  # fmt: skip
     watch = Watch(f"Training {type(dictionary).__name__}", not_finite, metrics, tracker)
     how = _How(plan, watch, mesh, key, stops, keep, steps_per_call, normalize, centre)
-    return _trained(dictionary, batches, how)
+    kept = (
+        "Nothing was kept: give `checkpoints=`."
+        if checkpoints is None
+        else (
+            f"What was kept lies in `{checkpoints}`: start all processes again as before, and they go on from there."
+        )
+    )
+    with last_words(kept):
+        return _trained(dictionary, batches, how)
 
 
 @dataclass(frozen=True)

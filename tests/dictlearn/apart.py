@@ -19,6 +19,10 @@ from mechjax.base.errors import ArgumentError
 from mechjax.parallel.described import environment as for_tpu
 
 STEPS, B, D, F, K = 6, 16, 12, 80, 4
+LONG, HEARTBEAT = (
+    18,
+    10,
+)  # steps of a run in which one of two processes is killed; seconds until the other hears of it
 
 
 def begun(key):
@@ -65,6 +69,32 @@ def worker(index, port, path):
     if index == "0":
         np.savez(path, W_enc=whole.W_enc, W_dec=whole.W_dec, b_dec=whole.b_dec, threshold=whole.threshold,
                  loss=np.asarray(found.history["loss"]))  # fmt: skip
+
+
+def bereaved(index, port, path):
+    """One of two processes that train together, of which one will be killed; at its end the first says a digest."""
+    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    import jax
+
+    jax.distributed.initialize(f"localhost:{port}", 2, int(index), heartbeat_timeout_seconds=HEARTBEAT)
+    key, mesh = jax.random.key(0), mj.make_mesh(data=2, model=4)
+
+    def slowly():
+        for step in range(LONG):
+            time.sleep(0.2)
+            yield jax.device_get(jax.random.normal(jax.random.key(step), (B, D))) + 1
+
+    found = mj.dictlearn.train(
+        begun(key), slowly(), steps=LONG, learning_rate=1e-3, key=key, steps_per_call=3, mesh=mesh, checkpoints=path,
+        save_every=3,
+    )  # fmt: skip
+    from jax.experimental import multihost_utils
+
+    whole = multihost_utils.process_allgather((found.dictionary, found.history), tiled=True)
+    if index == "0":
+        sys.stdout.write(
+            f"{hashlib.sha256(b''.join(x.tobytes() for x in jax.tree.leaves(whole))).hexdigest()}\n"
+        )
 
 
 def stream():
@@ -139,12 +169,37 @@ def killed(folder, path, kills, steps, rng):
         return out.strip(), at, said[-2000:]
 
 
-def two_processes(path):
-    """What two processes found, and what they said."""
+def _pair(name, path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    runs = [_process("worker", str(i), str(port), str(path)) for i in range(2)]
+    return [_process(name, str(i), str(port), str(path)) for i in range(2)]
+
+
+def after_a_death(folder):
+    """How the first of two processes ends when the other is killed after its first checkpoint: in so many seconds."""
+    runs = _pair("bereaved", folder)
+    while not mj.fit.saved_steps(folder):
+        if runs[0].poll() is not None:
+            raise AssertionError(runs[0].communicate()[1][-3000:])
+        time.sleep(0.1)
+    runs[1].kill()
+    runs[1].communicate()
+    start = time.monotonic()
+    said = runs[0].communicate(timeout=120)[1]
+    return runs[0].returncode, time.monotonic() - start, said
+
+
+def digest_of_two(folder):
+    """What two processes that train to the end come to."""
+    runs = _pair("bereaved", folder)
+    (out, said), _ = (run.communicate(timeout=240) for run in runs)
+    return out.strip(), said[-3000:]
+
+
+def two_processes(path):
+    """What two processes found, and what they said."""
+    runs = _pair("worker", path)
     said = [run.communicate(timeout=240)[1] for run in runs]
     return [run.returncode for run in runs], "\n".join(said)[-3000:]
 
@@ -208,4 +263,6 @@ def _process(*names, **environment):
 
 
 if __name__ == "__main__":
-    {"worker": worker, "tpu": tpu, "kept": kept, "full": full}[sys.argv[1]](*sys.argv[2:])
+    {"worker": worker, "bereaved": bereaved, "tpu": tpu, "kept": kept, "full": full}[sys.argv[1]](
+        *sys.argv[2:]
+    )

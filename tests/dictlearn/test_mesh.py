@@ -1,5 +1,7 @@
 """Training on a mesh: the same dictionary as on one device, with a part of every matrix on each."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,6 +120,29 @@ def test_train__in_two_processes__gives_the_dictionary_of_one(tmp_path):
     for name in ("W_enc", "W_dec", "b_dec", "threshold"):
         np.testing.assert_allclose(found[name], getattr(alone.dictionary, name), **MESH)
     np.testing.assert_allclose(found["loss"], alone.history["loss"], **MESH)
+
+
+@pytest.mark.slow
+def test_train__a_process_of_two_dies__the_other_says_where_to_go_on_and_both_do(tmp_path):
+    code, seconds, said = apart.after_a_death(tmp_path / "run")
+    assert code != 0
+    assert seconds < apart.HEARTBEAT + 10  # a busy machine
+    assert f"What was kept lies in `{tmp_path / 'run'}`: start all processes again as before" in said
+    kept = mj.fit.saved_steps(tmp_path / "run")
+    assert kept and max(kept) < apart.LONG
+    found, said = apart.digest_of_two(tmp_path / "run")
+    assert found, said
+    assert found == apart.digest_of_two(tmp_path / "unbroken")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [(None, (4, 2)), ((2, 4), None), ((2, 4), (4, 2))])
+def test_train__taken_up_on_another_mesh__comes_to_the_same(first, then, tmp_path):
+    first, then = (None if s is None else mj.make_mesh(data=s[0], model=s[1]) for s in (first, then))
+    with contextlib.suppress(ArgumentError):
+        apart.trained(first, tmp_path / "run", stop=5)  # batches end early
+    assert mj.fit.saved_steps(tmp_path / "run") == (3,)
+    same(apart.trained(then, tmp_path / "run").dictionary, apart.trained(None).dictionary)
 
 
 @CHIPS

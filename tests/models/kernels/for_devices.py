@@ -92,7 +92,9 @@ def for_tpu(name):
     mesh = Mesh(chips, ("data", "model"))
     place = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, P(*spec)))
     arrays, run = program(name)
-    rules = {"model": ("d_mlp", "d_vocab")} if "do not divide" in name else RULES  # what a user would place by hand
+    rules = (
+        {"model": ("d_mlp", "d_vocab")} if "do not divide" in name else RULES
+    )  # what a user would place by hand
     arrays = jax.tree.map(place, arrays, layout(arrays, {"model": chips.shape[1]}, rules))
     t, m = (place(jax.ShapeDtypeStruct((4, N_POS), kind), ("data",)) for kind in (jnp.int32, bool))
     lowered = jax.jit(run).lower(arrays, t, m)
