@@ -51,6 +51,10 @@ class WriteError(MechjaxError, OSError):
     """A path that cannot be written."""
 
 
+class SweepError(MechjaxError, RuntimeError):
+    """Units of a sweep that failed."""
+
+
 class ArgumentError(MechjaxError, ValueError):
     """An argument outside its range, or two arguments that contradict each other."""
 
