@@ -28,7 +28,8 @@ def agree(store: Store, wanted: dict[str, Any], *, units: str) -> str:
     if there.value is None:
         if _has(store, units):
             raise CheckpointError(
-                f"`{store.place}` holds units, but no `{SPECIFICATION}` that says of which sweep. Choose another folder."
+                f"`{store.place}` holds units, but no `{SPECIFICATION}` that says of which sweep. Choose another "
+                "folder."
             )
         page = json.dumps({**wanted, "sha256": digest}, indent=1).encode()
         if store.write(SPECIFICATION, page, over=there) is not None:

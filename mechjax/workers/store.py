@@ -1,7 +1,7 @@
 """What workers share: keys and their bytes, in a folder or a bucket, written only where nobody wrote in between.
 
-Reading and writing is tensorstore's (`KvStore`): a key appears whole or not at all, and a write can be made to depend on
-the key's generation, which changes with every write. Drivers promise different things; `KINDS` says what.
+Reading and writing is tensorstore's (`KvStore`): a key appears whole or not at all, and a write can be made to depend
+on the key's generation, which changes with every write. Drivers promise different things; `KINDS` says what.
 """
 
 import os
@@ -96,7 +96,7 @@ class Store:
         Args:
             key: Which.
             value: Its bytes.
-            over: What it was read to hold: if somebody has written since, nothing happens. None writes whatever is there.
+            over: What it was read to hold: if somebody has written since, nothing happens. None writes in any case.
 
         Returns:
             What it holds now; None where somebody was quicker.

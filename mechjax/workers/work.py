@@ -72,19 +72,13 @@ def work(
         elif team.first:
             turns = Allotted(store, names, sharing, shift)
         try:
-            while (at := _told(team, turns)) != DONE:
-                if turns:
-                    settled(*turns.settled())
+            while (at := _told(team, turns, settled)) != DONE and (waits or at != WAIT):
                 if at == WAIT:
-                    if not waits:
-                        break
                     if turns:
                         turns.rest()
                 elif (data := _done(at, names[at], do, turns, team)) is not None and turns:
                     with _heard(team):
                         (done if turns.publish(data) else again).append(names[at])
-            if turns:
-                settled(*turns.settled())
         except BaseException as error:
             if turns:  # others need not wait for this worker; where nothing can be written they do
                 with suppress(WriteError):
@@ -95,10 +89,13 @@ def work(
         return Worked(tuple(done), tuple(again), tuple(turns.quarantined) if turns else ())
 
 
-def _told(team: Team, turns: Leased | Allotted | None) -> int:
+def _told(team: Team, turns: Leased | Allotted | None, settled: Callable[[int, int], None]) -> int:
     """What is to be done next, in every process of the team."""
-    with _heard(team):
-        at = turns.next() if turns else DONE
+    at = DONE
+    if turns:
+        with _heard(team):
+            at = turns.next()
+            settled(*turns.settled())
     if (at := team.told(at)) == ENDED and not team.first:
         raise SweepError("the first process of this worker has ended; what it printed says why.")
     return at
@@ -134,7 +131,8 @@ def _heard(team: Team) -> Generator[None, None, None]:
 def _ended(store: Store, names: Sequence[str], error: WriteError) -> WriteError:
     whole = len(names) - len(left(store, names))
     return WriteError(
-        f"{error} {whole} of {len(names)} units in `{store.place}` are done, and stay; the same call goes on from there."
+        f"{error} {whole} of {len(names)} units in `{store.place}` are done, and stay; the same call goes on from "
+        "there."
     )
 
 

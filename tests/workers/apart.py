@@ -21,8 +21,8 @@ if __name__ == "__main__":
     package.__path__ = [str(ROOT / "mechjax")]
     sys.modules["mechjax"] = package
 
-from mechjax.base.errors import MechjaxError
-from mechjax.workers import Sharing, opened, work
+from mechjax.base.errors import MechjaxError  # noqa: E402
+from mechjax.workers import Sharing, opened, work  # noqa: E402
 
 
 def result(index):

@@ -42,7 +42,7 @@ def test_opened__of_every_kind__says_what_it_promises():
     assert not opened("s3://bucket-of-mine/sweep").kind.leases
     assert all(kind.promise.endswith(".") for kind in KINDS.values())
     with pytest.raises(
-        ArgumentError, match="`ftp://` is not known. Give a folder, or a URL that begins with `file"
+        ArgumentError, match=r"`ftp://` is not known. Give a folder, or a URL that begins with `file"
     ):
         opened("ftp://machine/sweep")
     with pytest.raises(ArgumentError, match="Did you mean `gs`"):
@@ -52,9 +52,9 @@ def test_opened__of_every_kind__says_what_it_promises():
 def test_store__of_a_file_in_place_of_a_folder__says_what_is_wrong(tmp_path):
     (tmp_path / "file").write_text("")
     store = opened(tmp_path / "file" / "sweep")
-    with pytest.raises(WriteError, match="cannot write .*Not a directory.*Choose a folder"):
+    with pytest.raises(WriteError, match=r"cannot write .*Not a directory.*Choose a folder"):
         store.write("a", b"1")
-    with pytest.raises(CheckpointError, match="cannot read .*Not a directory"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*Not a directory"):
         store.names()
     with pytest.raises(WriteError, match="Choose a folder"):
         agree(store, PAGE, units="unit-")
@@ -87,5 +87,5 @@ def test_agree__with_what_was_changed__refuses(tmp_path, page):
 def test_agree__about_units_without_a_specification__refuses(tmp_path):
     store = opened(tmp_path)
     store.write("unit-000001.safetensors", b"")
-    with pytest.raises(CheckpointError, match="holds units, but no `sweep.json`"):
+    with pytest.raises(CheckpointError, match=r"holds units, but no `sweep.json`"):
         agree(store, PAGE, units="unit-")
