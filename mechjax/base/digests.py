@@ -1,6 +1,7 @@
 """Checksums of pytrees: what tells one model, prompt or metric from another in a file that is gone on with."""
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -13,10 +14,10 @@ def arrays_digest(tree: Any) -> str:
     total = hashlib.sha256()
     leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(tree, _is_array))
     for path, leaf in leaves:
-        array = np.ascontiguousarray(leaf)
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        total.update(f"{name} {array.dtype} {array.shape};".encode())
-        total.update(array.reshape(-1).view(np.uint8).data)
+        total.update(f"{name} {leaf.dtype} {leaf.shape or (1,)};".encode())
+        for part in _parts(leaf):
+            total.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 
@@ -25,6 +26,17 @@ def tree_digest(tree: Any) -> str:
     arrays, rest = eqx.partition(tree, _is_array)
     leaves, structure = jax.tree.flatten(rest)
     return hashlib.sha256(f"{structure} {leaves} {arrays_digest(arrays)}".encode()).hexdigest()
+
+
+def _parts(leaf: Any) -> Iterator[Any]:
+    """The array, or the rows of one that several processes hold together: all of them then take part in this."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        yield leaf
+        return
+    from jax.experimental import multihost_utils
+
+    for i in range(leaf.shape[0]):
+        yield multihost_utils.process_allgather(leaf[i], tiled=True)
 
 
 def _is_array(x: Any) -> bool:

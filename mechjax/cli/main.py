@@ -13,11 +13,12 @@ from mechjax.cli.patch import patch
 from mechjax.cli.plan import plan
 from mechjax.cli.scoreboard import scoreboard
 from mechjax.cli.sites import sites
+from mechjax.cli.sweep import sweep
 from mechjax.cli.tour import tour
 
 VERBS = {
     "tour": tour, "patch": patch, "sites": sites, "check": check, "plan": plan, "doctor": doctor,
-    "scoreboard": scoreboard,
+    "scoreboard": scoreboard, "sweep": sweep,
 }  # fmt: skip
 
 

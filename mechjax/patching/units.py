@@ -81,7 +81,7 @@ def fill(
     specification = agree(store, _specification(plan, len(every), model), units=UNITS)
     names, team = [unit.name for unit in every], team_of_processes()
     there = len(names) - len(left(store, names))
-    if there == len(names) and RUNS in store:
+    if team.told(int(there == len(names) and RUNS in store)):
         return Worked()
     runs = prepare(sweep)
     of_donor, of_base = gathered(runs.of_donor), gathered(runs.of_base)
