@@ -1,8 +1,8 @@
-"""`mechjax sweep run SPEC FOLDER`: patch many pairs of prompts, by any number of workers that share a folder.
+r"""`mechjax sweep run SPEC FOLDER`: patch many pairs of prompts, by any number of workers that share a folder.
 
 Start the same command as often as you like, wherever the folder can be reached: each is a worker, takes units that
-nobody is at, and ends when all are done. Whoever is killed may be started again; nothing is done twice but the unit that
-it was at. What starts workers is yours:
+nobody is at, and ends when all are done. Whoever is killed may be started again; nothing is done twice but the unit
+that it was at. What starts workers is yours:
 
     SLURM, one worker per task, started again when its node is lost:
 
@@ -10,13 +10,13 @@ it was at. What starts workers is yours:
 
     SLURM, workers of 4 processes that hold one model together ("mesh": [1, 8] in the specification):
 
-        sbatch --array=0-3 --requeue --nodes=2 --ntasks-per-node=2 --gpus-per-task=2 \\
+        sbatch --array=0-3 --requeue --nodes=2 --ntasks-per-node=2 --gpus-per-task=2 \
             --wrap "srun mechjax sweep run spec.json /shared/sweep --distributed"
 
     GKE, by xpk, four workers, each a slice of its own that is one mesh ("mesh": [1, 16]):
 
-        seq 4 | xargs -I{} xpk workload create --cluster=mine --workload=sweep-{} --tpu-type=v5litepod-16 \\
-            --num-slices=1 --docker-image=IMAGE --max-restarts=10 \\
+        seq 4 | xargs -I{} xpk workload create --cluster=mine --workload=sweep-{} --tpu-type=v5litepod-16 \
+            --num-slices=1 --docker-image=IMAGE --max-restarts=10 \
             --command "mechjax sweep run spec.json gs://bucket/sweep --distributed"
 
     One machine, three workers:
@@ -25,7 +25,7 @@ it was at. What starts workers is yours:
 
     Storage without leases (S3): each worker says which it is.
 
-        sbatch --array=0-15 --requeue \\
+        sbatch --array=0-15 --requeue \
             --wrap 'mechjax sweep run spec.json s3://bucket/sweep --worker $SLURM_ARRAY_TASK_ID --of 16'
 
 A specification, in JSON:
@@ -153,9 +153,12 @@ def verify(folder: tyro.conf.Positional[str]) -> int:
 
 
 def sweep(
-    verb: Annotated[Any, tyro.conf.subcommand("run", constructor=run, prefix_name=False)]
-    | Annotated[Any, tyro.conf.subcommand("status", constructor=status, prefix_name=False)]
-    | Annotated[Any, tyro.conf.subcommand("verify", constructor=verify, prefix_name=False)],
+    verb: Annotated[
+        Annotated[Any, tyro.conf.subcommand("run", constructor=run)]
+        | Annotated[Any, tyro.conf.subcommand("status", constructor=status)]
+        | Annotated[Any, tyro.conf.subcommand("verify", constructor=verify)],
+        tyro.conf.arg(name=""),  # so that options stand without the name of this argument
+    ],
 ) -> int | None:
     """What the verb returns."""
     return verb

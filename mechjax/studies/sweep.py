@@ -105,7 +105,6 @@ def run(
     # Workers begin at different parts, as each runs both sides of a part that it has units of.
     first = team.told(np.random.default_rng(list(sharing.owner.encode())).integers(spec.parts).item())
     order = [(first + i) % spec.parts for i in range(spec.parts)]
-    rounds = (False,) if sharing.worker is not None else (False, True)
     found: list[tuple[str, Worked]] = []
     for waits in (False,) if sharing.worker is not None else (False, True):
         for i in order:

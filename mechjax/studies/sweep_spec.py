@@ -95,7 +95,8 @@ class SweepSpec:
         texts = self.clean is not None or self.corrupt is not None
         if texts == (self.task is not None):
             raise _wrong(
-                "prompts come from `task` (with `n`, `seed`, `split`) or from `clean` and `corrupt`: give one of the two."
+                "prompts come from `task` (with `n`, `seed`, `split`) or from `clean` and `corrupt`: give one of "
+                "the two."
             )
         if self.task is not None and self.n is None:
             raise _wrong(f"`task` is {self.task!r} and `n` is missing: say how many pairs, such as 64.")
@@ -221,16 +222,20 @@ def spec_of(page: Mapping[str, Any]) -> SweepSpec:
         if not right(value):
             close = did_you_mean(value, TASKS + METRICS) if isinstance(value, str) else ""
             raise _wrong(f"`{key}` is {_brief(value)}; right would be {says}.{close}")
-        if key in ("answer", "wrong") and isinstance(value, str):
-            value = [value]
-        if isinstance(value, dict):
-            value = {name: tuple(at) for name, at in value.items()}
-        found[key] = tuple(value) if isinstance(value, list) else value
+        found[key] = _held(value, one_is_list=key in ("answer", "wrong"))
     if "model" not in found:
         raise _wrong(
             '`model` is missing: a shipped model, a folder, or a name on the Hub, such as "tasks-4l".'
         )
     return SweepSpec(**found)
+
+
+def _held(value: Any, *, one_is_list: bool) -> Any:
+    if isinstance(value, dict):
+        return {name: tuple(at) for name, at in value.items()}
+    if one_is_list and isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def task_of(name: str) -> Callable[..., mechjax.tasks.Pairs]:
