@@ -23,7 +23,7 @@ from mechjax.patching.planned import Planned
 from mechjax.patching.scores import PatchScores
 from mechjax.patching.sweep import prepare, scores_of
 from mechjax.transform.select import is_concrete
-from mechjax.workers import Sharing, Store, Worked, team_of_processes, work
+from mechjax.workers import Sharing, Store, Worked, check_sharing, team_of_processes, work
 from mechjax.workers.agree import agree
 from mechjax.workers.turns import left
 
@@ -77,6 +77,7 @@ def fill(
             f"A sweep inside `jit` or `vmap` cannot write to `folder={store.place!r}`: call it outside, or leave "
             "`folder` out."
         )
+    check_sharing(store, sharing)
     every = sweep.grid.units()
     specification = agree(store, _specification(plan, len(every), model), units=UNITS)
     names, team = [unit.name for unit in every], team_of_processes()

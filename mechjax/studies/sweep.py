@@ -33,7 +33,7 @@ from mechjax.patching.scores import PatchScores
 from mechjax.patching.units import fill
 from mechjax.studies.sweep_spec import SweepSpec, task_of
 from mechjax.tasks.answer import answer_token
-from mechjax.workers import Sharing, Store, Worked, opened, team_of_processes
+from mechjax.workers import Sharing, Store, Worked, check_sharing, opened, team_of_processes
 from mechjax.workers.agree import SPECIFICATION, agree, specification_of
 from mechjax.workers.turns import left, try_again
 
@@ -93,6 +93,7 @@ def run(
         WriteError: The folder cannot be written, or has no room; what is done stays.
     """
     sharing, store, team = sharing or Sharing(), opened(folder), team_of_processes()
+    check_sharing(store, sharing)
     agree(store, {"format": FORMAT, **spec.page(), "parts": spec.parts}, units=_PARTS)
     parts = [store.within(name.rstrip("/")) for name in _names(spec.parts)]
     if retry and team.first:

@@ -2,6 +2,7 @@
 
 from mechjax.workers.lease import Lease as Lease
 from mechjax.workers.lease import Leases as Leases
+from mechjax.workers.lease import check_sharing as check_sharing
 from mechjax.workers.sharing import Sharing as Sharing
 from mechjax.workers.store import KINDS as KINDS
 from mechjax.workers.store import Entry as Entry

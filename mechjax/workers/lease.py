@@ -64,6 +64,20 @@ def read_lease(value: bytes) -> Lease:
         return Lease("somebody whose lease cannot be read")
 
 
+def check_sharing(store: Store, sharing: Sharing) -> None:
+    """Whether units can be shared so on this storage, before it is asked for anything.
+
+    Raises:
+        ArgumentError: They cannot.
+    """
+    if sharing.worker is None and not store.kind.leases:
+        raise ArgumentError(
+            f"`{store.place}` cannot hold leases, by which workers would share units: {store.kind.promise} Say which "
+            "units are whose instead, when each worker is started: `--worker 3 --of 16` (in Python "
+            "`Sharing(worker=3, of=16)`), for each worker from 0 to 15."
+        )
+
+
 class Leases:
     """The leases of one worker, one at a time: renewed by a thread until it is given back. A context manager."""
 
@@ -75,12 +89,7 @@ class Leases:
         Raises:
             ArgumentError: Storage on which leases do not hold.
         """
-        if not store.kind.leases:
-            raise ArgumentError(
-                f"`{store.place}` cannot hold leases, by which workers would share units: {store.kind.promise} Say "
-                "which units are whose instead, when each worker is started: `--worker 3 --of 16` (in Python "
-                "`Sharing(worker=3, of=16)`), for each worker from 0 to 15."
-            )
+        check_sharing(store, sharing)
         self.store, self.sharing, self._clock = store, sharing, clock
         self._seen: dict[str, tuple[Entry, float]] = {}
         self._held: tuple[str, Lease, Entry] | None = None
