@@ -100,6 +100,7 @@ def edges(name: str, what: str, method: str, least: float, runs: int, **params: 
 
 def training(kind: str, size: str, active: int = 32, **least: float) -> Case:
     """Steps of training a dictionary with Adam, on the same batches from the same weights."""
+    runs = 6 if size == "m" else 18  # short ones vary by a third
     d_model, n_features = {"s": (256, 4096), "m": (768, 12288)}[size]
     params = {"kind": kind, "d_model": d_model, "n_features": n_features, "active": active}
     params |= {"threshold": 2.8, "bandwidth": 0.1}  # of JumpReLU: some 30 latents are above it at the start
@@ -107,8 +108,8 @@ def training(kind: str, size: str, active: int = 32, **least: float) -> Case:
         f"train-{kind.replace('_', '-')}-{size}",
         f"train a {kind} dictionary, {d_model} x {n_features}, 4 steps of 1,024 tokens",
         (
-            Side("mechjax", "train", params, runs=6),
-            *(Side(worker, "train", params, runs=4) for worker in least),
+            Side("mechjax", "train", params, runs=runs),
+            *(Side(worker, "train", params, runs=runs - 2) for worker in least),
         ),
         arrays=(),
         tolerance=1e-4,

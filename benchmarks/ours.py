@@ -183,7 +183,7 @@ def train_job(kind: str, d_model: int, n_features: int, active: int, threshold: 
     dictionary = of.init(d_model=d_model, n_features=n_features, key=jax.random.key(0), **own)
     dictionary = eqx.tree_at(lambda d: [d.W_enc, d.W_dec], dictionary, [rows.T, rows])
     stream = jnp.asarray(batches(d_model, n_features, active))
-    plan = planned(10_000, 4, 3e-4, 0, 1 / 3, 0.0, None, 10_000_000, None)
+    plan = planned(10_000, 4, 3e-4, 0, 1 / 3, 0.0, None, 10_000_000, None, unit_gradients=True)
     state = begun(dictionary, plan.optimizer)
     ones, first = jnp.ones((2,)), stream[0] + 0
     latents = dictionary.encode(first)

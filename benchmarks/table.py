@@ -56,9 +56,10 @@ def heading(lines: list[dict[str, Any]]) -> str:
     commits = sorted({line["commit"][:9] + (" with changes" if line["changed"] else "") for line in lines})
     load = max(line["load_at_start"] for line in lines)
     libraries = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+    machines = " and, for other cases, ".join(sorted({line["machine"] for line in lines}))
     batch, pos = last["batch"]
     return (
-        f"**{last['device']}**: {last['machine']}, {last['cores']} used; {last['model']} shape, {batch} prompts x "
+        f"**{last['device']}**: {machines}, {last['cores']} used; {last['model']} shape, {batch} prompts x "
         f"{pos} tokens, {last['dtype']}; {libraries}; "
         f"commit {', '.join(commits)}; load of the machine before: {load}."
     )

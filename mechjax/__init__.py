@@ -12,6 +12,7 @@ from mechjax.base.records import save as save
 from mechjax.models import init as init
 from mechjax.models import resume as resume
 from mechjax.parallel.mesh import make_mesh as make_mesh
+from mechjax.parallel.shard import shard as shard
 from mechjax.transform import add as add
 from mechjax.transform import apply as apply
 from mechjax.transform import capture as capture
@@ -62,6 +63,7 @@ _PACKAGES = frozenset(
         "text",
         "transform",
         "viz",
+        "workers",
     }
 )
 

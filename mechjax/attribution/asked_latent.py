@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Int
 
 from mechjax.base.errors import ArgumentError, ShapeError, UnsupportedModelError
 from mechjax.base.prompts import Prompts
+from mechjax.base.whole import whole
 from mechjax.models.decoder import Decoder
 from mechjax.transform.select import is_concrete
 
@@ -34,7 +35,7 @@ def columns(
     end = Prompts(ids, real).resolve(-1).astype(jnp.int32) + 1
     at = jnp.where(given < 0, end + given.astype(jnp.int32), given.astype(jnp.int32))
     if is_concrete(at) and is_concrete(real):
-        held, there = np.asarray(at), np.asarray(real)
+        held, there = whole(at), whole(real)
         for example, column in enumerate(held):
             if not (0 <= column < n_pos and there[example, column]):
                 asked = int(np.broadcast_to(np.asarray(given), (batch,))[example])

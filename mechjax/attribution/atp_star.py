@@ -32,6 +32,7 @@ from mechjax.attribution.sides import Sides, check_finite, per_place, product, s
 from mechjax.attribution.softmax_effects import column_effect, with_sinks
 from mechjax.attribution.subject import Ablation
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.metrics.measured import itself
 from mechjax.metrics.metric import Metric
 from mechjax.models.contraction import widened
@@ -49,6 +50,7 @@ FIXED = ("q", "k")
 CHUNK_BYTES = 256e6  # gradients of all layers that are there at once
 
 
+@on_any_mesh
 def atp_star(
     model: Decoder,
     clean: Any,

@@ -27,6 +27,7 @@ from mechjax.attribution.scores import Reduce
 from mechjax.attribution.sides import Sides, check_finite, first_order, place_labels, sides
 from mechjax.attribution.site_scores import SiteScores, site_scores
 from mechjax.attribution.subject import Ablation
+from mechjax.base.meshes import on_any_mesh
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
 from mechjax.transform.edits import replace
@@ -34,6 +35,7 @@ from mechjax.transform.swept import swept_axes
 from mechjax.transform.transforms import intervene
 
 
+@on_any_mesh
 def attribution_patch(
     model: Decoder,
     clean: Any,

@@ -36,7 +36,9 @@ from mechjax.attribution.latent_parts import Node, example_label, parts_of, path
 from mechjax.attribution.transcoders import Given, stack_transcoders
 from mechjax.base.display import LEADING, as_html
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.models.decoder import Decoder, as_tokens
 from mechjax.tasks.pairing import batched
 
@@ -82,7 +84,7 @@ class CircuitPaths(Record):
         Raises:
             ArgumentError: There is no such path.
         """
-        parts, parents, index, at = (np.asarray(x) for x in (self.parts, self.parents, self.index, self.at))
+        parts, parents, index, at = (whole(x) for x in (self.parts, self.parents, self.index, self.at))
         there = all(0 <= i < n for i, n in zip((example, step, path), parts.shape, strict=True))
         if not there or parts[example, step, path] < 0:
             raise ArgumentError(
@@ -104,16 +106,16 @@ class CircuitPaths(Record):
 
     def top(self, n: int = 10) -> list[tuple[str, float]]:
         """The `n` paths, of any length, whose contributions are largest in size, as (label, contribution)."""
-        found = np.asarray(self.contributions, np.float64)
-        sizes = np.where(np.asarray(self.parts) >= 0, np.nan_to_num(np.abs(found)), -1.0)
+        found = whole(self.contributions, np.float64)
+        sizes = np.where(whole(self.parts) >= 0, np.nan_to_num(np.abs(found)), -1.0)
         order = [np.unravel_index(i, found.shape) for i in np.argsort(-sizes, axis=None, kind="stable")[:n]]
         places = [(int(i[0]), int(i[1]), int(i[2])) for i in order if sizes[i] >= 0]
         return [(example_label(i[0], len(found)) + self.label(*i), float(found[i])) for i in places]
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary per path: its example, its step, its label, its contribution."""
-        found = np.asarray(self.contributions)
-        places = [(int(b), int(s), int(p)) for b, s, p in np.argwhere(np.asarray(self.parts) >= 0)]
+        found = whole(self.contributions)
+        places = [(int(b), int(s), int(p)) for b, s, p in np.argwhere(whole(self.parts) >= 0)]
         return [
             {"example": i[0], "step": i[1], "path": self.label(*i), "contribution": float(found[i])}
             for i in places
@@ -123,6 +125,7 @@ class CircuitPaths(Record):
         return as_html(self, {}, self.top(LEADING))
 
 
+@on_any_mesh
 def circuit_paths(
     model: Decoder,
     transcoders: Given,

@@ -31,6 +31,7 @@ from mechjax.attribution.scores import Reduce, Scores, reduced
 from mechjax.attribution.shares import Shares, affine, normalised
 from mechjax.attribution.subject import Ablation, Subject, subject
 from mechjax.base.errors import ArgumentError, UnsupportedModelError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.graph.build import Graph
 from mechjax.metrics.metric import Metric
 from mechjax.models.block import Block
@@ -49,6 +50,7 @@ Frozen = tuple[Array, Array, Array | None]
 by, if there is one."""
 
 
+@on_any_mesh
 def contextual_decomposition(
     model: Decoder,
     clean: Any,

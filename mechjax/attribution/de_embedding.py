@@ -29,7 +29,9 @@ from mechjax.attribution.frozen_reads import Linear, Reads
 from mechjax.attribution.transcoders import Given, entry, stack_transcoders
 from mechjax.base.display import LEADING, as_html
 from mechjax.base.errors import ArgumentError, ShapeError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder
 from mechjax.transform.select import is_concrete
@@ -60,7 +62,7 @@ class DeEmbedding(Record):
 
     def top(self, n: int = 10, tokenizer: Any = None) -> list[tuple[str, float]]:
         """The `n` tokens with the highest scores, as (token, score): spelled by a tokenizer, or by their number."""
-        scores = np.asarray(self.scores, np.float64)
+        scores = whole(self.scores, np.float64)
         order = [int(i) for i in np.argsort(-scores, kind="stable")[:n]]
         spell = (lambda i: f"token {i}") if tokenizer is None else (lambda i: tokenizer.decode([i]))
         return [(spell(i), float(scores[i])) for i in order]
@@ -78,6 +80,7 @@ class _Embedding(eqx.Module):
         return self.model.embed(ids)
 
 
+@on_any_mesh
 def de_embedding(
     model: Decoder,
     transcoders: Given,

@@ -30,7 +30,9 @@ from mechjax.attribution.node_scores import NodeScores
 from mechjax.attribution.sides import Sides, check_finite, sides
 from mechjax.attribution.site_scores import SAME_RUN, reduce_examples
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
 from mechjax.transform.edits import apply
@@ -78,8 +80,8 @@ class Diagnosis(Record):
             raise ArgumentError(f"theta={theta}: an effect is missed where it exceeds a threshold above 0.")
         if not self.others.size:
             return 0.0
-        short = theta - np.abs(np.asarray(self.others, np.float64))
-        errors = np.asarray(self.errors, np.float64)
+        short = theta - np.abs(whole(self.others, np.float64))
+        errors = whole(self.errors, np.float64)
         # Subsets without any noise leave no doubt.
         tail = stats.t.sf(np.where(errors > 0, short / np.where(errors > 0, errors, 1), np.inf), self.freedom)
         return float(np.where(short > 0, tail, 1.0).max())
@@ -94,10 +96,11 @@ class Diagnosis(Record):
 
         if not 0 < chance < 0.5:
             raise ArgumentError(f"chance={chance}: a probability between 0 and 1/2, such as 0.05.")
-        reach = np.abs(self.others) + stats.t.isf(chance, self.freedom) * np.asarray(self.errors)
+        reach = np.abs(self.others) + stats.t.isf(chance, self.freedom) * whole(self.errors)
         return float(reach.max(initial=0.0))
 
 
+@on_any_mesh
 def diagnose(
     model: Decoder,
     clean: Any,
@@ -135,7 +138,7 @@ def diagnose(
             finite.
         PairingError: Clean and corrupt prompts that do not line up.
     """
-    scores = np.asarray(found.flat())
+    scores = whole(found.flat())
     each = round(share * subsets)
     if not 0 < verify <= len(scores):
         raise ArgumentError(f"verify={verify}: between 1 and all {len(scores)} nodes can be verified.")
@@ -160,7 +163,9 @@ def diagnose(
     value, ran = _ablated(given, _of_sites(found, jnp.concatenate((alone, together))), found.axes, chunk)
     of_nodes, of_subsets = ran[:verify], ran[verify:]
     check_finite(given, ran)
-    if value.shape != found.clean.shape or not np.allclose(value, found.clean, SAME_RUN, SAME_RUN):
+    if value.shape != found.clean.shape or not np.allclose(
+        whole(value), whole(found.clean), SAME_RUN, SAME_RUN
+    ):
         raise ArgumentError(
             "the clean metric is not that of the scores: give the prompts and metric of `found`."
         )

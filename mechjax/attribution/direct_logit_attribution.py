@@ -24,6 +24,7 @@ from mechjax.attribution.scores import Reduce
 from mechjax.attribution.sides import check_finite, first_order, place_labels, sides
 from mechjax.attribution.site_scores import SiteScores, site_scores
 from mechjax.attribution.subject import Ablation
+from mechjax.base.meshes import on_any_mesh
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
 from mechjax.transform.edits import apply
@@ -34,6 +35,7 @@ STILL = ("attn_in", "mlp_in", "ln_final.scale", "ln1_post.scale", "ln2_post.scal
 """Where gradients stop, of what a model has of these."""
 
 
+@on_any_mesh
 def direct_logit_attribution(
     model: Decoder,
     clean: Any,

@@ -26,12 +26,14 @@ from jaxtyping import Array
 from mechjax.attribution.contraction import edge_scores, slopes
 from mechjax.attribution.scores import Reduce, Scores, named, reduced
 from mechjax.attribution.subject import Ablation, Subject, over_parts, sent_by, subject
+from mechjax.base.meshes import on_any_mesh
 from mechjax.graph.build import Graph
 from mechjax.metrics.metric import Metric
 from mechjax.models.backward_rules import GRADIENT, Rules
 from mechjax.models.decoder import Decoder
 
 
+@on_any_mesh
 def eap(
     model: Decoder,
     clean: Any,

@@ -38,6 +38,7 @@ from mechjax.attribution.quadrature import Quadrature, nodes_of
 from mechjax.attribution.scores import Reduce, Scores, named, reduced
 from mechjax.attribution.subject import Ablation, Subject, clean_run, over_parts, sent_by, subject
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.graph.build import Graph
 from mechjax.graph.writes import recorded
 from mechjax.metrics.metric import Metric
@@ -47,6 +48,7 @@ from mechjax.models.decoder import Decoder
 Path = Literal["inputs", "activations", "mask"]
 
 
+@on_any_mesh
 def eap_ig(
     model: Decoder,
     clean: Any,

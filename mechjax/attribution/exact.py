@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mechjax.attribution.scores import Reduce, Scores, reduced
 from mechjax.attribution.subject import Ablation, Subject, clean_run, subject
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.graph.build import Graph
 from mechjax.graph.tap import READS, tapped
 from mechjax.graph.units import directions, scaled, units_of, values
@@ -43,6 +44,7 @@ from mechjax.transform.context import wanting
 CHUNK_BYTES = 256e6
 
 
+@on_any_mesh
 def exact(
     model: Decoder,
     clean: Any,

@@ -29,6 +29,7 @@ from mechjax.attribution.asked_latent import columns
 from mechjax.attribution.frozen_reads import Reads, Run
 from mechjax.attribution.latent_parts import SHARED, LatentParts, Node, parts_of
 from mechjax.attribution.transcoders import Given, stack_transcoders
+from mechjax.base.meshes import on_any_mesh
 from mechjax.models.decoder import Decoder, as_tokens
 from mechjax.tasks.pairing import batched
 
@@ -53,6 +54,7 @@ class FeatureAttribution(LatentParts):
         )
 
 
+@on_any_mesh
 def feature_attribution(
     model: Decoder, transcoders: Given, prompts: Any, *, layer: Any, feature: Any, pos: Any = -1
 ) -> FeatureAttribution:

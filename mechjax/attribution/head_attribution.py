@@ -27,6 +27,7 @@ from mechjax.attribution.frozen_reads import Reading, Reads, Run
 from mechjax.attribution.latent_parts import SHARED, LatentParts, Node, parts_of
 from mechjax.attribution.transcoders import Given, entry, stack_transcoders
 from mechjax.base.errors import ArgumentError, ShapeError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder, as_tokens
 from mechjax.tasks.pairing import batched
@@ -55,6 +56,7 @@ class HeadAttribution(LatentParts):
         return Node("latents", latent, to), Node("heads", (layer, head, int(self.at[where])), to)
 
 
+@on_any_mesh
 def head_attribution(
     model: Decoder,
     transcoders: Given,

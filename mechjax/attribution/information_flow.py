@@ -27,7 +27,9 @@ from jaxtyping import Array, Bool, Float
 
 from mechjax.attribution.scores import Scores
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.graph.agreement import Agreement, agreement
 from mechjax.graph.build import Graph
 from mechjax.graph.writes import Writes, recorded, sites
@@ -70,7 +72,7 @@ class InformationFlow(Record):
                 f"{exact.graph!r}: compare what was made of the edges of the same graph."
             )
         known = exact.asked
-        return agreement(np.asarray(self.importance)[known], np.abs(exact.scores)[known], n)
+        return agreement(whole(self.importance)[known], np.abs(exact.scores)[known], n)
 
     def routes(self, threshold: float) -> Bool[Array, " edge"]:
         """The edges that lead to the logits: walked from there down, along importances of `threshold` and above.
@@ -82,7 +84,7 @@ class InformationFlow(Record):
             raise ArgumentError(
                 f"threshold={threshold}: importances, and so what is asked of them, lie between 0 and 1."
             )
-        graph, strong = self.graph, np.asarray(self.importance) >= threshold
+        graph, strong = self.graph, whole(self.importance) >= threshold
         kept = np.zeros(len(graph.table), bool)
         reached = {"logits"}
         for reader in reversed(
@@ -107,6 +109,7 @@ def _inputs(graph: Graph, node: str) -> set[str]:
     return {f"{node}<q>", f"{layer}.kv{shared}<k>", f"{layer}.kv{shared}<v>"}
 
 
+@on_any_mesh
 def information_flow(
     model: Decoder, prompts: Any, *, graph: Graph, chunk_size: int | None = None
 ) -> InformationFlow:

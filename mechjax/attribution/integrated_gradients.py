@@ -31,6 +31,7 @@ from mechjax.attribution.scores import Reduce
 from mechjax.attribution.sides import Sides, check_finite, per_place, place_labels, product, sides
 from mechjax.attribution.site_scores import SiteScores, site_scores
 from mechjax.attribution.subject import Ablation
+from mechjax.base.meshes import on_any_mesh
 from mechjax.metrics.metric import Metric
 from mechjax.models.contraction import widened
 from mechjax.models.decoder import Decoder
@@ -39,6 +40,7 @@ from mechjax.transform.swept import swept_axes
 from mechjax.transform.transforms import intervene
 
 
+@on_any_mesh
 def integrated_gradients(
     model: Decoder,
     clean: Any,

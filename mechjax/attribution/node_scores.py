@@ -13,6 +13,7 @@ from mechjax.base.axes import label
 from mechjax.base.display import LEADING, as_html, largest
 from mechjax.base.errors import ArgumentError, SiteError
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.graph.agreement import Agreement, agreement
 
 Axes = tuple[tuple[str, tuple[str, ...]], ...]
@@ -80,7 +81,7 @@ class NodeScores(Record):
     def top(self, n: int = 10) -> list[tuple[str, float]]:
         """The `n` nodes whose scores are largest in size, as (name, score)."""
         found = largest(self.flat(), ("node",), n, {})
-        order = np.argsort(-np.abs(np.asarray(self.flat())), kind="stable")[: len(found)]
+        order = np.argsort(-np.abs(whole(self.flat())), kind="stable")[: len(found)]
         return [(self.name(int(i)), score) for i, (_, score) in zip(order, found, strict=True)]
 
     def _repr_html_(self) -> str:

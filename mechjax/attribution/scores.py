@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from mechjax.base.errors import ArgumentError
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.graph.agreement import Agreement, agreement
 from mechjax.graph.build import Graph
 from mechjax.models.backward_rules import GRADIENT
@@ -49,7 +50,7 @@ class Scores(Record):
     @property
     def asked(self) -> Bool[np.ndarray, " item"]:
         """Which scores were asked for: all, but of exact ones of some edges."""
-        scores = np.asarray(self.scores)
+        scores = whole(self.scores)
         return ~np.isnan(scores) if self.method == "exact" else np.ones(scores.shape, bool)
 
     def compare(self, exact: "Scores", n: int | None = None) -> Agreement:
@@ -67,7 +68,7 @@ class Scores(Record):
                     f"these scores have {what}={mine!r} and those to compare with have {what}={other!r}: compare what "
                     "was made of the same graph, in the same way."
                 )
-        return agreement(np.asarray(self.scores)[exact.asked], np.asarray(exact.scores)[exact.asked], n)
+        return agreement(whole(self.scores)[exact.asked], whole(exact.scores)[exact.asked], n)
 
     def nodes(self) -> "Scores":
         """What each node does, from its edges: for gradients the sum over them is the node's own score.

@@ -28,7 +28,9 @@ from mechjax.attribution.asked_latent import Head, check_head
 from mechjax.attribution.frozen_reads import Reads
 from mechjax.attribution.transcoders import Given, stack_transcoders
 from mechjax.base.display import LEADING, as_html
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.models.decoder import Decoder
 
 
@@ -57,8 +59,8 @@ class TranscoderConnections(Record):
         """The `n` connections that are largest in size, as (label, value): `t2[137] -> L3.H1 -> t4[9]`."""
         reader = f"t{int(self.layer)}[{int(self.feature)}]"
         if self.head is not None:
-            reader = "L{}.H{}".format(*np.asarray(self.head).tolist()) + f" -> {reader}"
-        flat = np.asarray(self.connections, np.float64).ravel()
+            reader = "L{}.H{}".format(*whole(self.head).tolist()) + f" -> {reader}"
+        flat = whole(self.connections, np.float64).ravel()
         order = np.argsort(-np.nan_to_num(np.abs(flat), nan=-1.0), kind="stable")[:n]
         places = ((int(i), divmod(int(i), self.connections.shape[1])) for i in order if not np.isnan(flat[i]))
         return [(f"t{self.layers[row]}[{own}] -> {reader}", float(flat[i])) for i, (row, own) in places]
@@ -67,6 +69,7 @@ class TranscoderConnections(Record):
         return as_html(self, self.axis_labels(), self.top(LEADING))
 
 
+@on_any_mesh
 def transcoder_connections(
     model: Decoder, transcoders: Given, *, layer: Any, feature: Any, head: Head | None = None
 ) -> TranscoderConnections:

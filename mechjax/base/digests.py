@@ -8,6 +8,8 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from mechjax.base.whole import whole
+
 
 def arrays_digest(tree: Any) -> str:
     """SHA-256 of a pytree's arrays, of their names, shapes and dtypes. One array at a time is on the host."""
@@ -33,10 +35,8 @@ def _parts(leaf: Any) -> Iterator[Any]:
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
         yield leaf
         return
-    from jax.experimental import multihost_utils
-
     for i in range(leaf.shape[0]):
-        yield multihost_utils.process_allgather(leaf[i], tiled=True)
+        yield whole(leaf[i])
 
 
 def _is_array(x: Any) -> bool:

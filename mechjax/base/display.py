@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from mechjax.base.axes import label, names_from_annotation
 from mechjax.base.errors import ArgumentError
+from mechjax.base.whole import whole
 
 _MOST_LINES = 17
 _WIDEST = 40  # rows or columns of a heat map
@@ -61,7 +62,7 @@ def rows(record: Any, names: Mapping[str, Sequence[str]]) -> list[dict[str, Any]
     main = main_field(record)
     axes = record.axis_names(main) or ()
     fields = [f.name for f in dataclasses.fields(record) if is_array(getattr(record, f.name))]
-    arrays = {f: np.asarray(getattr(record, f)) for f in fields if record.axis_names(f) == axes}
+    arrays = {f: whole(getattr(record, f)) for f in fields if record.axis_names(f) == axes}
     places = np.ndindex(arrays[main].shape)
     return [
         {axis: names[axis][i] if axis in names else i for axis, i in zip(axes, place, strict=True)}
@@ -80,7 +81,7 @@ def largest(
     values: Any, axes: Sequence[str], n: int, names: Mapping[str, Sequence[str]]
 ) -> list[tuple[str, float]]:
     """The `n` cells of an array that are largest in size (NaN never is), as (label, value)."""
-    values = np.asarray(values, np.float64)
+    values = whole(values, np.float64)
     size = np.where(np.isnan(values), -1.0, np.abs(values)).ravel()
     order = [i for i in np.argsort(-size, kind="stable")[:n] if size[i] >= 0]
     places = [tuple(int(j) for j in np.unravel_index(i, values.shape)) for i in order]
@@ -100,7 +101,7 @@ def _range(value: Any, axes: tuple[str, ...] | None, names: Mapping[str, Sequenc
     """Where an array's extremes are, in one phrase."""
     if not is_array(value) or value.size == 0 or not jax.numpy.issubdtype(value.dtype, np.number):
         return ""
-    numbers = np.asarray(value, np.float64)
+    numbers = whole(value, np.float64)
     gaps = int(np.isnan(numbers).sum())
     if gaps == numbers.size:
         return "all NaN"
@@ -172,7 +173,7 @@ def _picture(record: Any, names: Mapping[str, Sequence[str]]) -> str:
         main = main_field(record)
     except ArgumentError:
         return ""
-    axes, values = record.axis_names(main) or (), np.asarray(getattr(record, main), np.float64)
+    axes, values = record.axis_names(main) or (), whole(getattr(record, main), np.float64)
     named = values.ndim == 1 and values.size > 1 and set(axes) <= set(names)
     if named or (values.ndim > 2 and values.size and not _MANY & set(axes)):
         return _leading(record.top(LEADING))

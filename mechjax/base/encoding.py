@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax.base.errors import ArgumentError, CheckpointError
+from mechjax.base.whole import whole
 
 _CLASS = re.compile(r"mechjax(\.[a-z][a-z0-9_]*)+:[A-Z][A-Za-z0-9]*")
 
@@ -56,7 +57,7 @@ def _encode_array(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         node["key"] = str(jax.random.key_impl(value))
         value = jax.random.key_data(value)
-    numbers = np.asarray(value)
+    numbers = whole(value)
     if numbers.dtype.kind not in "fiubc":
         if not hasattr(jnp, numbers.dtype.name):
             _refuse(value, path)

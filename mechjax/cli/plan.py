@@ -30,7 +30,8 @@ def plan(
         capture: Sites to capture.
         dtype: Of the parameters, such as bfloat16; the model's own by default.
         chip: A TPU to compile for, such as v5e:2x4; none needs to be here, only libtpu.
-        mesh: How many of its chips divide the batch, and how many the model; all divide the model by default.
+        mesh: How many of its chips divide the batch, and how many the model; by
+            default as many divide the model as can, the others the batch.
     """
     pos = min(128, load_config(model).n_ctx) if pos is None else pos
     found = make_plan(model, (batch, pos), capture=capture, dtype=dtype, chip=chip, mesh=mesh)

@@ -92,7 +92,7 @@ def run(
         _meet()
     with _stopped_by_sigterm():
         did = study.run(asked, folder, sharing=sharing, retry=retry)
-    if not team_of_processes().first:
+    if asked.mesh and not team_of_processes().first:
         return 0
     found, console = study.status(folder), Console()
     console.print(

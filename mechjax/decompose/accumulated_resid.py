@@ -4,12 +4,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.decompose.recorded import place_of, read, reader_of
 from mechjax.decompose.stack import Stack
 from mechjax.models.decoder import Decoder
 from mechjax.transform.captured import Activations
 
 
+@on_any_mesh
 def accumulated_resid(
     model: Decoder,
     acts: Activations,

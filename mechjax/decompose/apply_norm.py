@@ -9,6 +9,7 @@ Exact for what the run did; misleads about what a change would do, since a chang
 
 from jaxtyping import Array
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.decompose.frozen import centred, gain, norm_of, scale_of
 from mechjax.decompose.recorded import reader_of
 from mechjax.decompose.stack import Stack
@@ -16,6 +17,7 @@ from mechjax.models.decoder import Decoder
 from mechjax.transform.captured import Activations
 
 
+@on_any_mesh
 def apply_norm(
     model: Decoder,
     acts: Activations,

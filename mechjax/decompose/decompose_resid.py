@@ -9,6 +9,7 @@ Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 from typing import Literal
 
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.decompose.parts import layer_parts
 from mechjax.decompose.recorded import reader_of
 from mechjax.decompose.stack import Stack
@@ -16,6 +17,7 @@ from mechjax.models.decoder import Decoder
 from mechjax.transform.captured import Activations
 
 
+@on_any_mesh
 def decompose_resid(
     model: Decoder,
     acts: Activations,

@@ -6,6 +6,7 @@ An expert that a token does not go to wrote nothing there. Where a norm stands a
 output, with the scale of the run. Shazeer et al. 2017, arXiv:1701.06538.
 """
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.decompose.parts import parts_of
 from mechjax.decompose.recorded import reader_of
 from mechjax.decompose.stack import Stack
@@ -13,6 +14,7 @@ from mechjax.models.decoder import Decoder
 from mechjax.transform.captured import Activations
 
 
+@on_any_mesh
 def expert_results(
     model: Decoder, acts: Activations, *, layer: int | None = None, mlp_input: bool = False
 ) -> Stack:

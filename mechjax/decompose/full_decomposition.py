@@ -3,6 +3,7 @@
 resid = sum heads + sum neurons (or MLPs) + embed + pos_embed + biases
 """
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.decompose.parts import unit_parts
 from mechjax.decompose.recorded import reader_of
 from mechjax.decompose.stack import Stack
@@ -10,6 +11,7 @@ from mechjax.models.decoder import Decoder
 from mechjax.transform.captured import Activations
 
 
+@on_any_mesh
 def full_decomposition(
     model: Decoder,
     acts: Activations,

@@ -6,6 +6,7 @@ The costly site `result` is not needed. Heads that share keys and values have th
 attention, each head's part of its output, with the scale of the run.
 """
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.decompose.parts import parts_of
 from mechjax.decompose.recorded import reader_of
 from mechjax.decompose.stack import Stack
@@ -13,6 +14,7 @@ from mechjax.models.decoder import Decoder
 from mechjax.transform.captured import Activations
 
 
+@on_any_mesh
 def head_results(
     model: Decoder, acts: Activations, *, layer: int | None = None, mlp_input: bool = False
 ) -> Stack:

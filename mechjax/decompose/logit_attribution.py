@@ -13,10 +13,11 @@ Logits are before a soft-cap, which is no sum. Misleads where a later component 
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mechjax.base.errors import ArgumentError, ShapeError, TokenError
+from mechjax.base.meshes import on_any_mesh
+from mechjax.base.whole import whole
 from mechjax.decompose.frozen import centred, gain, scale_of
 from mechjax.decompose.parts import Kind, parts_of
 from mechjax.decompose.recorded import Reader, read, reader_of
@@ -26,6 +27,7 @@ from mechjax.transform.captured import Activations
 from mechjax.transform.select import is_concrete
 
 
+@on_any_mesh
 def logit_attribution(
     model: Decoder,
     acts: Activations,
@@ -111,10 +113,7 @@ def _ids(
         raise TokenError(
             f"`{what}` must be token ids (integers), got {ids.dtype}. One id of a text: tokenizer.token(' Mary')."
         )
-    if (
-        is_concrete(ids)
-        and (outside := np.asarray(ids)[(np.asarray(ids) < 0) | (np.asarray(ids) >= d_vocab)]).size
-    ):
+    if is_concrete(ids) and (outside := whole(ids)[(whole(ids) < 0) | (whole(ids) >= d_vocab)]).size:
         raise TokenError(f"`{what}` has the id {int(outside[0])}; the model's tokens are 0 to {d_vocab - 1}.")
     if ids.shape not in ((), batch, place):
         raise ShapeError(

@@ -8,6 +8,7 @@ the shared ones hold is `shared_post`.
 Where a norm stands after the MLP, each neuron's part of its output, with the scale of the run.
 """
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.decompose.parts import parts_of
 from mechjax.decompose.recorded import reader_of
 from mechjax.decompose.stack import Stack
@@ -15,6 +16,7 @@ from mechjax.models.decoder import Decoder
 from mechjax.transform.captured import Activations
 
 
+@on_any_mesh
 def neuron_results(
     model: Decoder, acts: Activations, *, layer: int | None = None, mlp_input: bool = False
 ) -> Stack:

@@ -2,6 +2,7 @@
 
 from jaxtyping import Array, Float
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.decompose.parts import Kind, parts_of
 from mechjax.decompose.recorded import reader_of
 from mechjax.decompose.stack import Projection
@@ -9,6 +10,7 @@ from mechjax.models.decoder import Decoder
 from mechjax.transform.captured import Activations
 
 
+@on_any_mesh
 def project(
     model: Decoder,
     acts: Activations,

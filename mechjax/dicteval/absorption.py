@@ -34,6 +34,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.errors import ArgumentError, ShapeError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
 from mechjax.dicteval.ablated import check_probes, reads
 from mechjax.dicteval.classified import Classified, classified, every
@@ -98,6 +99,7 @@ class _Limits(eqx.Module):
     l2: Array
 
 
+@on_any_mesh
 def absorption(
     dictionary: Autoencoder,
     x: Float[Array | np.ndarray, "row d_model"],

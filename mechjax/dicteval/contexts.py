@@ -31,8 +31,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.catalogue import canonical
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.progress import bar
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.dicteval.chosen_latents import chosen_latents
 from mechjax.dicteval.decoder_lens import DecoderLens, decoder_lens
 from mechjax.dicteval.neighbours import Neighbours, neighbours
@@ -127,6 +129,7 @@ class _Found(eqx.Module):
     examples: Examples
 
 
+@on_any_mesh
 def contexts(
     model: Decoder,
     prompts: Iterable[Any],
@@ -181,14 +184,14 @@ def contexts(
         for batch in fresh():
             _check_finite(batch)
             best, added = _strongest(best, batch)
-            sums, tokens = sums + np.asarray(added, np.float64), tokens + int(batch.counted.sum())
+            sums, tokens = sums + whole(added, np.float64), tokens + int(batch.counted.sum())
             progress.advance()
         largest = best.examples.activation[:, 0]
         spread = _nothing(len(chosen), sampled, before, after)
         histogram = np.zeros((len(chosen), bins), np.int64)
         for batch in fresh():
             spread, added = _spread(spread, batch, largest, bins)
-            histogram += np.asarray(added)
+            histogram += whole(added)
             progress.advance()
     numbers = chosen.tolist()
     to_stream = canonical(written or site)[0] in _STREAM

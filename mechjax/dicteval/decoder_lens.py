@@ -20,6 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from mechjax.base.errors import ShapeError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
 from mechjax.decompose.frozen import centred, gain
 from mechjax.dicteval.chosen_latents import chosen_latents, single
@@ -51,6 +52,7 @@ class DecoderLens(Record):
         return {"feature": tuple(map(str, self.latents.tolist()))}
 
 
+@on_any_mesh
 def decoder_lens(
     model: Decoder, dictionary: Dictionary | Normalized, *, latents: Sequence[int] | None = None, n: int = 10
 ) -> DecoderLens:

@@ -30,7 +30,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mechjax.base.errors import ArgumentError, ShapeError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.dictionaries import Dictionary
 
 
@@ -56,6 +58,7 @@ class Detection(Record):
     tokens: Int[Array, ""]
 
 
+@on_any_mesh
 def detection(
     dictionary: Dictionary, batches: Iterable[tuple[Any, Any]], features: Float[Array, "known d_model"]
 ) -> Detection:
@@ -86,7 +89,7 @@ def detection(
                 f"activations have shape {activations.shape} beside {len(x)} samples and {len(features)} features: "
                 f"give ({len(x)}, {len(features)}), one number for each sample and feature."
             )
-        total += np.asarray(_counts(dictionary, jnp.asarray(x), jnp.asarray(activations), matched))
+        total += whole(_counts(dictionary, jnp.asarray(x), jnp.asarray(activations), matched))
         tokens += len(x)
     if not tokens:
         raise ArgumentError("`batches` holds no sample: give at least one pair of samples and activations.")

@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.errors import ArgumentError, ShapeError
+from mechjax.base.whole import whole
 from mechjax.dictionaries import Dictionary, Normalized
 from mechjax.dictionaries.products import at_least_float32
 
@@ -146,13 +147,13 @@ def decoder(dictionary: Autoencoder) -> Float[Array, "feature d_out"]:
 
 def _check_numbers(x: Array, real: Array) -> None:
     tokens = x if x.ndim == 3 else x[:, None]
-    bad = np.flatnonzero(np.asarray((~jnp.isfinite(tokens).all(-1) & real).any(-1)))
+    bad = np.flatnonzero(whole((~jnp.isfinite(tokens).all(-1) & real).any(-1)))
     if len(bad):
         raise ArgumentError(
             f"{len(bad)} of {len(x)} rows of x hold NaN or infinity, first rows {bad[:5].tolist()}: every probe would "
             "be NaN. Leave them out, with their labels."
         )
-    empty = np.flatnonzero(~np.asarray(real.any(-1)))
+    empty = np.flatnonzero(~whole(real.any(-1)))
     if len(empty):
         raise ArgumentError(
             f"rows {empty[:5].tolist()} of the mask have no real token: leave these texts out, with their labels."

@@ -21,7 +21,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.dictionaries import Dictionary
 from mechjax.dictionaries.splice import splice
 from mechjax.models.decoder import Decoder, as_tokens
@@ -54,6 +56,7 @@ class LossRecovered(Record):
     tokens: Int[Array, ""]
 
 
+@on_any_mesh
 def loss_recovered(
     model: Decoder,
     prompts: Iterable[Any],
@@ -90,7 +93,7 @@ def loss_recovered(
     sums = np.zeros(6)
     for batch in batches:
         ids, mask = as_tokens(batch, None, model.config)
-        sums += np.asarray(_sums(model, through, without, ids, mask), np.float64)
+        sums += whole(_sums(model, through, without, ids, mask), np.float64)
     n = sums[0]
     ce, ce_spliced, ce_ablated, kl_spliced, kl_ablated = sums[1:] / n
     over = lambda part, whole: part / whole if abs(whole) > 1e-6 else np.nan

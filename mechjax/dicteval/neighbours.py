@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
 from mechjax.dicteval.chosen_latents import chosen_latents, single
 from mechjax.dictionaries import Dictionary, Normalized
@@ -41,6 +42,7 @@ class Neighbours(Record):
         return {"feature": tuple(map(str, self.latents.tolist()))}
 
 
+@on_any_mesh
 def neighbours(
     dictionary: Dictionary | Normalized, *, latents: Sequence[int] | None = None, n: int = 5
 ) -> Neighbours:

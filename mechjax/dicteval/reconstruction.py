@@ -23,7 +23,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.dictionaries import Dictionary
 
 
@@ -53,6 +55,7 @@ class Reconstruction(Record):
     tokens: Int[Array, ""]
 
 
+@on_any_mesh
 def reconstruction(dictionary: Dictionary, batches: Iterable[Any]) -> Reconstruction:
     """Measure a dictionary on data that it was not trained on.
 
@@ -70,7 +73,7 @@ def reconstruction(dictionary: Dictionary, batches: Iterable[Any]) -> Reconstruc
         about = (
             jnp.asarray(y).mean(0) if about is None else about
         )  # sums about it lose no digits to the mean's size
-        sums = [np.asarray(s, np.float64) for s in _sums(dictionary, jnp.asarray(x), jnp.asarray(y), about)]
+        sums = [whole(s, np.float64) for s in _sums(dictionary, jnp.asarray(x), jnp.asarray(y), about)]
         total = sums if total is None else [a + b for a, b in zip(total, sums, strict=True)]
     if total is None or total[0] < 2:
         raise ArgumentError(

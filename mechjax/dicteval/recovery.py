@@ -15,7 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mechjax.base.errors import ShapeError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.dictionaries import Dictionary
 
 
@@ -37,6 +39,7 @@ class Recovery(Record):
     unique: Float[Array, ""]
 
 
+@on_any_mesh
 def recovery(dictionary: Dictionary, features: Float[Array, "known d_out"]) -> Recovery:
     """Compare a dictionary's decoder with known features.
 
@@ -57,7 +60,7 @@ def recovery(dictionary: Dictionary, features: Float[Array, "known d_out"]) -> R
     unit = lambda rows: (
         rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
     )
-    cosines = unit(np.asarray(features, np.float64)) @ unit(np.asarray(dictionary.W_dec, np.float64)).T
+    cosines = unit(np.asarray(features, np.float64)) @ unit(whole(dictionary.W_dec, np.float64)).T
     matched = np.abs(cosines)[linear_sum_assignment(-np.abs(cosines))].mean()
     found = cosines.max(1)
     nearest = np.bincount(np.abs(cosines).argmax(0), minlength=len(features))

@@ -29,6 +29,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
 from mechjax.dicteval.classified import every
 from mechjax.dicteval.labelled import (
@@ -74,6 +75,7 @@ class SparseProbing(Record):
         return {"probe": self.probes, "class": tuple(f"class {c}" for c in self.classes)}
 
 
+@on_any_mesh
 def sparse_probing(
     dictionary: Autoencoder,
     x: Float[Array | np.ndarray, "row *pos d_model"],

@@ -35,6 +35,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.errors import ArgumentError, ShapeError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
 from mechjax.dicteval.ablated import check_probes, numbers, reads, removed
 from mechjax.dicteval.classified import accuracy
@@ -84,6 +85,7 @@ class SpuriousCorrelationRemoval(Record):
         return {"n": tuple(f"n={n}" for n in self.n), "direction": ("without spurious", "without labels")}
 
 
+@on_any_mesh
 def spurious_correlation_removal(
     dictionary: Autoencoder,
     x: Float[Array | np.ndarray, "row *pos d_model"],

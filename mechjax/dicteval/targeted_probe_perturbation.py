@@ -32,6 +32,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
 from mechjax.dicteval.ablated import check_probes, numbers, reads, removed
 from mechjax.dicteval.classified import accuracy
@@ -83,6 +84,7 @@ class TargetedProbePerturbation(Record):
         return {"n": tuple(f"n={n}" for n in self.n), "class": names, "ablated": names}
 
 
+@on_any_mesh
 def targeted_probe_perturbation(
     dictionary: Autoencoder,
     x: Float[Array | np.ndarray, "row *pos d_model"],

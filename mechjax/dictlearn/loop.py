@@ -20,9 +20,10 @@ from jaxtyping import Array, Float
 from mechjax.base.errors import ArgumentError, ShapeError, WriteError
 from mechjax.base.progress import bar
 from mechjax.dictionaries import Dictionary
-from mechjax.dictlearn.placement import kept_placed, placed, spread, spread_batches
+from mechjax.dictlearn.placement import kept_placed, placed, spread_batches
 from mechjax.dictlearn.plan import Plan
 from mechjax.dictlearn.step import State, advanced
+from mechjax.parallel.shard import spread
 
 Batch = Any
 Stacked = tuple[Any, Any | None]

@@ -9,20 +9,21 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import numpy as np
 import optax
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from mechjax.base.errors import ArgumentError, ShapeError
+from mechjax.base.meshes import automatic
 from mechjax.dictionaries import Dictionary
 from mechjax.dictlearn.step import State, trained_part, turned
 from mechjax.parallel.layout import layout
 from mechjax.parallel.mesh import n_model
+from mechjax.parallel.shard import spread
 
-LATENTS = ("feature",)
+LATENTS = {"model": ("feature",)}
 
 
 def fitting(mesh: Mesh, dictionary: Dictionary) -> Mesh:
@@ -44,7 +45,7 @@ def fitting(mesh: Mesh, dictionary: Dictionary) -> Mesh:
             f"the mesh splits latents over model={sizes['model']} devices, and n_features={n} cannot be split so: of "
             f"{mesh.size} devices, model may be {', '.join(map(str, fits))}."
         )
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    return automatic(mesh)
 
 
 def placed(state: State, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
@@ -79,20 +80,12 @@ def spread_batches(z: Any, mesh: Mesh, own: bool) -> Any:
     return spread(z, NamedSharding(mesh, P(*(None,) * lead, "data")))
 
 
-def spread(x: Any, sharding: NamedSharding) -> Array:
-    """An array on a mesh; where several processes share that, each has the whole array and keeps its part."""
-    if jax.process_count() == 1 or not getattr(x, "is_fully_addressable", True):
-        return jax.device_put(x, sharding)
-    host = np.asarray(x)
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
-
-
 def _with_specs(
     of: Callable[[Any, P], Array], state: State, optimizer: optax.GradientTransformation, parts: int
 ) -> State:
     """The state with `of` done to each array and how it is split."""
     held = state.dictionary
-    dims = layout(jax.eval_shape(turned, held), parts, LATENTS)
+    dims = layout(jax.eval_shape(turned, held), {"model": parts}, LATENTS)
     found = jax.tree.map(lambda names: P(*names), dims, is_leaf=lambda x: isinstance(x, tuple))
     if held.W_enc is not None:  # its annotation names axes as the dictionary has them; here it is transposed
         *lead, inputs, latents = dims.W_enc

@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
 from mechjax.dictionaries import Crosscoder, Dictionary
 from mechjax.dictlearn.kept import Keeper, gone_on, keeper, trimmed
@@ -38,11 +39,12 @@ from mechjax.dictlearn.loop import (
     run,
     sides,
 )
-from mechjax.dictlearn.placement import fitting, placed, spread
+from mechjax.dictlearn.placement import fitting, placed
 from mechjax.dictlearn.plan import DEAD_AFTER, Plan, planned
 from mechjax.dictlearn.resample import resampled
 from mechjax.dictlearn.start import begin
 from mechjax.dictlearn.step import State, begun, turned
+from mechjax.parallel.shard import spread
 
 
 class Training(Record):
@@ -66,6 +68,7 @@ class Training(Record):
     scale: Float[Array, "side *site"]
 
 
+@on_any_mesh
 def train(
     dictionary: Dictionary | Crosscoder,
     batches: Iterable[Batch],

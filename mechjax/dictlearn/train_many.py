@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.dictionaries import Crosscoder, Dictionary
 from mechjax.dictlearn.loop import (
     Batch,
@@ -44,6 +45,7 @@ ONE_BY_ONE = (
 )  # mapped steps of a CPU take 1.2 times as long as steps in turn (measured, 4 of 256 x 4,096)
 
 
+@on_any_mesh
 def train_many(
     dictionaries: Sequence[Dictionary | Crosscoder],
     batches: Iterable[Batch],

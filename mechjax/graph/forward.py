@@ -22,6 +22,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.graph.build import Graph
 from mechjax.graph.spans import spans_of
 from mechjax.graph.tap import READS, tapped
@@ -35,6 +36,7 @@ from mechjax.models.positions import Varying
 from mechjax.transform.context import wanting
 
 
+@on_any_mesh
 def masked_forward(
     model: Decoder,
     tokens: Tokens,
@@ -76,6 +78,7 @@ def _logits(
     return model.unembed(masked_stream(model, start, kept, ablated, graph=graph, spans=spans, mask=mask))
 
 
+@on_any_mesh
 def masked_stream(
     model: Decoder,
     start: Float[Array, "*batch pos d_model"],

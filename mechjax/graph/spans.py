@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from mechjax.base.errors import ArgumentError, ShapeError
+from mechjax.base.whole import whole
 from mechjax.graph.build import Graph
 from mechjax.transform.select import is_concrete
 
@@ -52,8 +53,8 @@ def spans_of(
         inside = _inside(name, positions[name], tuple(batch), n_pos)
         twice = inside & (found >= 0)
         if is_concrete(twice) and bool(twice.any()):
-            where = np.argwhere(np.asarray(twice))[0]
-            other = graph.spans[int(np.asarray(found)[tuple(where)])]
+            where = np.argwhere(whole(twice))[0]
+            other = graph.spans[int(whole(found)[tuple(where)])]
             raise ArgumentError(
                 f"position {where[-1]} of example {', '.join(map(str, where[:-1]))} is in `{other}` and in `{name}`: "
                 "an edge at a position is in one span."

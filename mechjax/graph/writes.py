@@ -6,10 +6,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
+from mechjax.base.whole import whole
 from mechjax.graph.build import Graph
 from mechjax.graph.units import directions, scaled, units_of, values, written
 from mechjax.models.config import Config
@@ -111,6 +112,7 @@ def sites(model: Decoder, graph: Graph | None = None) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+@on_any_mesh
 def writes(
     model: Decoder,
     tokens: Tokens,
@@ -191,10 +193,10 @@ def _check_finite(found: Writes) -> None:
     if not bool(jnp.isfinite(found.input).all()):
         raise _not_finite("resid_pre", 0)
     stacks = [("z", found.heads)] + ([] if found.mlps is None else [("mlp_out", found.mlps)])
-    fine = [np.asarray(jnp.isfinite(x).all(tuple(range(1, x.ndim)))) for _, x in stacks]
+    fine = [whole(jnp.isfinite(x).all(tuple(range(1, x.ndim)))) for _, x in stacks]
     for layer in range(len(fine[0])):
-        for (site, _), whole in zip(stacks, fine, strict=True):
-            if not whole[layer]:
+        for (site, _), finite in zip(stacks, fine, strict=True):
+            if not finite[layer]:
                 raise _not_finite(site, layer)
 
 

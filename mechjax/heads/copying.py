@@ -7,12 +7,14 @@ the norms are folded in first. Weights alone: says what a head would do with a t
 earlier layers have written there; positive eigenvalues do not force every token's own logit up.
 """
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.heads.scores import HeadScores
 from mechjax.models.decoder import Decoder
 from mechjax.models.factored import copying_score
 from mechjax.models.rewrite import fold_norm
 
 
+@on_any_mesh
 def copying(model: Decoder) -> HeadScores:
     """From -1 (suppresses what it sees) through 0 to 1 (copies it), for each head. Costs `d_vocab * d_model^2`.
 

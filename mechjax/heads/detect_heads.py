@@ -4,6 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
 from mechjax.heads.duplicate_token import duplicate_token
 from mechjax.heads.induction import induction
@@ -36,6 +37,7 @@ class DetectedHeads(Record):
         }
 
 
+@on_any_mesh
 def detect_heads(model: Decoder, prompts: Tokens) -> DetectedHeads:
     """Score every head as a previous-token, duplicate-token and induction head.
 

@@ -6,11 +6,13 @@ Wang et al. 2022, arXiv:2211.00593 (duplicate-token heads). A head that looks ev
 among the keys: read scores against that of a random model.
 """
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.heads.scores import HeadScores, attention_to
 from mechjax.heads.targets import read_tokens, to_duplicates
 from mechjax.models.decoder import Decoder, Tokens
 
 
+@on_any_mesh
 def duplicate_token(model: Decoder, prompts: Tokens) -> HeadScores:
     """Attention that each head pays to earlier copies of the query's token, mean over the queries that have any.
 

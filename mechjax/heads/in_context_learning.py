@@ -9,11 +9,12 @@ helps. Misleads where late tokens are easier by themselves, so compare models on
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.heads.targets import read_tokens
 from mechjax.models.decoder import Decoder, Tokens
 from mechjax.transform.select import is_concrete
@@ -36,6 +37,7 @@ class InContextLearning(Record):
     late: int = eqx.field(static=True)
 
 
+@on_any_mesh
 def in_context_learning(
     model: Decoder, prompts: Tokens, *, early: int = 50, late: int = 500
 ) -> InContextLearning:
@@ -51,7 +53,7 @@ def in_context_learning(
         ArgumentError: Positions that some prompt does not have.
     """
     tokens, mask = read_tokens(model, prompts)
-    shortest = int(np.asarray(mask.sum(-1)).min()) if is_concrete(mask) else tokens.shape[-1]
+    shortest = int(whole(mask.sum(-1)).min()) if is_concrete(mask) else tokens.shape[-1]
     if not 1 <= early < late < shortest:
         raise ArgumentError(
             f"early={early}, late={late}: the shortest prompt has {shortest} tokens, so 1 <= early < late < it. "

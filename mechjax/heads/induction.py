@@ -6,11 +6,13 @@ Olsson et al. 2022, "In-context Learning and Induction Heads", arXiv:2209.11895 
 repeated random tokens: there, no head can know the place by anything but the repetition). `copying` is the other half.
 """
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.heads.scores import HeadScores, attention_to
 from mechjax.heads.targets import after_duplicates, read_tokens
 from mechjax.models.decoder import Decoder, Tokens
 
 
+@on_any_mesh
 def induction(model: Decoder, prompts: Tokens) -> HeadScores:
     """Attention that each head pays to tokens that came just after an earlier copy of the query's token.
 

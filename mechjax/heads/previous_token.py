@@ -6,11 +6,13 @@ Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; the mea
 arXiv:2209.11895. On natural text it also counts heads that look back for other reasons; on random tokens they cannot.
 """
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.heads.scores import HeadScores, attention_to
 from mechjax.heads.targets import read_tokens, to_previous
 from mechjax.models.decoder import Decoder, Tokens
 
 
+@on_any_mesh
 def previous_token(model: Decoder, prompts: Tokens) -> HeadScores:
     """Attention that each head pays to the token just before, mean over all tokens but the first of each prompt.
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from mechjax.base.errors import ArgumentError
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.models.decoder import Decoder
 from mechjax.transform.select import is_concrete
 from mechjax.transform.transforms import capture
@@ -58,7 +58,7 @@ def attention_to(
     Raises:
         ArgumentError: No query has a target; `lack` says what that means of the prompts.
     """
-    if is_concrete(targets) and not np.asarray(targets).any():
+    if is_concrete(targets) and not whole(targets).any():
         raise ArgumentError(
             f"{kind} heads cannot be told in these prompts: {lack}. `mechjax.heads.repeated_tokens` makes prompts in "
             "which every kind can."

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.errors import ArgumentError, ShapeError, TokenError
 from mechjax.base.prompts import Prompts
+from mechjax.base.whole import whole
 from mechjax.transform.select import is_concrete
 
 
@@ -76,7 +77,7 @@ class Metric(eqx.Module):
         else:
             at = Prompts(jnp.zeros(mask.shape, jnp.int32), mask).resolve(jnp.broadcast_to(self.pos, batch))
         if is_concrete(at):
-            wrong = np.asarray((at < 0) | (at >= n_pos))
+            wrong = whole((at < 0) | (at >= n_pos))
             if wrong.any():
                 example, asked = (
                     int(np.flatnonzero(wrong.ravel())[0]),

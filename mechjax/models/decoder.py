@@ -14,7 +14,9 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.errors import JitError, ShapeError, TokenError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.prompts import Prompts
+from mechjax.base.whole import whole
 from mechjax.models.block import Block
 from mechjax.models.cache import Cache, Keys
 from mechjax.models.config import Config
@@ -82,6 +84,7 @@ class Decoder(eqx.Module):
         cache: Cache,
     ) -> tuple[Float[Array, "*batch pos d_vocab"], Cache]: ...
 
+    @on_any_mesh
     def __call__(
         self,
         tokens: Tokens,
@@ -332,8 +335,8 @@ def as_tokens(
     if mask is not None and mask.shape != tokens.shape:
         raise ShapeError(f"`mask` has shape {mask.shape}, tokens have {tokens.shape}: they must be equal.")
     if not isinstance(tokens, Tracer):
-        ids = np.asarray(tokens)
-        real = True if mask is None or isinstance(mask, Tracer) else np.asarray(mask, bool)
+        ids = whole(tokens)
+        real = True if mask is None or isinstance(mask, Tracer) else whole(mask, bool)
         wrong = ids[((ids < 0) | (ids >= config.d_vocab)) & real]
         if wrong.size:
             raise TokenError(

@@ -24,7 +24,9 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.errors import JitError, ShapeError, TokenError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.models.attention import Attention
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Tokens, as_tokens
@@ -111,6 +113,7 @@ class Encoder(eqx.Module):
     b_nsp: Float[Array, " relation"] | None
     config: EncoderConfig = eqx.field(static=True)
 
+    @on_any_mesh
     def __call__(
         self,
         tokens: Tokens,
@@ -237,7 +240,7 @@ def _as_types(types: Any, tokens: Array, mask: Array | None, config: EncoderConf
             f"`token_types` has shape {types.shape}, tokens have {tokens.shape}: they must be equal."
         )
     if not isinstance(types, Tracer):
-        ids = np.asarray(types)
+        ids = whole(types)
         wrong = ids[(ids < 0) | (ids >= config.n_types)]
         if wrong.size:
             raise TokenError(

@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mechjax.base.errors import ArgumentError, ShapeError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.prompts import Prompts
 from mechjax.models.cache import Cache
 from mechjax.models.decoder import Decoder, Tokens, as_tokens
@@ -77,6 +78,7 @@ class _Sampling(eqx.Module):
         return choose(logits, key, self.temperature, self.top_k, self.top_p)
 
 
+@on_any_mesh
 def generate(
     model: Decoder,
     prompts: Tokens,

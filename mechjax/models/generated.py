@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from mechjax.base.errors import TokenError
 from mechjax.base.prompts import Prompts
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.hub.tokenizer import Tokenizer
 from mechjax.transform.captured import Activations
 
@@ -54,7 +55,7 @@ class Generated(Record):
         Raises:
             TokenError: A row whose logits were NaN, so that no token was chosen.
         """
-        tokens, ends = np.asarray(self.tokens), np.asarray(self.lengths)
+        tokens, ends = whole(self.tokens), whole(self.lengths)
         if (tokens < 0).any():
             row = np.argwhere(tokens < 0)[0].tolist()
             raise TokenError(
@@ -63,6 +64,6 @@ class Generated(Record):
             )
         if self.stop is not None:
             last = np.take_along_axis(tokens, ends[..., None] - 1, -1)
-            ends = ends - np.isin(last, np.asarray(self.stop))[..., 0]
+            ends = ends - np.isin(last, whole(self.stop))[..., 0]
         real = np.arange(tokens.shape[-1]) < ends[..., None]
         return tokenizer.decode(Prompts(jnp.asarray(tokens), jnp.asarray(real)))

@@ -2,8 +2,8 @@
 
 Loading changes no number: a model computes what the source implementation computes. Every config key and every
 tensor is used, known to be without effect, or refused by name; all of that is checked before anything is allocated.
-Tensors go one by one from the files' memory maps into the stacked parameters, which JAX then takes over without a
-copy on CPU, so that a load needs no more memory than its weights.
+Tensors go one by one from the files' memory maps into the stacked parameters (`Shards`), on a mesh each device's part
+by itself, so that a load needs no more memory than its weights, and a process reads no more than its part of them.
 """
 
 import math
@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from mechjax.base.errors import (
     ArgumentError,
@@ -34,10 +35,11 @@ from mechjax.models.config import Config
 from mechjax.models.encoder import assemble_encoder
 from mechjax.models.encoder_config import EncoderConfig
 from mechjax.models.families import Family, Rule, config_from_hf
-from mechjax.models.params import assemble
+from mechjax.models.params import assemble, parameters
+from mechjax.parallel.buffers import Shards
+from mechjax.parallel.shard import shard
 
 _FLOATS = ("float32", "bfloat16", "float16", "float64")
-_XLA_ALIGNMENT = 64  # bytes; host buffers that begin at a multiple of it need no copy on CPU
 _CHUNK = 1 << 24
 _SAME_VOCABULARY = 0.9  # a tokenizer with a smaller part of the model's tokens is taken for another model's
 
@@ -48,6 +50,7 @@ def load(
     dtype: Any = None,
     revision: str | None = None,
     precision: Literal["highest", "default"] = "highest",
+    mesh: Mesh | None = None,
 ) -> tuple[Any, Tokenizer | None]:
     """A model and its tokenizer.
 
@@ -57,6 +60,8 @@ def load(
         dtype: Of the parameters, such as `"bfloat16"`; None keeps the checkpoint's.
         revision: Branch, tag or commit, for a name on the Hub.
         precision: "highest" computes float32 contractions in full float32; "default" whatever is fast on the device.
+        mesh: Splits every parameter over devices (`mj.make_mesh(data=2, model=4)`), as `mj.shard` would; each process
+            reads only the bytes of its own. Give it prompts as they are, or on the mesh: `mj.shard(prompts, mesh)`.
 
     Returns:
         The model (a `Decoder`; for BERT and RoBERTa an `Encoder`), and its tokenizer, or None where there is no
@@ -66,18 +71,24 @@ def load(
         CheckpointError: Missing, truncated or hostile files; missing, left-over or misshapen weights.
         UnsupportedModelError: An unknown architecture or config key.
         HubError: A name that cannot be fetched.
-        ArgumentError: A dtype that cannot be used, a revision of what is not on the Hub, or absurd config numbers.
+        ArgumentError: A dtype that cannot be used, a revision of what is not on the Hub, absurd config numbers, or a
+            mesh that does not divide heads, neurons or experts: which, and what would fit.
     """
     folder = locate(name_or_folder, revision)
     config, family = _understand(folder, precision)
     checkpoint = Checkpoint(folder)
     planned = _plan(checkpoint, config, family)
     kept = _choose_dtype(dtype, checkpoint, planned)
+    where = {} if mesh is None else _shardings(config, kept, mesh)
     params: dict[str, jax.Array] = {}
     with bar("Reading weights", sum(len(part.places) for part in planned)) as progress:
         progress.advance(0)  # nothing compiles here
         for part in planned:
-            params |= _read(part, checkpoint, config, kept)
+            shards = {path: Shards(config.shapes[path], kept, where.get(path)) for path in part.rule.paths}
+            for name, place in part.places.items():
+                for path, tensor in part.rule.split(checkpoint[name], config).items():
+                    shards[path].put(tensor, place)
+            params |= {path: shards.pop(path).array() for path in part.rule.paths}
             progress.advance(len(part.places))
     tokenizer = Tokenizer.from_folder(folder)
     if tokenizer is not None:
@@ -263,15 +274,12 @@ def _choose_dtype(asked: Any, checkpoint: Checkpoint, planned: list[_Part]) -> n
     return dtype
 
 
-def _read(part: _Part, checkpoint: Checkpoint, config: Config, dtype: np.dtype) -> dict[str, jax.Array]:
-    """The parameters of one rule, by path, layers stacked: filled tensor by tensor, then handed to JAX."""
-    paths = part.rule.paths
-    buffers = {path: _aligned(config.shapes[path], dtype) for path in paths}
-    for name, place in part.places.items():
-        for path, array in part.rule.split(checkpoint[name], config).items():
-            buffers[path][place] = array
-    # Waiting here frees each host buffer before the next is made, where the device has memory of its own.
-    return {path: jax.block_until_ready(jax.device_put(buffers.pop(path), may_alias=True)) for path in paths}
+def _shardings(config: Config, dtype: np.dtype, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Where every parameter lies on a mesh, by path."""
+    shapes = jax.eval_shape(
+        lambda: build(config, {path: jnp.zeros(shape, dtype) for path, shape in config.shapes.items()})
+    )
+    return {path: cast(NamedSharding, x.sharding) for path, x in parameters(shard(shapes, mesh)).items()}
 
 
 def _check_vocabulary(tokenizer: Tokenizer, config: Config, folder: Path) -> None:
@@ -289,14 +297,6 @@ def _check_vocabulary(tokenizer: Tokenizer, config: Config, folder: Path) -> Non
             "Is it the tokenizer of this model?",
             stacklevel=3,
         )
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An uninitialised array that XLA's CPU backend takes over as it is, instead of copying it."""
-    size = math.prod(shape) * dtype.itemsize
-    buffer = np.empty(size + _XLA_ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % _XLA_ALIGNMENT
-    return buffer[start : start + size].view(dtype).reshape(shape)
 
 
 def _count(names: list[str], noun: str) -> str:

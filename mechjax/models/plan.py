@@ -36,8 +36,6 @@ from mechjax.transform.static import unhold
 from mechjax.transform.transforms import Transformed, capture, intervene, list_sites
 
 _LARGEST, _POSITIONS = 3, 128
-SPLIT = ("expert", "kv_head", "head", "d_mlp", "d_vocab")
-"""Axes over which a model is split, as Megatron does (Shoeybi et al. 2019, arXiv:1909.08053)."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,8 @@ def plan(
         dtype: Of the parameters, such as "bfloat16"; None keeps the model's own (float32 for a `Config`).
         chip: A TPU topology such as "v5e:2x4": the program is compiled for it by `libtpu`, which takes from seconds to
             a minute, and the plan says what one chip must hold. No TPU is needed.
-        mesh: How many of those chips divide the batch and how many the model; by default all divide the model.
+        mesh: How many of those chips divide the batch and how many the model; by default as many divide the model
+            as can, the others the batch.
 
     Returns:
         The plan.
@@ -294,7 +293,8 @@ def _captured(taken: Any) -> tuple[Planned, ...]:
 
 def _placed(call: Any, tokens: Any, mesh: tuple[int, int] | None, chip: str) -> tuple[Any, Any]:
     """The call with every array as shape and place: weights over `model`, examples over `data`."""
-    n_data, n_model = mesh or (1, _n_chips(chip))
+    arrays, static = eqx.partition(call, lambda x: eqx.is_array(x) or _is_shape(x))
+    n_data, n_model = mesh or _divided(arrays, tokens, _n_chips(chip))
     if n_data < 1 or n_model < 1:
         raise ArgumentError(f"mesh={mesh}: both sizes must be positive.")
 
@@ -308,9 +308,20 @@ def _placed(call: Any, tokens: Any, mesh: tuple[int, int] | None, chip: str) -> 
             )
         return place(x, ("data", *(None,) * (len(x.shape) - 1)))
 
-    arrays, static = eqx.partition(call, lambda x: eqx.is_array(x) or _is_shape(x))
-    placed = jax.tree.map(place, arrays, layout(arrays, n_model, SPLIT))
+    placed = jax.tree.map(place, arrays, layout(arrays, {"data": n_data, "model": n_model}))
     return eqx.combine(placed, static), jax.tree.map(batch, tokens)
+
+
+def _divided(arrays: Any, tokens: Any, n: int) -> tuple[int, int]:
+    """How many of `n` chips divide the batch and how many the model: of the model's, the most that divide it."""
+    batch = jax.tree.leaves(tokens)[0].shape[0]
+    for n_model in (size for size in range(n, 0, -1) if n % size == 0 and batch % (n // size) == 0):
+        try:
+            layout(arrays, {"model": n_model})
+        except ArgumentError:
+            continue
+        return n // n_model, n_model
+    return 1, n
 
 
 def _n_chips(chip: str) -> int:

@@ -10,10 +10,10 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from mechjax.base.errors import ArgumentError, ShapeError, SiteError
+from mechjax.base.whole import whole
 from mechjax.transform.changes import RAW
 from mechjax.transform.edits import Edit
 from mechjax.transform.select import aligned, as_index, is_concrete
@@ -209,7 +209,7 @@ def _among(index: Int[Array, "*batch k"], slots: Int[Array, " slot"]) -> Bool[Ar
 def _check(what: str, index: Array, size: int, n_steps: int) -> None:
     if not is_concrete(index):
         return
-    numbers = np.asarray(index)
+    numbers = whole(index)
     wrong = numbers[(numbers < 0) | (numbers >= size)]
     if wrong.size:
         raise SiteError(

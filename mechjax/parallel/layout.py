@@ -1,33 +1,88 @@
-"""Which axis of each parameter is split over the `model` axis of a mesh, read from the names in its annotation.
+"""Which dimension of an array lies over which axis of a mesh: one table, read with the names in annotations.
 
-What does not divide, and what has no named axes, is whole on every chip.
+The table is Megatron's (Shoeybi et al. 2019, arXiv:1909.08053) for `model`: heads, neurons and the vocabulary, so that
+a block needs two sums over devices. `fsdp` splits what is left of the weights, and the batch (Zhao et al. 2023,
+arXiv:2304.11277). Norms, and whatever has no names, are whole on every device.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, get_args
 
 import jax
 
 from mechjax.base.axes import names_from_annotation
+from mechjax.base.errors import ArgumentError
+
+_MODEL = ("expert", "kv_head", "head", "d_mlp", "feature", "d_vocab")
+RULES: Mapping[str, tuple[str, ...]] = {
+    "expert": ("expert",),
+    "model": _MODEL,
+    "tensor": _MODEL,
+    "data": ("batch",),
+    "fsdp": ("batch", "d_model"),
+    "sequence": ("pos",),
+}
+"""An axis of a mesh: the axes of arrays that it may split, of each array the first that it has."""
+MAY_BE_WHOLE = frozenset({"kv_head", "d_vocab"})
+"""Axes that are whole on every device where they do not divide: few key heads, a vocabulary of odd size."""
+
+Spec = tuple[str | tuple[str, ...] | None, ...]
 
 
-def layout(module: Any, n_model: int, axes: Sequence[str]) -> Any:
-    """For every array of `module` a tuple with `"model"` at the dimension that is split, None elsewhere.
+def layout(module: Any, sizes: Mapping[str, int], rules: Mapping[str, tuple[str, ...]] = RULES) -> Any:
+    """For every array of `module` which axes of a mesh split each of its dimensions; None for none.
 
     Args:
         module: A module whose fields have jaxtyping annotations; its arrays may be `jax.ShapeDtypeStruct`s.
-        n_model: How many devices the axis `model` has.
-        axes: Names of axes that may be split: of each parameter the first that it has and that divides.
+        sizes: The axes of the mesh and how many devices each has.
+        rules: What each may split.
+
+    Raises:
+        ArgumentError: A dimension that should be split and does not divide.
     """
 
-    def of(path: Any, leaf: Any) -> tuple[str | None, ...]:
-        names = _axes(module, path, leaf) or (None,) * len(leaf.shape)
-        sizes = dict(zip(names, leaf.shape, strict=True))
-        split = next((axis for axis in axes if axis in sizes and sizes[axis] % n_model == 0), None)
-        return tuple("model" if split is not None and axis == split else None for axis in names)
+    def of(path: Any, leaf: Any) -> Spec:
+        names = _axes(module, path, leaf)
+        return (None,) * len(leaf.shape) if names is None else split(names, leaf.shape, sizes, rules)
 
     return jax.tree_util.tree_map_with_path(of, module)
+
+
+def split(
+    names: tuple[str, ...],
+    shape: tuple[int, ...],
+    sizes: Mapping[str, int],
+    rules: Mapping[str, tuple[str, ...]] = RULES,
+) -> Spec:
+    """Which axes of a mesh split each dimension of an array whose axes have names.
+
+    Raises:
+        ArgumentError: A dimension that should be split and does not divide.
+    """
+    over: list[tuple[str, ...]] = [()] * len(names)
+    for axis, may in rules.items():
+        size = sizes.get(axis, 1)
+        # A dimension is split by one axis, but that the batch may be by two.
+        free = [i for i, name in enumerate(names) if name in may and (not over[i] or name == "batch")]
+        if size == 1 or not free:
+            continue
+        i = min(free, key=lambda i: may.index(names[i]))
+        there = size
+        for other in over[i]:
+            there *= sizes[other]
+        if shape[i] % there == 0:
+            over[i] = (*over[i], axis)
+        elif names[i] not in MAY_BE_WHOLE:
+            raise ArgumentError(_does_not_divide(names[i], shape[i], (*over[i], axis), sizes))
+    return tuple(None if not axes else axes[0] if len(axes) == 1 else axes for axes in over)
+
+
+def _does_not_divide(name: str, n: int, axes: tuple[str, ...], sizes: Mapping[str, int]) -> str:
+    by = " x ".join(f"{axis}={sizes[axis]}" for axis in axes)
+    most = max(sizes[axis] for axis in axes)
+    fits = ", ".join(str(size) for size in range(1, min(n, 16 * most) + 1) if n % size == 0)
+    return f"`{name}` has {n}, which {by} devices cannot share equally. Of `{name}`, {fits} devices can."
 
 
 def _axes(owner: Any, path: Any, leaf: Any) -> tuple[str, ...] | None:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from jaxtyping import Array, Int
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.prompts import Prompts
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
@@ -33,6 +34,7 @@ from mechjax.patching.units import swept_in
 from mechjax.workers import opened
 
 
+@on_any_mesh
 def activation_patch(
     model: Decoder,
     clean: Prompts | Any,

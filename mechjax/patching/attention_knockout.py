@@ -23,7 +23,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.metrics.measured import FromLayer, FromStart, measured
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder, as_tokens
@@ -58,6 +60,7 @@ class KnockoutScores(Record):
         return (self.per_example / self.clean).mean(-1)
 
 
+@on_any_mesh
 def attention_knockout(
     model: Decoder,
     prompts: Any,
@@ -110,7 +113,7 @@ def _check_left(model: Decoder, blocked: Bool[Array, "batch query key"], mask: A
     layers = [None] if per_layer is None else per_layer
     for window in layers:
         seen = jnp.broadcast_to(visible(sequence.queries, sequence.keys, window), blocked.shape)
-        empty = np.argwhere(np.asarray(~(seen & ~blocked).any(-1)))
+        empty = np.argwhere(whole(~(seen & ~blocked).any(-1)))
         if empty.size:
             example, at = map(int, empty[0])
             raise ArgumentError(

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mechjax.base.errors import ArgumentError, SiteError, did_you_mean
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
 from mechjax.metrics.measured import FromLayer, FromStart, measured
 from mechjax.metrics.metric import Metric
@@ -76,6 +77,7 @@ class TraceScores(Record):
         return self.clean - self.corrupt
 
 
+@on_any_mesh
 def causal_trace(
     model: Decoder,
     prompts: Any,

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Int
 
 from mechjax.base.errors import ArgumentError, ShapeError
 from mechjax.base.prompts import Prompts
+from mechjax.base.whole import whole
 
 
 def chosen(
@@ -26,8 +27,8 @@ def chosen(
         ShapeError: Another shape.
         ArgumentError: An example without a token, a place that is not there, or one that is padding.
     """
-    places = np.asarray(given)
-    real = np.ones(ids.shape, bool) if mask is None else np.asarray(mask)
+    places = whole(given)
+    real = np.ones(ids.shape, bool) if mask is None else whole(mask)
     if places.dtype == bool:
         if places.shape != ids.shape:
             raise ShapeError(
@@ -42,7 +43,7 @@ def chosen(
             )
         rows = np.broadcast_to(places, ids.shape[:1]) if places.ndim == 0 else places
         rows = rows[:, None] if rows.ndim == 1 else rows
-        ends = np.asarray(Prompts(ids, jnp.asarray(real)).resolve(-1))[:, None] + 1
+        ends = whole(Prompts(ids, jnp.asarray(real)).resolve(-1))[:, None] + 1
         columns = np.where(rows < 0, rows + ends, rows)
         if wrong := [tuple(map(int, i)) for i in np.argwhere((columns < 0) | (columns >= ids.shape[1]))]:
             raise ArgumentError(

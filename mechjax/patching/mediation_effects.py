@@ -30,6 +30,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from mechjax.base.errors import ArgumentError, PairingError
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.patching.scores import SAME, PatchScores
 
 Scale = Literal["difference", "ratio"]
@@ -115,7 +116,7 @@ def mediation_effects(
                 "same places in both modes."
             )
     for run in ("clean", "corrupt"):
-        one, other = (np.asarray(getattr(sweep, run)) for sweep in (denoise, noise))
+        one, other = (whole(getattr(sweep, run)) for sweep in (denoise, noise))
         if one.shape != other.shape or not np.allclose(one, other, rtol=1e-4, atol=1e-4):
             raise PairingError(
                 f"the sweeps' metrics of the {run} run differ: give both the same model, prompts, in the same order, "

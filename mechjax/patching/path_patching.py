@@ -31,6 +31,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from mechjax.base.errors import ArgumentError, did_you_mean
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
 from mechjax.graph.build import Graph
 from mechjax.graph.tap import READS, tapped
@@ -98,6 +99,7 @@ class _Runs(eqx.Module):
     measured: Measured
 
 
+@on_any_mesh
 def path_patching(
     model: Decoder,
     clean: Any,

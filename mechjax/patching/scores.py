@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from mechjax.base.display import largest
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 
 SAME = 1e-6  # runs whose metrics differ by less explain nothing: DESIGN section 5
 
@@ -61,7 +62,7 @@ class PatchScores(Record):
         """
         clean, corrupt = self.clean.mean(), self.corrupt.mean()
         gap = clean - corrupt
-        if bool(np.abs(np.asarray(gap)) < SAME):
+        if bool(np.abs(whole(gap)) < SAME):
             warnings.warn(
                 f"`recovered` is undefined: the metric is {float(clean):.6g} in the clean and {float(corrupt):.6g} in "
                 "the corrupt run, so there is no difference to recover. Read `scores`, or choose prompts that differ.",

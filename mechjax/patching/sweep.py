@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.catalogue import SITES
+from mechjax.base.whole import whole
 from mechjax.metrics.measured import value_of
 from mechjax.metrics.metric import Metric
 from mechjax.models.cache import Cache
@@ -166,7 +167,7 @@ def starts_of(
     if positions is None:
         first = np.arange(n_pos)
     elif all(is_concrete(at) for at in positions.values()):
-        named = np.stack([np.asarray(at) for at in positions.values()])
+        named = np.stack([whole(at) for at in positions.values()])
         first = np.where(named < 0, named + n_pos, named).clip(0, n_pos - 1).min(-1)
     else:
         return ()

@@ -16,14 +16,14 @@ import numpy as np
 from mechjax.base.digests import tree_digest
 from mechjax.base.errors import ArgumentError
 from mechjax.base.progress import bar
-from mechjax.parallel.gathered import gathered
+from mechjax.base.whole import whole
 from mechjax.patching.finite import check_numbers
 from mechjax.patching.kept import FORMAT, RUNS, UNITS, packed, scores_in
 from mechjax.patching.planned import Planned
 from mechjax.patching.scores import PatchScores
-from mechjax.patching.sweep import prepare, scores_of
+from mechjax.patching.sweep import Sweep, prepare, scores_of
 from mechjax.transform.select import is_concrete
-from mechjax.workers import Sharing, Store, Worked, check_sharing, team_of_processes, work
+from mechjax.workers import ALONE, Sharing, Store, Team, Worked, check_sharing, team_of_processes, work
 from mechjax.workers.agree import agree
 from mechjax.workers.turns import left
 
@@ -80,12 +80,12 @@ def fill(
     check_sharing(store, sharing)
     every = sweep.grid.units()
     specification = agree(store, _specification(plan, len(every), model), units=UNITS)
-    names, team = [unit.name for unit in every], team_of_processes()
+    names, team = [unit.name for unit in every], _team_of(sweep)
     there = len(names) - len(left(store, names))
     if team.told(int(there == len(names) and RUNS in store)):
         return Worked()
     runs = prepare(sweep)
-    of_donor, of_base = gathered(runs.of_donor), gathered(runs.of_base)
+    of_donor, of_base = whole(runs.of_donor), whole(runs.of_base)
     check_numbers(
         sweep.model, (sweep.base, sweep.donor), sweep.mask, jnp.asarray(of_base), jnp.asarray(of_donor)
     )
@@ -98,7 +98,7 @@ def fill(
         unit = every[index]
         cells = places[unit.cells[np.arange(unit.size).clip(max=len(unit.cells) - 1)]]
         layer = None if unit.layer is None else jnp.int32(unit.layer)
-        scores = gathered(scores_of(sweep, runs, layer, jnp.asarray(cells), unit.start))
+        scores = whole(scores_of(sweep, runs, layer, jnp.asarray(cells), unit.start))
         return packed({"scores": scores[: len(unit.cells)]}, unit.name, specification)
 
     what = f"Patching {sweep.site}"
@@ -119,11 +119,17 @@ def fill(
         return work(store, names, do, sharing=sharing, team=team, waits=waits, shift=shift, settled=settled)
 
 
+def _team_of(sweep: Sweep) -> Team:
+    """The processes that hold the sweep's arrays together; this one alone where it has all of them."""
+    arrays = (x for x in jax.tree.leaves(sweep) if isinstance(x, jax.Array))
+    return ALONE if all(x.is_fully_addressable for x in arrays) else team_of_processes()
+
+
 def _specification(plan: Planned, n_units: int, model: str | None) -> dict[str, Any]:
     """What is swept: as it is where it is short, else its checksum."""
     sweep, grid = plan.sweep, plan.sweep.grid
     clean, corrupt = (sweep.donor, sweep.base)[:: 1 if plan.mode == "denoise" else -1]
-    named = dict(zip(plan.names, np.asarray(sweep.named).tolist(), strict=True)) if plan.names else None
+    named = dict(zip(plan.names, whole(sweep.named).tolist(), strict=True)) if plan.names else None
     return {
         "format": FORMAT,
         "model": model or tree_digest(sweep.model),

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.errors import ArgumentError
+from mechjax.base.whole import whole
 from mechjax.models import Decoder, Encoder
 from mechjax.store.manifest import Specification
 from mechjax.store.rows import NUMPY, Column, captured, filled
@@ -139,7 +140,7 @@ def _looked_at(
     Raises:
         ArgumentError: One is not, where that stops it.
     """
-    fine = np.asarray(arrays[1])
+    fine = whole(arrays[1])
     every = fine.all(0)
     wrong = np.flatnonzero(real & ~every)
     if len(wrong) and said.not_finite == "abort":

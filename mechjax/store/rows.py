@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.errors import SiteError
 from mechjax.base.prompts import Prompts
+from mechjax.base.whole import whole
 from mechjax.models import Decoder, Encoder
 from mechjax.models.decoder import as_tokens
 from mechjax.models.first_layers import first_layers
@@ -99,7 +100,7 @@ def batch_of(model: Decoder | Encoder, prompts: Any, *, skip_first: bool) -> Bat
     ids, mask = as_tokens(prompts, None, model.config)
     ids = ids.reshape(-1, ids.shape[-1])
     mask = None if mask is None else mask.reshape(ids.shape)
-    real = np.ones(ids.shape, bool) if mask is None else np.asarray(mask)
+    real = np.ones(ids.shape, bool) if mask is None else whole(mask)
     if skip_first:
         real = real & (np.cumsum(real, -1) > 1)
     return Batch(ids, mask, positions, real.reshape(-1))

@@ -15,6 +15,7 @@ import numpy as np
 
 from mechjax.base.errors import ArgumentError
 from mechjax.base.prompts import Prompts
+from mechjax.base.whole import whole
 from mechjax.models import Decoder, Encoder
 from mechjax.store.rows import Batch, batch_of
 
@@ -128,11 +129,11 @@ def _state(prompts: Any) -> Any:
 def _digest(batch: Batch) -> str:
     """A checksum of a batch: its tokens, without what padding holds, which of them are real, and their positions."""
     total = hashlib.sha256(f"{batch.ids.shape}".encode())
-    total.update(np.asarray(batch.ids, np.int32).tobytes())
-    if batch.mask is not None and not np.asarray(batch.mask).all():
-        total.update(b"mask" + np.asarray(batch.mask).tobytes())
+    total.update(whole(batch.ids, np.int32).tobytes())
+    if batch.mask is not None and not whole(batch.mask).all():
+        total.update(b"mask" + whole(batch.mask).tobytes())
     if batch.positions is not None:
-        total.update(b"positions" + np.asarray(batch.positions, np.int32).tobytes())
+        total.update(b"positions" + whole(batch.positions, np.int32).tobytes())
     return total.hexdigest()
 
 

@@ -14,26 +14,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from mechjax import metrics
 from mechjax.base.digests import tree_digest
 from mechjax.base.errors import ArgumentError, CheckpointError
 from mechjax.base.prompts import Prompts
-from mechjax.dictlearn.placement import spread
+from mechjax.models.decoder import Decoder
 from mechjax.models.encoder import Encoder
 from mechjax.models.load import load
-from mechjax.models.plan import SPLIT
-from mechjax.parallel.layout import layout
-from mechjax.parallel.mesh import make_mesh
+from mechjax.parallel import make_mesh, shard
 from mechjax.patching.kept import RUNS, State, kept_in, problems_of, scores_in, state_of
 from mechjax.patching.planned import Planned, planned
 from mechjax.patching.scores import PatchScores
 from mechjax.patching.units import fill
 from mechjax.studies.sweep_spec import SweepSpec, task_of
 from mechjax.tasks.answer import answer_token
-from mechjax.workers import Sharing, Store, Worked, check_sharing, opened, team_of_processes
+from mechjax.workers import ALONE, Sharing, Store, Worked, check_sharing, opened, team_of_processes
 from mechjax.workers.agree import SPECIFICATION, agree, specification_of
 from mechjax.workers.turns import left, try_again
 
@@ -92,7 +89,8 @@ def run(
         SweepError: A unit raised in a worker of several processes.
         WriteError: The folder cannot be written, or has no room; what is done stays.
     """
-    sharing, store, team = sharing or Sharing(), opened(folder), team_of_processes()
+    sharing, store = sharing or Sharing(), opened(folder)
+    team = team_of_processes() if spec.mesh else ALONE
     check_sharing(store, sharing)
     agree(store, {"format": FORMAT, **spec.page(), "parts": spec.parts}, units=_PARTS)
     parts = [store.within(name.rstrip("/")) for name in _names(spec.parts)]
@@ -181,53 +179,53 @@ def _names(n: int) -> list[str]:
     return [f"{_PARTS}{i:06d}/" for i in range(n)]
 
 
+@dataclass(frozen=True)
 class _Plans:
     """The plan of every part, made when it is needed."""
 
-    def __init__(self, spec: SweepSpec, model: Any, prompts: "_Prompts") -> None:
-        self.spec, self.model, self.prompts = spec, model, prompts
-        self.mesh = make_mesh(data=spec.mesh[0], model=spec.mesh[1]) if spec.mesh else None
-        if self.mesh is not None:
-            specs = layout(eqx.filter(model, eqx.is_array), self.mesh.shape["model"], SPLIT)
-            place = lambda x, names: spread(x, NamedSharding(cast(Any, self.mesh), P(*names)))
-            arrays, rest = eqx.partition(model, eqx.is_array)
-            self.model = eqx.combine(jax.tree.map(place, arrays, specs), rest)
+    spec: SweepSpec
+    model: Decoder
+    prompts: "_Prompts"
+    mesh: Mesh | None
 
     def __call__(self, index: int) -> Planned:
-        spec, of = self.spec, self.spec.part(index)
-        prompts = self.prompts
-        side = lambda p: Prompts(p.tokens[of], p.mask[of])
-        plan = planned(
-            self.model, side(prompts.clean), side(prompts.corrupt), prompts.metric(of),
-            site=spec.site, over=spec.over, mode=cast(Any, spec.mode), chunk_size=spec.chunk_size,
-            positions={name: at[of] for name, at in prompts.positions.items()} if prompts.positions else None,
+        spec, of, prompts = self.spec, self.spec.part(index), self.prompts
+        positions = {name: at[of] for name, at in prompts.positions.items()} if prompts.positions else None
+        side = lambda p: self._placed(Prompts(p.tokens[of], p.mask[of]))
+        return planned(
+            self.model, side(prompts.clean), side(prompts.corrupt), prompts.metric(of), site=spec.site, over=spec.over,
+            positions=positions, mode=cast(Any, spec.mode), chunk_size=spec.chunk_size,
         )  # fmt: skip
-        return plan if self.mesh is None else self._over_data(plan)
 
-    def _over_data(self, plan: Planned) -> Planned:
-        """The plan with its pairs divided over the mesh, where they can be."""
-        mesh = cast(Any, self.mesh)
-        n = plan.sweep.base.shape[0]
-        rows = "data" if n % mesh.shape["data"] == 0 else None
-        where = lambda s: (s.donor, s.base, s.mask, s.at, s.columns)
-        place = lambda x: None if x is None else spread(x, NamedSharding(mesh, P(rows)))
-        sweep = eqx.tree_at(
-            where, plan.sweep, [place(x) for x in where(plan.sweep)], is_leaf=lambda x: x is None
-        )
-        return Planned(sweep, plan.mode, plan.names)
+    def _placed(self, prompts: Prompts) -> Prompts:
+        """Divided over the mesh, where they can be: the last part may be smaller."""
+        if self.mesh is None or prompts.tokens.shape[0] % self.mesh.shape["data"]:
+            return prompts
+        return shard(prompts, self.mesh)
 
 
 def _plans(spec: SweepSpec) -> tuple[_Plans, str]:
     """The plan of every part, and the checksum of the model."""
-    model, tokenizer = load(spec.model, dtype=spec.dtype, revision=spec.revision)
+    mesh = _mesh(*spec.mesh) if spec.mesh else None
+    model, tokenizer = load(spec.model, dtype=spec.dtype, revision=spec.revision, mesh=mesh)
     if isinstance(model, Encoder):
         raise ArgumentError(f"`{spec.model}` is an encoder: activation patching sweeps decoders.")
     if tokenizer is None:
         raise ArgumentError(
             f"`{spec.model}` has no tokenizer.json, so it cannot read text. Add one to its folder."
         )
-    digest = tree_digest(model)
-    return _Plans(spec, model, _prompts(spec, tokenizer)), digest
+    return _Plans(spec, model, _prompts(spec, tokenizer), mesh), tree_digest(model)
+
+
+def _mesh(data: int, model: int) -> Mesh:
+    """The mesh of a worker: of all its devices, where it is several processes."""
+    mesh, here = make_mesh(data=data, model=model), jax.device_count()
+    if jax.process_count() > 1 and mesh.size != here:
+        raise ArgumentError(
+            f"mesh=[{data}, {model}] has {mesh.size} devices, and the processes of this worker have {here}: give a "
+            f"mesh of all of them, such as [1, {here}]."
+        )
+    return mesh
 
 
 @dataclass(frozen=True)

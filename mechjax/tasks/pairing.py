@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Int
 
 from mechjax.base.errors import PairingError
 from mechjax.base.prompts import Prompts
+from mechjax.base.whole import whole
 from mechjax.models.config import Config
 from mechjax.models.decoder import as_tokens
 from mechjax.transform.select import is_concrete
@@ -64,21 +65,21 @@ def batched(prompts: Any) -> Any:
 
 
 def _lengths(ids: Array, mask: Array | None) -> Any:
-    return np.full(ids.shape[0], ids.shape[-1]) if mask is None else np.asarray(mask).sum(-1)
+    return np.full(ids.shape[0], ids.shape[-1]) if mask is None else whole(mask).sum(-1)
 
 
 def _real(ids: Array, mask: Array | None, example: int) -> list[str]:
     if not is_concrete(ids):  # inside jit, with a mask that is known
         return ["?"] * int(_lengths(ids, mask)[example])
-    row = np.asarray(ids)[example]
-    return [str(i) for i in (row if mask is None else row[np.asarray(mask)[example]])]
+    row = whole(ids)[example]
+    return [str(i) for i in (row if mask is None else row[whole(mask)[example]])]
 
 
 def _same_mask(mask: Array | None, other: Array | None) -> bool:
     if mask is None or other is None:
         given = mask if other is None else other
-        return given is None or bool(np.asarray(given).all())
-    return bool((np.asarray(mask) == np.asarray(other)).all())
+        return given is None or bool(whole(given).all())
+    return bool((whole(mask) == whole(other)).all())
 
 
 def aligned(clean: list[str], corrupt: list[str]) -> str:

@@ -8,6 +8,7 @@ from jaxtyping import Array
 
 from mechjax.base.catalogue import SITES
 from mechjax.base.errors import ShapeError, SiteError, did_you_mean
+from mechjax.base.whole import whole
 from mechjax.transform.changes import RAW
 from mechjax.transform.edits import Edit
 from mechjax.transform.request import Read
@@ -98,7 +99,7 @@ def _check_numbers(what: str, axis: str, index: Array, size: int, info: SiteInfo
                 f"{what}: the mask `{axis}=` has length {index.shape[-1]}; site `{info.name}` has {size} there."
             )
     elif is_concrete(index):
-        numbers = np.asarray(index)
+        numbers = whole(index)
         wrong = numbers[(numbers < -size) | (numbers >= size)]
         if wrong.size:
             raise SiteError(
@@ -140,7 +141,7 @@ def _check_edit(edit: Edit, sites: Table) -> None:
     if edit.layer is not None:
         _check_numbers(what, "layer", edit.layer, _check_layers(what, info), info)
         if is_concrete(edit.layer):
-            _check_having(what, np.asarray(edit.layer), info)
+            _check_having(what, whole(edit.layer), info)
     if edit.per_layer:
         layers = _check_layers(what, info)
         rows = len(info.rows if edit.rows is None else edit.rows)
@@ -184,7 +185,7 @@ def _check_rows(edit: Edit, what: str, layers: int, info: SiteInfo) -> None:
         return
     asked = info.rows if edit.layer is None else None
     if edit.layer is not None and is_concrete(edit.layer) and edit.layer.dtype != jnp.bool_:
-        asked = [int(i) % layers for i in np.atleast_1d(np.asarray(edit.layer))]
+        asked = [int(i) % layers for i in np.atleast_1d(whole(edit.layer))]
     missing = [i for i in asked or () if i not in edit.rows]
     if missing:
         raise SiteError(

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from mechjax.base.catalogue import spelled_out
 from mechjax.base.errors import ArgumentError, SiteError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.transform.captured import Activations
 from mechjax.transform.edits import add
 from mechjax.transform.program import trace
@@ -89,6 +90,7 @@ class _GradientsAt(eqx.Module):
     objective: _Objective
     reads: tuple[Read, ...]
 
+    @on_any_mesh
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Array, Activations]:
         have = trace(self.objective, args, kwargs, frozenset(self.objective.sites))[0].sites
         reads = [with_static(r, site=known_as(r.site, have)) for r in self.reads]

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mechjax.base.errors import ArgumentError, SiteError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.prompts import Prompts
 from mechjax.transform.captured import Activations, Captured
 from mechjax.transform.select import is_concrete
 from mechjax.transform.transforms import capture
 
 
+@on_any_mesh
 def means(
     fn: Callable[..., Any],
     prompts: Any | Iterable[Any],

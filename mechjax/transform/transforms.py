@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 from mechjax.base.catalogue import spelled_out
 from mechjax.base.errors import ArgumentError, JitError, SiteError, did_you_mean
+from mechjax.base.meshes import on_any_mesh
 from mechjax.transform import log
 from mechjax.transform.captured import Activations
 from mechjax.transform.check import check
@@ -41,6 +42,7 @@ class Transformed(eqx.Module):
     edits: tuple[Edit, ...] = ()
     reads: tuple[Read, ...] = ()
 
+    @on_any_mesh
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function with its edits and captures.
 
@@ -50,6 +52,7 @@ class Transformed(eqx.Module):
         out, acts, _ = self._run(args, kwargs, judge=True)
         return (out, acts) if self.reads else out
 
+    @on_any_mesh
     def observe(self, *args: Any, **kwargs: Any) -> tuple[Any, Activations, tuple[Array, ...]]:
         """The output, the activations, and whether each edit took hold, which here has no consequence.
 
@@ -313,6 +316,7 @@ class SiteList(Mapping[str, SiteInfo]):
         return table_text(self._table)
 
 
+@on_any_mesh
 def list_sites(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> SiteList:
     """Every site that `fn(*args, **kwargs)` has or could form on request, in forward order. Zero FLOPs.
 

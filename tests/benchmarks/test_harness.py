@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
-from benchmarks import table
+from benchmarks import dictionary_data, table
 from benchmarks.cases import Case, Side
 from benchmarks.measure import NumbersDiffer, measure, turns
+from benchmarks.ours import train_job
 from benchmarks.process import ROOT, Worker, WorkerFailed
 from benchmarks.worker import peak_of
 
@@ -100,6 +102,16 @@ def test_measure__a_fact_above_its_goal__is_missed_and_shown_beside_ratios(tmp_p
     ours, theirs = table.rows(line)
     assert "| peak over weights: 1.3; other: 7 | peak over weights: at most 1.2 |" in ours
     assert "| 2.00 | at least 1 |" in theirs
+
+
+@pytest.mark.parametrize("kind", ["top_k", "batch_top_k", "jump_relu"])
+def test_train_job__of_every_kind__runs_and_says_what_it_made(kind, monkeypatch):
+    monkeypatch.setattr(dictionary_data, "TOKENS", 16)
+    with jax.numpy_dtype_promotion("standard"):  # optax is not written for the strict one
+        work, collect = train_job(kind, 8, 64, active=4, threshold=0.1, bandwidth=0.1)
+        _, measures = work()
+    assert np.isfinite(measures["loss"]).all()
+    assert collect(None)["made"].shape == (16, 8)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc, which says what memory is in use")

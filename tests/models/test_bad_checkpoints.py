@@ -20,8 +20,8 @@ from mechjax.hub import Tokenizer
 from mechjax.models import Config
 from mechjax.models.export import export
 from mechjax.models.load import load
+from mechjax.parallel import buffers as host
 
-MODULE = sys.modules["mechjax.models.load"]
 CHOICES = {
     "gpt2": {},
     "neox": {"positions": "rotary", "residual": "parallel", "tied": False, "activation": "gelu"},
@@ -84,7 +84,7 @@ def test_load__config_that_lies_about_a_size__is_refused_before_allocating(
     load(folder)
     told = json.loads((folder / "config.json").read_text())[key]
     shutil.rmtree(folder)
-    monkeypatch.setattr(MODULE, "_aligned", allocate)
+    monkeypatch.setattr(host, "_aligned", allocate)
     with pytest.raises(MechjaxError, match=r"shape|tensor|multiple|even"):
         load(spoil(family, **{key: told * 2 if change == 2 else told + change}))
 

@@ -31,6 +31,7 @@ from mechjax.models.families import Family, Rule, known
 from mechjax.models.families.gpt2 import GPT2
 from mechjax.models.load import load, zoo
 from mechjax.models.params import assemble, parameters
+from mechjax.parallel import buffers as host
 from tests.hub.hub_server import Hub, Model, run_against
 from tests.models.tiny_checkpoints import FAMILIES, tiny
 from tests.tolerances import TOL
@@ -272,7 +273,7 @@ def test_load__absurd_config__is_refused_before_allocating(gpt2, change, monkeyp
     def allocate(*_):
         raise AssertionError("memory was asked for")
 
-    monkeypatch.setattr(MODULE, "_aligned", allocate)
+    monkeypatch.setattr(host, "_aligned", allocate)
     with pytest.raises(MechjaxError, match=r"\w+"):
         load(edit_config(gpt2, **change))
 
@@ -318,6 +319,7 @@ from mechjax.models.export import export
 from mechjax.models.families import Family, Rule, known
 from mechjax.models.families.gpt2 import GPT2
 from mechjax.models.load import load, load_config
+from mechjax.parallel import buffers as host
 print(load_config("org/bare").n_layers)
 model, tokenizer = load("org/neox")
 print(float(abs(model.W_E).sum()), tokenizer)
@@ -379,6 +381,7 @@ from mechjax.models.export import export
 from mechjax.models.families import Family, Rule, known
 from mechjax.models.families.gpt2 import GPT2
 from mechjax.models.load import load
+from mechjax.parallel import buffers as host
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon")), flush=True)
 sys.stdin.readline()
 model, _ = load({str(folder)!r})
@@ -419,8 +422,8 @@ def test_load__a_gigabyte_in_three_shards__peaks_at_most_a_fifth_above_its_weigh
 
 def test_load__on_cpu__takes_buffers_over_without_a_copy(gpt2, monkeypatch):
     buffers = []
-    original = MODULE._aligned
-    monkeypatch.setattr(MODULE, "_aligned", lambda *args: buffers.append(original(*args)) or buffers[-1])
+    original = host._aligned
+    monkeypatch.setattr(host, "_aligned", lambda *args: buffers.append(original(*args)) or buffers[-1])
     model, _ = load(gpt2)
     if jax.default_backend() == "cpu":
         pointers = {leaf.unsafe_buffer_pointer() for leaf in parameters(model).values()}

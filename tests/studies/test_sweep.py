@@ -147,6 +147,7 @@ def test_run__by_processes_that_are_killed__finds_the_same(page, done, tmp_path)
     same(sweep.result(folder), sweep.result(done[0]))
 
 
+@pytest.mark.slow
 def test_run__by_a_worker_of_two_processes__finds_the_same(page, done, tmp_path):
     spec = tmp_path / "spec.json"
     spec.write_text(json.dumps({**page, "mesh": [2, 2]}))
