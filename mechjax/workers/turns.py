@@ -75,12 +75,13 @@ class Leased:
 
     def failed(self, error: Exception) -> None:
         """The unit that is being done raised."""
+        self._todo.remove(self._at)
         if self._attempt < ATTEMPTS:
             self.leases.failed(f"{type(error).__name__}: {error}")
+            self._todo.append(self._at)  # others first: what failed for want of memory may have it later
             return
         _set_aside(self.store, self.names[self._at], self._attempt, *_said(error))
         self.leases.drop()
-        self._todo.remove(self._at)
 
     def give_back(self) -> None:
         """The worker ends before the unit is done."""
@@ -96,7 +97,7 @@ class Allotted:
         worker, of = sharing.worker or 0, sharing.of or 1
         own = range((worker - shift) % of, len(names), of)
         self._todo = [i for i in left(store, names) if i in own]
-        self._n, self._attempt = len(own), 1
+        self._n, self._attempts = len(own), dict.fromkeys(own, 0)
 
     def next(self) -> int:
         """The number of a unit that is to be done now, or `DONE`."""
@@ -111,16 +112,16 @@ class Allotted:
 
     def publish(self, data: bytes) -> bool:
         """Keep the result of the unit that is being done; whether it was the first."""
-        first = _publish(self, self.names[self._todo.pop(0)], data)
-        self._attempt = 1
-        return first
+        return _publish(self, self.names[self._todo.pop(0)], data)
 
     def failed(self, error: Exception) -> None:
         """The unit that is being done raised."""
-        self._attempt += 1
-        if self._attempt > ATTEMPTS:
-            _set_aside(self.store, self.names[self._todo.pop(0)], ATTEMPTS, *_said(error))
-            self._attempt = 1
+        at = self._todo.pop(0)
+        self._attempts[at] += 1
+        if self._attempts[at] < ATTEMPTS:
+            self._todo.append(at)
+            return
+        _set_aside(self.store, self.names[at], ATTEMPTS, *_said(error))
 
     def give_back(self) -> None:
         """Nobody else does it."""

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import mechjax as mj
-from mechjax.base.errors import ArgumentError, CheckpointError, WriteError
+from mechjax.base.errors import ArgumentError, CheckpointError, SweepError, WriteError
 from mechjax.patching import units
 from mechjax.workers import Store
 from tests.tolerances import TOL
@@ -144,6 +145,50 @@ def test_folder__killed_at_ten_random_moments__loses_and_doubles_nothing(done, p
     same(patch(folder), done[1])
     assert kept.items() <= stamps(folder).items()
     assert files(folder) == files(done[0])
+
+
+@pytest.mark.slow
+def test_folder__filled_by_two_processes_at_once__is_shared(done, patch, tmp_path):
+    folder = tmp_path / "sweep"
+    begin = lambda: subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder)], env=os.environ | {"PYTHONPATH": "."}
+    )
+    workers = [begin(), begin()]
+    while workers[0].poll() is None and (not folder.exists() or len(files(folder)) < 4):
+        time.sleep(0.002)
+    before = stamps(folder)
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    assert before.items() <= stamps(folder).items()
+    assert files(folder) == files(done[0])
+    same(patch(folder), done[1])
+
+
+def test_folder__with_a_unit_that_fails__says_so_and_has_the_rest(done, patch, tmp_path, monkeypatch):
+    real = units.scores_of
+
+    def poisoned(sweep, runs, layer, cells, start):
+        if int(layer) == 1:
+            raise ValueError("poison")
+        return real(sweep, runs, layer, cells, start)
+
+    monkeypatch.setattr(units, "scores_of", poisoned)
+    said = r"3 of 9 units in `.*` failed three times, and were set aside; the first, `unit-000003.safetensors`, with "
+    with pytest.raises(
+        SweepError, match=rf"{said}ValueError: poison. Tracebacks are in `.*failed/`: delete that"
+    ):
+        patch(tmp_path)
+    assert len(list(tmp_path.glob("unit-*"))) == UNITS - 3
+    monkeypatch.setattr(units, "scores_of", real)
+    with pytest.raises(SweepError, match="failed three times"):
+        patch(tmp_path)
+    shutil.rmtree(tmp_path / "failed")
+    same(patch(tmp_path), done[1])
+    assert files(tmp_path) == files(done[0])
+
+
+def test_folder__on_storage_without_leases__is_refused_before_it_is_asked(patch):
+    with pytest.raises(ArgumentError, match="`s3://bucket-of-mine/sweep` cannot hold leases"):
+        patch("s3://bucket-of-mine/sweep")
 
 
 def test_folder__continued__shows_how_far_it_was(patch, tmp_path, monkeypatch):
