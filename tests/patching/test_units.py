@@ -121,7 +121,9 @@ def killed(folder, moments):
 
 def stamps(folder):
     """When each file was written, to the nanosecond, and which file it is."""
-    found = (path for path in folder.iterdir() if not path.name.startswith("."))
+    found = (
+        path for path in folder.glob("[!.]*") if path.suffix in (".json", ".safetensors")
+    )  # but what is being written, which has another name until it is whole
     return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in found}
 
 
