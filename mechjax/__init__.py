@@ -35,6 +35,7 @@ from mechjax.transform import zero as zero
 _LAZY = {
     "load": "mechjax.models.load",
     "export": "mechjax.models.export",
+    "dry_run": "mechjax.models.dry_run",
     "generate": "mechjax.models.generate",
     "plan": "mechjax.models.plan",
     "check": "mechjax.studies.check",

@@ -37,6 +37,7 @@ from mechjax.metrics.measured import itself
 from mechjax.metrics.metric import Metric
 from mechjax.models.contraction import widened
 from mechjax.models.decoder import Decoder
+from mechjax.models.room import at_once, backs_off
 from mechjax.transform.edits import Edit, replace
 from mechjax.transform.gradients import value_and_grad_at
 from mechjax.transform.transforms import capture, intervene
@@ -51,6 +52,7 @@ CHUNK_BYTES = 256e6  # gradients of all layers that are there at once
 
 
 @on_any_mesh
+@backs_off
 def atp_star(
     model: Decoder,
     clean: Any,
@@ -163,7 +165,7 @@ def _plan(model: Decoder, shape: tuple[int, ...]) -> int:
     """Layers whose backward passes fit in CHUNK_BYTES: gradients of a block's widest arrays, for every layer."""
     c, (batch, n_pos) = model.config, shape
     per_token = c.d_mlp + 3 * c.d_model + c.n_heads * (3 * c.d_head + 2 * n_pos)
-    return max(1, int(CHUNK_BYTES / (per_token * batch * n_pos * c.n_layers * model.W_E.dtype.itemsize)))
+    return at_once(CHUNK_BYTES, per_token * batch * n_pos * c.n_layers * model.W_E.dtype.itemsize)
 
 
 @eqx.filter_jit

@@ -40,6 +40,7 @@ from mechjax.models.decoder import Decoder, over_blocks
 from mechjax.models.mlp import ACTIVATIONS, MLP
 from mechjax.models.positions import Varying
 from mechjax.models.resume import resume
+from mechjax.models.room import at_once, backs_off
 from mechjax.models.scores import mix
 from mechjax.transform.transforms import capture
 
@@ -51,6 +52,7 @@ by, if there is one."""
 
 
 @on_any_mesh
+@backs_off
 def contextual_decomposition(
     model: Decoder,
     clean: Any,
@@ -98,7 +100,7 @@ def contextual_decomposition(
     given = subject(model, clean, corrupt, metric, graph, ablation, reference, reduce)
     per_token = 8 * (config.d_mlp + 3 * config.d_model + 3 * config.n_heads * config.d_head)
     size = per_token * given.start[..., 0].size * given.start.dtype.itemsize
-    chunk = min(chunk_size or max(1, int(CHUNK_BYTES / size)), len(graph.nodes))
+    chunk = min(chunk_size or at_once(CHUNK_BYTES, size), len(graph.nodes))
     base, effect = _of_nodes(given, len(graph.nodes), settle, chunk, ablation == "resample")
     return Scores(
         reduced(effect.T, reduce),

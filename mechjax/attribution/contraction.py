@@ -28,6 +28,7 @@ from mechjax.metrics.measured import itself
 from mechjax.models.attention import Attention
 from mechjax.models.contraction import contract, widened
 from mechjax.models.decoder import Decoder
+from mechjax.models.room import at_once
 from mechjax.transform.captured import Activations
 from mechjax.transform.gradients import value_and_grad_at
 from mechjax.transform.select import is_concrete
@@ -143,7 +144,7 @@ def edge_scores(
     if given.spans is not None:
         rows, length = _rows_of_spans(given.spans, n_spans, n_examples)
     width = (len(graph.nodes) + len(graph.readers)) * d_model * sent.input.dtype.itemsize
-    chunk = min(chunk_size or max(1, int(CHUNK_BYTES / width)), length)
+    chunk = min(chunk_size or at_once(CHUNK_BYTES, width), length)
     weights = jnp.asarray([weight for weight, _ in found], sent.input.dtype)
     runs = [slopes for _, slopes in found]
     return _contracted(given, runs, weights, sent, rows, (n_examples, n_spans), length, chunk)

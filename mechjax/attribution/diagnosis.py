@@ -35,6 +35,7 @@ from mechjax.base.records import Record
 from mechjax.base.whole import whole
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
+from mechjax.models.room import backs_off, runs_that_fit
 from mechjax.transform.edits import apply
 from mechjax.transform.transforms import intervene
 
@@ -101,6 +102,7 @@ class Diagnosis(Record):
 
 
 @on_any_mesh
+@backs_off
 def diagnose(
     model: Decoder,
     clean: Any,
@@ -159,7 +161,7 @@ def diagnose(
     first = order[:verify]
     alone = jnp.arange(len(scores)) == jnp.asarray(first)[:, None]
     together = _subsets(key, jnp.asarray(np.isin(np.arange(len(scores)), first)), subsets, each)
-    chunk = chunk_size or _plan(model, given.ids.shape)
+    chunk = chunk_size or runs_that_fit(CHUNK_BYTES, model, given.ids.shape)
     value, ran = _ablated(given, _of_sites(found, jnp.concatenate((alone, together))), found.axes, chunk)
     of_nodes, of_subsets = ran[:verify], ran[verify:]
     check_finite(given, ran)
@@ -206,13 +208,6 @@ def _of_sites(found: NodeScores, flat: Array) -> Nodes:
         out[site] = flat[:, start : start + size].reshape(-1, *shape)
         start += size
     return out
-
-
-def _plan(model: Decoder, shape: tuple[int, ...]) -> int:
-    """Runs whose activations fit in CHUNK_BYTES: the widest arrays of a block, twice (in and out)."""
-    c, (batch, n_pos) = model.config, shape
-    per_token = 2 * (c.d_mlp + 3 * c.d_model + c.n_heads * (c.d_head + 2 * n_pos))
-    return max(1, int(CHUNK_BYTES / (per_token * batch * n_pos * model.W_E.dtype.itemsize)))
 
 
 @eqx.filter_jit

@@ -44,11 +44,13 @@ from mechjax.graph.writes import recorded
 from mechjax.metrics.metric import Metric
 from mechjax.models.backward_rules import GRADIENT, Rules
 from mechjax.models.decoder import Decoder
+from mechjax.models.room import backs_off
 
 Path = Literal["inputs", "activations", "mask"]
 
 
 @on_any_mesh
+@backs_off
 def eap_ig(
     model: Decoder,
     clean: Any,

@@ -38,13 +38,14 @@ from mechjax.models.attention import Attention
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder
 from mechjax.models.marks import marks_of
-from mechjax.models.room import runs_that_fit
+from mechjax.models.room import backs_off, runs_that_fit
 from mechjax.transform.context import wanting
 
 CHUNK_BYTES = 256e6
 
 
 @on_any_mesh
+@backs_off
 def exact(
     model: Decoder,
     clean: Any,

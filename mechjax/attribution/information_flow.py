@@ -34,6 +34,7 @@ from mechjax.graph.agreement import Agreement, agreement
 from mechjax.graph.build import Graph
 from mechjax.graph.writes import Writes, recorded, sites
 from mechjax.models.decoder import Decoder, as_tokens
+from mechjax.models.room import at_once, backs_off
 from mechjax.tasks.pairing import batched
 from mechjax.transform.captured import Activations
 from mechjax.transform.transforms import capture
@@ -110,6 +111,7 @@ def _inputs(graph: Graph, node: str) -> set[str]:
 
 
 @on_any_mesh
+@backs_off
 def information_flow(
     model: Decoder, prompts: Any, *, graph: Graph, chunk_size: int | None = None
 ) -> InformationFlow:
@@ -132,7 +134,7 @@ def information_flow(
     seen = graph.whole("information_flow").view(model)
     ids, mask = as_tokens(batched(prompts), None, model.config)
     acts = _captured(seen, ids, mask)
-    chunk = chunk_size or max(1, int(CHUNK_BYTES / (8 * len(graph.nodes) * model.config.d_model)))
+    chunk = chunk_size or at_once(CHUNK_BYTES, 8 * len(graph.nodes) * model.config.d_model)
     streams = [acts["resid_pre"], *[acts["mlp_in"]] * graph.mlp, acts["resid_post"]]
     found = _importance(
         seen,

@@ -55,6 +55,10 @@ class SweepError(MechjaxError, RuntimeError):
     """Units of a sweep that failed."""
 
 
+class RoomError(MechjaxError, MemoryError):
+    """A program that does not fit into a device's memory, whatever is run at once."""
+
+
 class ArgumentError(MechjaxError, ValueError):
     """An argument outside its range, or two arguments that contradict each other."""
 

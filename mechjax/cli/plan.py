@@ -9,6 +9,7 @@ from mechjax.base.units import in_bytes
 from mechjax.models.load import load_config
 from mechjax.models.plan import Planned
 from mechjax.models.plan import plan as make_plan
+from mechjax.parallel.layout import Spec
 
 
 def plan(
@@ -18,6 +19,7 @@ def plan(
     pos: int | None = None,
     capture: tuple[str, ...] = (),
     dtype: str | None = None,
+    devices: str | None = None,
     chip: str | None = None,
     mesh: tuple[int, int] | None = None,
 ) -> None:
@@ -29,12 +31,15 @@ def plan(
         pos: How many tokens each; 128 by default, or as many as the model has positions.
         capture: Sites to capture.
         dtype: Of the parameters, such as bfloat16; the model's own by default.
+        devices: What it would run on, such as v5e-256 or 8xH200: what each would hold, whether that fits, which batch.
         chip: A TPU to compile for, such as v5e:2x4; none needs to be here, only libtpu.
-        mesh: How many of its chips divide the batch, and how many the model; by
-            default as many divide the model as can, the others the batch.
+        mesh: How many of them divide the batch, and how many the model; by default as many divide the model as can,
+            the others the batch.
     """
     pos = min(128, load_config(model).n_ctx) if pos is None else pos
-    found = make_plan(model, (batch, pos), capture=capture, dtype=dtype, chip=chip, mesh=mesh)
+    found = make_plan(
+        model, (batch, pos), capture=capture, dtype=dtype, devices=devices, chip=chip, mesh=mesh
+    )
     console = Console()
     console.print(Text(found.name, style="bold"))
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -43,13 +48,23 @@ def plan(
     console.print(facts)
     sites = Table("\nsite", "\nshape", "\ndtype", box=None, padding=(0, 2, 0, 0), header_style="dim")
     sites.add_column("\nbytes", justify="right")
+    sites.add_column("\nsplit over" if found.share else "")
     sites.add_column("")
     captured = {site.name for site in found.captured}
     for site in found.sites:
         note = "captured" if site.name in captured else "on request" if site.on_request else ""
         style = {"captured": "bold", "on request": "dim"}.get(note, "")
-        sites.add_row(site.name, _shape(site), site.dtype, in_bytes(site.bytes), note, style=style)
+        split = "" if found.share is None else _split(found.share.spec(site.axes, site.shape), site)
+        sites.add_row(site.name, _shape(site), site.dtype, in_bytes(site.bytes), split, note, style=style)
     console.print(sites)
+
+
+def _split(spec: Spec, site: Planned) -> str:
+    return ", ".join(
+        f"{axis}: {over if isinstance(over, str) else ' and '.join(over)}"
+        for axis, over in zip(site.axes, spec, strict=True)
+        if over
+    )
 
 
 def _shape(site: Planned) -> str:

@@ -27,10 +27,11 @@ from mechjax.hub import Checkpoint, read_config
 from mechjax.models.config import Config
 from mechjax.models.init import init
 from mechjax.models.load import load_config, locate
+from mechjax.models.share import Share, Sizes, arranged, shared
 from mechjax.parallel.described import ChipMemory, Placed, memory_per_chip
 from mechjax.parallel.layout import layout
 from mechjax.transform.captured import Activations
-from mechjax.transform.cost import Cost, cost
+from mechjax.transform.cost import Cost, jaxpr_cost, traced
 from mechjax.transform.edits import Edit
 from mechjax.transform.static import unhold
 from mechjax.transform.transforms import Transformed, capture, intervene, list_sites
@@ -71,6 +72,7 @@ class Plan(Record):
         sites: Every site, in forward order.
         captured: What the call captures.
         cost: Operations of the call, edits and captures included, and memory in between.
+        share: What one device holds, where devices were named.
         chip: Memory of one chip of the described topology, where one was given.
     """
 
@@ -82,6 +84,7 @@ class Plan(Record):
     sites: tuple[Planned, ...] = eqx.field(static=True)
     captured: tuple[Planned, ...] = eqx.field(static=True)
     cost: Cost = eqx.field(static=True)
+    share: Share | None = eqx.field(static=True, default=None)
     chip: ChipMemory | None = eqx.field(static=True, default=None)
 
     @property
@@ -100,11 +103,15 @@ class Plan(Record):
         return sum(site.bytes for site in self.sites if not site.on_request)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dictionary per site."""
-        return [
+        """One dictionary per site; where devices were named, with what splits each of its axes."""
+        rows = [
             {"site": s.name, "shape": s.shape, "dtype": s.dtype, "bytes": s.bytes, "on_request": s.on_request}
             for s in self.sites
         ]
+        if self.share is not None:
+            for row, s in zip(rows, self.sites, strict=True):
+                row["split"] = self.share.spec(s.axes, s.shape)
+        return rows
 
     def top(self, n: int = 10) -> list[tuple[str, float]]:
         """The `n` sites that take most, as (name, bytes)."""
@@ -128,6 +135,8 @@ class Plan(Record):
             lines.append(("captured", f"{in_bytes(self.captured_bytes)}: {names}"))
         if self.cost.unknown:
             lines.append(("unknown", "; ".join(self.cost.unknown)))
+        if self.share is not None:
+            lines.append(("per device", self.share.said()))
         if self.chip is not None:
             lines.append(("per chip", _of_chip(self.chip)))
         return lines
@@ -143,8 +152,9 @@ def plan(
     capture: str | Sequence[str] | None = None,
     edits: Edit | Sequence[Edit] = (),
     dtype: Any = None,
+    devices: str | None = None,
     chip: str | None = None,
-    mesh: tuple[int, int] | None = None,
+    mesh: Sizes = None,
 ) -> Plan:
     """What `run(model, tokens, edits=edits, capture=capture)` takes, before anything is allocated.
 
@@ -156,10 +166,12 @@ def plan(
         capture: Sites to capture.
         edits: What to change.
         dtype: Of the parameters, such as "bfloat16"; None keeps the model's own (float32 for a `Config`).
+        devices: What it would run on, such as "v5e-256" or "8xH200": the plan says what each of these would hold,
+            whether that fits, and which batch would.
         chip: A TPU topology such as "v5e:2x4": the program is compiled for it by `libtpu`, which takes from seconds to
             a minute, and the plan says what one chip must hold. No TPU is needed.
-        mesh: How many of those chips divide the batch and how many the model; by default as many divide the model
-            as can, the others the batch.
+        mesh: How many of those divide the batch and how many the model, or a size for each axis by name; by default as
+            many divide the model as can, the others the batch.
 
     Returns:
         The plan.
@@ -170,11 +182,11 @@ def plan(
         ShapeError: More positions than the model has, or an edit that does not fit.
         MissingExtraError: `chip=` without libtpu.
     """
-    if chip is None and mesh is not None:
+    if chip is None and devices is None and mesh is not None:
         raise ArgumentError(
-            f"mesh={mesh} divides described chips, but no chip= was given: say chip='v5e:2x4'."
+            f"mesh={mesh} divides described devices, but none were named: say devices='v5e-8' or chip='v5e:2x4'."
         )
-    name, subject = _subject(model, dtype)
+    name, subject = subject_of(model, dtype)
     given = _shapes(_default(model, subject) if tokens is None else tokens)
     plain = unhold(subject.fn) if isinstance(subject, Transformed) else subject
     call = intervene(subject, edits)
@@ -192,18 +204,19 @@ def plan(
         param_bytes=sum(_bytes(x) for x in params),
         sites=_sites(plain, given),
         captured=() if taken is None else _captured(taken),
-        cost=cost(call, given),
-        chip=None if chip is None else memory_per_chip(_placed(call, given, mesh, chip), chip, mesh),
+        cost=jaxpr_cost(traced(call, given)),
+        share=None if devices is None else _shared(devices, mesh, plain, call, given),
+        chip=None if chip is None else _compiled(call, given, mesh, chip),
     )
 
 
 _capture = capture
 
 
-def _subject(model: Any, dtype: Any) -> tuple[str, Any]:
+def subject_of(model: Any, dtype: Any) -> tuple[str, Any]:
     """What the model is called, and the model with shapes in place of arrays."""
     if isinstance(model, Transformed):
-        name, fn = _subject(model.fn, dtype)
+        name, fn = subject_of(model.fn, dtype)
         return name, Transformed(fn, model.edits, model.reads)
     held = unhold(model) if callable(model) else model
     name = str(getattr(held, "__name__", type(held).__name__))
@@ -291,37 +304,36 @@ def _captured(taken: Any) -> tuple[Planned, ...]:
     )
 
 
-def _placed(call: Any, tokens: Any, mesh: tuple[int, int] | None, chip: str) -> tuple[Any, Any]:
-    """The call with every array as shape and place: weights over `model`, examples over `data`."""
-    arrays, static = eqx.partition(call, lambda x: eqx.is_array(x) or _is_shape(x))
-    n_data, n_model = mesh or _divided(arrays, tokens, _n_chips(chip))
-    if n_data < 1 or n_model < 1:
-        raise ArgumentError(f"mesh={mesh}: both sizes must be positive.")
+def _shared(devices: str, mesh: Sizes, model: Any, call: Any, tokens: Any) -> Share:
+    """What one device holds of the call."""
+    if jax.tree.leaves(tokens)[0].ndim < 2:
+        raise ArgumentError(f"devices={devices!r} share examples: give tokens as (batch, pos).")
 
-    def place(x: Any, spec: tuple[str | None, ...]) -> Placed:
+    def program(batch: int) -> Any:
+        return traced(
+            call, jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype), tokens)
+        )
+
+    return shared(devices, mesh, eqx.filter(model, _is_shape), jax.tree.leaves(tokens)[0].shape[0], program)
+
+
+def _compiled(call: Any, tokens: Any, mesh: Sizes, chip: str) -> ChipMemory:
+    """What a chip's compiler says: weights over `model`, examples over `data`."""
+    arrays, static = eqx.partition(call, lambda x: eqx.is_array(x) or _is_shape(x))
+    batch = jax.tree.leaves(tokens)[0].shape[0]
+    sizes = arranged(mesh, arrays, batch, _n_chips(chip), f"chip={chip!r}")
+    n_data, n_model = sizes.get("data", 1), sizes.get("model", 1)
+    if n_data * n_model != math.prod(sizes.values()):
+        raise ArgumentError(f"mesh={mesh}: chip= compiles for the axes data and model alone.")
+    if batch % n_data:
+        raise ArgumentError(f"A batch of {batch} cannot be divided over {n_data} chips (mesh={mesh}).")
+
+    def place(x: Any, spec: Any) -> Placed:
         return Placed(tuple(x.shape), str(x.dtype), spec)
 
-    def batch(x: Any) -> Placed:
-        if x.shape[0] % n_data:
-            raise ArgumentError(
-                f"A batch of {x.shape[0]} cannot be divided over {n_data} chips (mesh={mesh})."
-            )
-        return place(x, ("data", *(None,) * (len(x.shape) - 1)))
-
-    placed = jax.tree.map(place, arrays, layout(arrays, {"data": n_data, "model": n_model}))
-    return eqx.combine(placed, static), jax.tree.map(batch, tokens)
-
-
-def _divided(arrays: Any, tokens: Any, n: int) -> tuple[int, int]:
-    """How many of `n` chips divide the batch and how many the model: of the model's, the most that divide it."""
-    batch = jax.tree.leaves(tokens)[0].shape[0]
-    for n_model in (size for size in range(n, 0, -1) if n % size == 0 and batch % (n // size) == 0):
-        try:
-            layout(arrays, {"model": n_model})
-        except ArgumentError:
-            continue
-        return n // n_model, n_model
-    return 1, n
+    placed = jax.tree.map(place, arrays, layout(arrays, sizes))
+    given = jax.tree.map(lambda x: place(x, ("data", *(None,) * (len(x.shape) - 1))), tokens)
+    return memory_per_chip((eqx.combine(placed, static), given), chip, (n_data, n_model))
 
 
 def _n_chips(chip: str) -> int:

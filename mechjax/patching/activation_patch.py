@@ -26,15 +26,16 @@ from mechjax.base.meshes import on_any_mesh
 from mechjax.base.prompts import Prompts
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
+from mechjax.models.room import backs_off
 from mechjax.patching.finite import check_numbers
 from mechjax.patching.planned import planned
 from mechjax.patching.scores import PatchScores
 from mechjax.patching.together import all_scores
-from mechjax.patching.units import swept_in
-from mechjax.workers import opened
+from mechjax.patching.units import begun_in, swept_in
 
 
 @on_any_mesh
+@backs_off
 def activation_patch(
     model: Decoder,
     clean: Prompts | Any,
@@ -60,7 +61,7 @@ def activation_patch(
             patched whole; without "layer", all layers at once.
         positions: Named positions, one per example, to sweep in place of every column ("pos" must be in `over`).
         mode: "denoise" puts clean activations into the corrupt run, "noise" corrupt ones into the clean run.
-        chunk_size: Cells that run at once; None plans it from their memory.
+        chunk_size: Cells that run at once; None plans it from their memory, or takes that of the folder.
         folder: Where to keep what is done, so that the same call goes on after a crash, and several processes that
             make it share the work: a folder or URL (`gs://bucket/prefix`; see `mechjax.workers`). Chunks then run one
             by one, each a file; None runs all in one program.
@@ -78,6 +79,7 @@ def activation_patch(
         SweepError: chunks that failed three times; the others are done.
         WriteError: a folder that cannot be written, or has no room; what is done stays.
     """
+    store, begun = (None, None) if folder is None else begun_in(folder)
     plan = planned(
         model,
         clean,
@@ -87,10 +89,10 @@ def activation_patch(
         over=over,
         positions=positions,
         mode=mode,
-        chunk_size=chunk_size,
+        chunk_size=begun if chunk_size is None else chunk_size,
     )
-    if folder is not None:
-        return swept_in(opened(folder), plan)
+    if store is not None:
+        return swept_in(store, plan)
     scores, *runs = all_scores(plan.sweep)
     check_numbers(model, (plan.sweep.base, plan.sweep.donor), plan.sweep.mask, *runs, scores)
     return plan.scores(scores, *runs)

@@ -30,7 +30,7 @@ from mechjax.base.records import Record
 from mechjax.metrics.measured import FromLayer, FromStart, measured
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder, as_tokens
-from mechjax.models.room import runs_that_fit
+from mechjax.models.room import backs_off, runs_that_fit
 from mechjax.patching.chosen import chosen
 from mechjax.patching.finite import check_numbers
 from mechjax.patching.windows import windows
@@ -78,6 +78,7 @@ class TraceScores(Record):
 
 
 @on_any_mesh
+@backs_off
 def causal_trace(
     model: Decoder,
     prompts: Any,

@@ -12,6 +12,7 @@ import safetensors.numpy
 from mechjax.base.digests import arrays_digest
 from mechjax.base.errors import CheckpointError, SweepError
 from mechjax.hub.tensor_file import DTYPES
+from mechjax.models.room import out_of_memory
 from mechjax.patching.grid import Grid, Unit
 from mechjax.patching.scores import PatchScores
 from mechjax.patching.sweep import shaped
@@ -126,7 +127,7 @@ def scores_in(store: Store) -> PatchScores:
     if kept is None:
         raise CheckpointError(f"`{store.place}` holds no `{SPECIFICATION}`: no sweep was begun there.")
     if failed := state_of(kept).failed:
-        raise SweepError(failures(store, failed, len(kept.units)))
+        raise SweepError(_failures(kept, failed))
     page, grid = kept.page, kept.grid
     of_donor, of_base = kept.runs()
     cells, batch = len(grid.cells()), page["shape"][0]
@@ -199,12 +200,16 @@ def problems_of(kept: Kept) -> list[tuple[str, str]]:
     return found
 
 
-def failures(store: Store, failed: tuple[tuple[str, str], ...], n: int) -> str:
-    """What failed, in words."""
-    first, error = failed[0]
+def _failures(kept: Kept, failed: tuple[tuple[str, str], ...]) -> str:
+    store, (first, error), chunk = kept.store, failed[0], kept.grid.chunk
+    room = (
+        f" Memory ran out: sweep in another folder with chunk_size={max(1, chunk // 2)}, half of this one's."
+    )
     return (
-        f"{len(failed)} of {n} units in `{store.place}` failed three times, and were set aside; the first, `{first}`, "
-        f"with {error}. Tracebacks are in `{store.path(FAILED)}`: delete that folder to try again."
+        f"{len(failed)} of {len(kept.units)} units in `{store.place}` failed three times, and were set aside; the "
+        f"first, `{first}`, with {error}. Tracebacks are in `{store.path(FAILED)}`: delete that folder to try again."
+        + room
+        * out_of_memory(RuntimeError(error))
     )
 
 

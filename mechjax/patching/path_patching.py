@@ -43,6 +43,7 @@ from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder, over_blocks
 from mechjax.models.marks import marks_of
 from mechjax.models.positions import Varying
+from mechjax.models.room import at_once, backs_off
 from mechjax.tasks.pairing import paired
 from mechjax.transform.context import wanting
 from mechjax.transform.transforms import capture
@@ -100,6 +101,7 @@ class _Runs(eqx.Module):
 
 
 @on_any_mesh
+@backs_off
 def path_patching(
     model: Decoder,
     clean: Any,
@@ -148,7 +150,7 @@ def path_patching(
     of = measured(metric, ids, mask, model.config.d_vocab)
     base, resid, mid = _clean_run(seen, of, both[0].input, mask)
     runs = _Runs(seen, both[0], jax.tree.map(jnp.subtract, both[1], both[0]), resid, mid, mask, of)
-    chunk = min(chunk_size or max(1, int(CHUNK_BYTES / (4 * resid.nbytes))), len(who))
+    chunk = min(chunk_size or at_once(CHUNK_BYTES, 4 * resid.nbytes), len(who))
     used = frozenset(site for site, mask in _by_site(graph, of_receivers).items() if mask.any())
     found = _sweep(runs, graph, jnp.asarray(of_senders), jnp.asarray(of_receivers), freeze, chunk, used)
     effect = base - found

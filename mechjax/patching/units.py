@@ -7,6 +7,7 @@ settled by leases (`mechjax.workers`), so several may fill one folder; `runs.saf
 """
 
 import contextlib
+import os
 from typing import Any
 
 import jax
@@ -18,14 +19,37 @@ from mechjax.base.errors import ArgumentError
 from mechjax.base.progress import bar
 from mechjax.base.whole import whole
 from mechjax.patching.finite import check_numbers
-from mechjax.patching.kept import FORMAT, RUNS, UNITS, packed, scores_in
+from mechjax.patching.kept import FORMAT, RUNS, UNITS, kept_in, packed, scores_in
 from mechjax.patching.planned import Planned
 from mechjax.patching.scores import PatchScores
 from mechjax.patching.sweep import Sweep, prepare, scores_of
 from mechjax.transform.select import is_concrete
-from mechjax.workers import ALONE, Sharing, Store, Team, Worked, check_sharing, team_of_processes, work
+from mechjax.workers import (
+    ALONE,
+    Sharing,
+    Store,
+    Team,
+    Worked,
+    check_sharing,
+    opened,
+    team_of_processes,
+    work,
+)
 from mechjax.workers.agree import agree
 from mechjax.workers.turns import left
+
+
+def begun_in(folder: str | os.PathLike[str]) -> tuple[Store, int | None]:
+    """The folder or bucket of a sweep, and how many cells run at once in the sweep that was begun there, if any.
+
+    Raises:
+        ArgumentError: Storage that is not known, or that cannot be shared by leases.
+        CheckpointError: `sweep.json` is not whole.
+    """
+    store = opened(folder)
+    check_sharing(store, Sharing())
+    kept = kept_in(store)
+    return store, None if kept is None else kept.grid.chunk
 
 
 def swept_in(store: Store, plan: Planned) -> PatchScores:

@@ -78,6 +78,11 @@ def cost(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Cost:
         *args: Arrays, or `jax.ShapeDtypeStruct`s.
         **kwargs: The same.
     """
+    return jaxpr_cost(traced(fn, *args, **kwargs))
+
+
+def traced(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The program of `fn(*args, **kwargs)`, of shapes alone: its arrays and shapes are what it takes."""
     leaves, tree = jax.tree.flatten((fn, args, kwargs))
     shapes = [isinstance(x, jax.ShapeDtypeStruct) or eqx.is_array(x) for x in leaves]
 
@@ -87,14 +92,26 @@ def cost(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Cost:
         fn, args, kwargs = jax.tree.unflatten(tree, filled)
         return [x for x in jax.tree.leaves(fn(*args, **kwargs)) if eqx.is_array_like(x)]
 
-    return jaxpr_cost(jax.make_jaxpr(flat)([x for x, s in zip(leaves, shapes, strict=True) if s]))
+    return jax.make_jaxpr(flat)([x for x, s in zip(leaves, shapes, strict=True) if s])
 
 
 def jaxpr_cost(closed_jaxpr: Any) -> Cost:
     """What a traced program costs."""
     unknown: dict[str, None] = {}
     contractions, elementwise = _operations(closed_jaxpr.jaxpr, unknown)
-    return Cost(contractions, elementwise, _peak(closed_jaxpr.jaxpr), tuple(unknown))
+    return Cost(contractions, elementwise, peak(closed_jaxpr), tuple(unknown))
+
+
+def n_programs(closed_jaxpr: Any) -> int:
+    """How many programs with matrix products a call compiles: distinct ones under `jit`, or the whole as one."""
+    found, loose = set[int](), False
+    for eqn in closed_jaxpr.jaxpr.eqns:
+        heavy = _of_equation(eqn, {})[0] > 0
+        if heavy and "jaxpr" in eqn.params and eqn.primitive.name in ("jit", "pjit"):
+            found.add(id(eqn.params["jaxpr"]))
+        else:
+            loose = loose or heavy
+    return len(found) + loose
 
 
 def _operations(jaxpr: Any, unknown: dict[str, None]) -> tuple[int, int]:
@@ -185,23 +202,33 @@ _CONTRACTIONS: dict[str, Callable[[Any], int]] = {
 }
 
 
-def _bytes(variable: Any) -> int:
-    return math.prod(variable.aval.shape) * getattr(variable.aval.dtype, "itemsize", 0)
+def _bytes(aval: Any) -> int:
+    return math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 0)
 
 
-def _peak(jaxpr: Any) -> int:
+def peak(closed_jaxpr: Any, bytes_of: Callable[[Any], int] = _bytes) -> int:
+    """Bytes that are alive at once, arguments aside.
+
+    Args:
+        closed_jaxpr: A traced program.
+        bytes_of: The bytes of an array, given as what has a shape and a dtype: those on one device, for example.
+    """
+    return _peak(closed_jaxpr.jaxpr, bytes_of)
+
+
+def _peak(jaxpr: Any, bytes_of: Callable[[Any], int]) -> int:
     """Bytes that are alive at once: a value from where it is made to where it is last read."""
     last = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.invars if isinstance(v, jex.Var)}
     last |= {v: len(jaxpr.eqns) for v in jaxpr.outvars if isinstance(v, jex.Var)}
     dying: dict[int, int] = {}
     alive = peak = 0
     for i, eqn in enumerate(jaxpr.eqns):
-        made = 0 if site_name(eqn) is not None else sum(_bytes(v) for v in eqn.outvars)
-        inside = max((_peak(getattr(j, "jaxpr", j)) for j in inner_jaxprs(eqn)), default=0)
+        made = 0 if site_name(eqn) is not None else sum(bytes_of(v.aval) for v in eqn.outvars)
+        inside = max((_peak(getattr(j, "jaxpr", j), bytes_of) for j in inner_jaxprs(eqn)), default=0)
         loop = eqn.primitive is jp.scan_p  # beside its stacked outputs it holds those of a step
         peak = max(peak, alive + (made + inside if loop else max(made, inside)))
         for v in eqn.outvars:
             end = last.get(v, i)
-            dying[end] = dying.get(end, 0) + (0 if site_name(eqn) is not None else _bytes(v))
+            dying[end] = dying.get(end, 0) + (0 if site_name(eqn) is not None else bytes_of(v.aval))
         alive += made - dying.pop(i, 0)
     return peak

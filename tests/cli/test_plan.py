@@ -47,7 +47,7 @@ def test_plan__without_a_length__takes_what_the_model_has(model, capsys):
         (["--pos", "99"], "ShapeError: 99 tokens, but the model has 24 learned positions"),
         (["--capture", "zz"], "SiteError: no site is named `zz`. Did you mean `z`"),
         (["--dtype", "int4"], "ArgumentError: dtype='int4' is no floating dtype"),
-        (["--mesh", "2", "4"], "ArgumentError: .* no chip= was given"),
+        (["--mesh", "2", "4"], "ArgumentError: .* none were named"),
     ],
 )
 def test_plan__of_what_cannot_be__exits_2(model, capsys, options, message):

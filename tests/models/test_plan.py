@@ -134,12 +134,12 @@ def test_plan__as_a_record__has_rows_and_is_saved(tiny_model, tmp_path):
         ({"dtype": "int8"}, ArgumentError, "dtype='int8' is no floating dtype"),
         ({"dtype": "flaot32"}, ArgumentError, "dtype='flaot32' is no floating dtype"),
         ({"dtype": "float64"}, ArgumentError, r"dtype='float64'.*\(float64 needs jax_enable_x64\)"),
-        ({"mesh": (2, 4)}, ArgumentError, r"mesh=\(2, 4\) divides described chips, but no chip="),
+        ({"mesh": (2, 4)}, ArgumentError, r"mesh=\(2, 4\) divides described devices, but none were named"),
         ({"tokens": (2, 0)}, ArgumentError, r"tokens=\(2, 0\) is no shape of tokens"),
         ({"tokens": "Mary"}, ArgumentError, "tokens must be a shape such as .* not a str"),
         ({"tokens": (1, 25)}, ShapeError, "25 tokens, but the model has 24 learned positions"),
-        ({"chip": "v5e:2x4", "mesh": (3, 1), "tokens": (4, 6)}, ArgumentError, "4 cannot be divided over 3 chips"),
-        ({"chip": "v5e:2x4", "mesh": (0, 8)}, ArgumentError, "both sizes must be positive"),
+        ({"chip": "v5e:2x4", "mesh": (3, 1), "tokens": (4, 6)}, ArgumentError, r"has 3 devices, chip='v5e:2x4' has 8"),
+        ({"chip": "v5e:2x4", "mesh": (0, 8)}, ArgumentError, "all sizes must be positive"),
     ],
 )  # fmt: skip
 def test_plan__of_what_cannot_be__is_refused(tiny_model, options, error, message):

@@ -175,14 +175,18 @@ def test_folder__with_a_unit_that_fails__says_so_and_has_the_rest(done, patch, t
 
     monkeypatch.setattr(units, "scores_of", poisoned)
     said = r"3 of 9 units in `.*` failed three times, and were set aside; the first, `unit-000003.safetensors`, with "
-    with pytest.raises(
-        SweepError, match=rf"{said}ValueError: poison. Tracebacks are in `.*failed/`: delete that"
-    ):
+    with pytest.raises(SweepError, match=rf"{said}ValueError: poison. Tracebacks are in `.*failed/`"):
         patch(tmp_path)
     assert len(list(tmp_path.glob("unit-*"))) == UNITS - 3
     monkeypatch.setattr(units, "scores_of", real)
-    with pytest.raises(SweepError, match="failed three times"):
+    with pytest.raises(SweepError, match=r"delete that folder to try again\.$"):
         patch(tmp_path)
+    for page in (tmp_path / "failed").iterdir():
+        page.write_text(page.read_text().replace("poison", "RESOURCE_EXHAUSTED: Out of memory"))
+    with pytest.raises(
+        SweepError, match="Memory ran out: sweep in another folder with chunk_size=1, half of this"
+    ):
+        patch(tmp_path, chunk_size=None)  # it is that of the folder
     shutil.rmtree(tmp_path / "failed")
     same(patch(tmp_path), done[1])
     assert files(tmp_path) == files(done[0])
