@@ -55,7 +55,7 @@ from mechjax.base.errors import ArgumentError
 from mechjax.studies import sweep as study
 from mechjax.studies.sweep_spec import read_spec
 from mechjax.viz import scores_text
-from mechjax.workers import Sharing, team_of_processes
+from mechjax.workers import Sharing, opened, team_of_processes
 
 _SHOWN = 20  # rows of a table, or lines of a list
 
@@ -95,6 +95,8 @@ def run(
     if asked.mesh and not team_of_processes().first:
         return 0
     found, console = study.status(folder), Console()
+    if not (kind := opened(folder).kind).tried:
+        console.print(Text(kind.promise, style="dim"), soft_wrap=True)
     console.print(
         f"this worker did {len(did.done)} units"
         + (f", and {len(did.again)} that another was quicker with" if did.again else "")

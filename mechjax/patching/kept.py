@@ -113,7 +113,14 @@ def kept_in(store: Store) -> Kept | None:
             f"`{path}` has the format {page.get('format')!r}, and this version of mechjax reads {FORMAT!r}. Read it "
             "with the version that wrote it, or sweep again in another folder."
         )
-    return Kept(store, page, digest_of(page), tuple(_grid(page).units()))
+    try:
+        units = tuple(_grid(page).units())
+        right = len(units) == page["units"] and len(page["shape"]) == 2 and "site" in page and "mode" in page
+    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError):
+        units, right = (), False
+    if not right:
+        raise CheckpointError(f"`{path}` does not say what a sweep is. Sweep again in another folder.")
+    return Kept(store, page, digest_of(page), units)
 
 
 def scores_in(store: Store) -> PatchScores:

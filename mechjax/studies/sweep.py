@@ -35,7 +35,7 @@ from mechjax.workers.agree import SPECIFICATION, agree, specification_of
 from mechjax.workers.turns import left, try_again
 
 FORMAT = "mechjax sweep of parts 1"
-_PARTS = "part-"
+_PARTS, _MOST = "part-", 1_000_000
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,12 @@ def _parts(store: Store) -> Iterator[tuple[str, Store]]:
     if page.get("format") != FORMAT:  # one that `activation_patch` has begun
         yield "", store
         return
-    yield from ((name, store.within(name.rstrip("/"))) for name in _names(page["parts"]))
+    n = page.get("parts")
+    if type(n) is not int or not 0 < n <= _MOST:
+        raise CheckpointError(
+            f"`{store.path(SPECIFICATION)}` says that there are {n!r} parts, which cannot be."
+        )
+    yield from ((name, store.within(name.rstrip("/"))) for name in _names(n))
 
 
 def _names(n: int) -> list[str]:

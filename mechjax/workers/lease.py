@@ -145,12 +145,6 @@ class Leases:
             )
         )
 
-    @property
-    def held(self) -> bool:
-        """Whether a lease is held, as far as is known: somebody may have taken it over."""
-        with self._lock:
-            return self._held is not None
-
     def _end_with(self, left: Callable[[Lease], Lease | None]) -> None:
         with self._lock:
             if self._held is None:

@@ -150,6 +150,7 @@ def test_help__of_the_verb__shows_command_lines_that_can_be_given(tmp_path, caps
     for line in lines:
         assert main(shlex.split(line.replace("$SLURM_ARRAY_TASK_ID", "3"))) == 0
     assert given.count("met") == 2
+    assert said(capsys).count("not tried by mechjax's tests") == 2
     found = [(folder, how["sharing"]) for folder, how in (g for g in given if g != "met")]
     places = [folder for folder, _ in found]
     assert places == ["/shared/sweep", "/shared/sweep", "gs://bucket/sweep", "sweep", "s3://bucket/sweep"]

@@ -24,6 +24,7 @@ from mechjax.studies import sweep
 from mechjax.studies.sweep_spec import spec_of
 from mechjax.tasks.vocabulary import build_tokenizer
 from mechjax.workers import Sharing
+from mechjax.workers.agree import digest_of
 from tests.studies import sweep_apart
 from tests.tolerances import TOL
 
@@ -221,6 +222,27 @@ def test_verify__of_files_that_are_not_what_they_were__names_each(copied):
     assert sweep.status(copied).quarantined == ("part-000001/quarantine/unit-000000.safetensors.abc",)
     with pytest.raises(CheckpointError, match="was changed after it was written"):
         sweep.result(copied)
+
+
+@pytest.mark.parametrize(
+    ("part", "changed", "message"),
+    [
+        ("", {"parts": 10**15}, "says that there are 1000000000000000 parts, which cannot be"),
+        ("", {"parts": "3"}, "says that there are '3' parts"),
+        ("part-000000", {"units": 3}, "does not say what a sweep is"),
+        ("part-000000", {"sizes": None}, "does not say what a sweep is"),
+        ("part-000000", {"shape": [4]}, "does not say what a sweep is"),
+        ("part-000000", {"format": "mechjax sweep 1"}, "has the format 'mechjax sweep 1', and this version"),
+    ],
+)
+def test_status__of_a_forged_specification__refuses(copied, part, changed, message):
+    path = Path(copied) / part / "sweep.json"
+    page = json.loads(path.read_bytes())
+    del page["sha256"]
+    page |= changed
+    path.write_text(json.dumps(page | {"sha256": digest_of(page)}))
+    with pytest.raises(CheckpointError, match=message):
+        sweep.status(copied)
 
 
 def test_result__of_what_is_not_done__says_how_to_go_on(copied, tmp_path):
