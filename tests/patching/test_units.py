@@ -112,7 +112,7 @@ def killed(folder, moments):
         process = subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(folder)], env=os.environ | {"PYTHONPATH": "."}
         )
-        while process.poll() is None and (not folder.exists() or len(files(folder)) < n_files):
+        while process.poll() is None and (not folder.exists() or len(stamps(folder)) < n_files):
             time.sleep(0.002)
         time.sleep(later)
         process.send_signal(signal.SIGKILL)
@@ -156,7 +156,7 @@ def test_folder__filled_by_two_processes_at_once__is_shared(done, patch, tmp_pat
         [sys.executable, "-c", SCRIPT, str(folder)], env=os.environ | {"PYTHONPATH": "."}
     )
     workers = [begin(), begin()]
-    while workers[0].poll() is None and (not folder.exists() or len(files(folder)) < 4):
+    while workers[0].poll() is None and (not folder.exists() or len(stamps(folder)) < 4):
         time.sleep(0.002)
     before = stamps(folder)
     assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
