@@ -67,6 +67,7 @@ _PACKAGES = frozenset(
         "text",
         "transform",
         "viz",
+        "workers",
     }
 )
 

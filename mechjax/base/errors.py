@@ -51,6 +51,10 @@ class WriteError(MechjaxError, OSError):
     """A path that cannot be written."""
 
 
+class SweepError(MechjaxError, RuntimeError):
+    """Units of a sweep that failed."""
+
+
 class RoomError(MechjaxError, MemoryError):
     """A program that does not fit into a device's memory, whatever is run at once."""
 

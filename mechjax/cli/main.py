@@ -13,12 +13,13 @@ from mechjax.cli.patch import patch
 from mechjax.cli.plan import plan
 from mechjax.cli.scoreboard import scoreboard
 from mechjax.cli.sites import sites
+from mechjax.cli.sweep import sweep
 from mechjax.cli.tour import tour
 from mechjax.cli.verify import verify
 
 VERBS = {
     "tour": tour, "patch": patch, "sites": sites, "check": check, "plan": plan, "doctor": doctor,
-    "scoreboard": scoreboard, "verify": verify,
+    "scoreboard": scoreboard, "sweep": sweep, "verify": verify,
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from mechjax.metrics import logit_diff
 from mechjax.models.encoder import Encoder
 from mechjax.models.load import load
 from mechjax.patching import activation_patch
+from mechjax.tasks.answer import answer_token
 from mechjax.tasks.pairing import aligned
 from mechjax.viz import check_writable, scores_page, scores_text
 
@@ -61,7 +62,7 @@ def patch(
             f"`{model}` has no tokenizer.json, so it cannot read text. Add one to its folder."
         )
     pieces = _pieces(tokenizer, clean, corrupt)
-    ids = [tokenizer.token(_continuing(clean, word)) for word in (answer, wrong)]
+    ids = [answer_token(tokenizer, clean, word) for word in (answer, wrong)]
     sides, metric = (tokenizer([clean]), tokenizer([corrupt])), logit_diff(*ids)
     # With a folder the sweep shows its own bar, unit by unit.
     with nullcontext() if folder else bar(f"Patching {site}", 1):
@@ -79,10 +80,6 @@ def patch(
             over=over, mode=mode,
         )  # fmt: skip
         console.print(Text.assemble("\nThe page: ", (str(written), "bold underline")), soft_wrap=True)
-
-
-def _continuing(prompt: str, word: str) -> str:
-    return word if word.startswith((" ", "\n")) or prompt.endswith((" ", "\n")) else f" {word}"
 
 
 def _pieces(tokenizer: Tokenizer, clean: str, corrupt: str) -> list[str]:

@@ -1,8 +1,8 @@
 """What to say when a process of several is ended by the death of another.
 
 JAX ends those that are left by SIGABRT, some time after a peer is gone (`heartbeat_timeout_seconds` of
-`jax.distributed.initialize`, 100 by default): mostly no exception is raised and no handler runs. So a small process of its own
-waits beside each, and says what there is to say when the other end of its pipe is closed without a word.
+`jax.distributed.initialize`, 100 by default): mostly no exception is raised and no handler runs. So a small process of
+its own waits beside each, and says what there is to say when the other end of its pipe is closed without a word.
 """
 
 import subprocess

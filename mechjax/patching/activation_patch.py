@@ -16,31 +16,22 @@ Exact: always.    Misleads when: patched activations lie off the distribution (a
 (Hydra effect, arXiv:2307.15771), or the metric saturates.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxtyping import Array, Int
 
-from mechjax.base.errors import ArgumentError
 from mechjax.base.meshes import on_any_mesh
 from mechjax.base.prompts import Prompts
-from mechjax.metrics.measured import measured
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
-from mechjax.models.room import backs_off, runs_that_fit
+from mechjax.models.room import backs_off
 from mechjax.patching.finite import check_numbers
+from mechjax.patching.planned import planned
 from mechjax.patching.scores import PatchScores
-from mechjax.patching.sweep import Sweep, starts_of
 from mechjax.patching.together import all_scores
-from mechjax.patching.units import swept_in
-from mechjax.tasks.pairing import paired
-from mechjax.transform.swept import named_positions, swept_axes, swept_site
-
-CHUNK_BYTES = (
-    256e6  # activations of the cells that run at once; larger chunks are no faster on CPU (measured)
-)
+from mechjax.patching.units import begun_in, swept_in
 
 
 @on_any_mesh
@@ -70,9 +61,10 @@ def activation_patch(
             patched whole; without "layer", all layers at once.
         positions: Named positions, one per example, to sweep in place of every column ("pos" must be in `over`).
         mode: "denoise" puts clean activations into the corrupt run, "noise" corrupt ones into the clean run.
-        chunk_size: Cells that run at once; None plans it from their memory.
-        folder: Where to keep what is done, so that the same call goes on after a crash. Chunks then run one by one,
-            each a file; None runs all in one program.
+        chunk_size: Cells that run at once; None plans it from their memory, or takes that of the folder.
+        folder: Where to keep what is done, so that the same call goes on after a crash, and several processes that
+            make it share the work: a folder or URL (`gs://bucket/prefix`; see `mechjax.workers`). Chunks then run one
+            by one, each a file; None runs all in one program.
 
     Returns:
         The scores, `[*over]`, with the metric of both runs.
@@ -84,31 +76,23 @@ def activation_patch(
         ArgumentError: an unknown mode, a chunk size below 1, a metric that gives anything but one number per example,
             a run whose activations are not finite, or a folder of another sweep: what differs is named.
         CheckpointError: a file in the folder that is not whole, or was changed.
-        WriteError: a folder that cannot be written.
+        SweepError: chunks that failed three times; the others are done.
+        WriteError: a folder that cannot be written, or has no room; what is done stays.
     """
-    if mode not in ("denoise", "noise"):
-        raise ArgumentError(
-            f"mode={mode!r}: expected 'denoise' (clean into corrupt) or 'noise' (corrupt into clean)."
-        )
-    if chunk_size is not None and chunk_size < 1:
-        raise ArgumentError(f"chunk_size={chunk_size}: at least one cell must run at once.")
-    (ids, mask), (other, _) = paired(clean, corrupt, model.config)
-    info = swept_site(model, site, ids)
-    name, axes = info.name, swept_axes(info, over, positions)
-    of = measured(metric, ids, mask, model.config.d_vocab)
-    sizes = tuple(len(positions) if a == "pos" and positions else info.size(a) for a in axes)
-    named = named_positions(positions, ids)
-    starts = starts_of(model.config, name, tuple(over), sizes, ids.shape, positions)
-    chunk = min(chunk_size or runs_that_fit(CHUNK_BYTES, model, ids.shape), max(1, math.prod(sizes)))
-    donor, base = (ids, other) if mode == "denoise" else (other, ids)
-    sweep = Sweep(
-        model, metric, donor, base, mask, of.at, of.tokens, named, name, tuple(over), sizes, starts, chunk
+    store, begun = (None, None) if folder is None else begun_in(folder)
+    plan = planned(
+        model,
+        clean,
+        corrupt,
+        metric,
+        site=site,
+        over=over,
+        positions=positions,
+        mode=mode,
+        chunk_size=begun if chunk_size is None else chunk_size,
     )
-    if folder is None:
-        scores, *runs = all_scores(sweep)
-    else:
-        scores, *runs = swept_in(Path(folder), sweep, mode=mode, names=tuple(positions or ()))
-    check_numbers(model, (base, donor), mask, *runs, scores)
-    of_clean, of_corrupt = runs if mode == "denoise" else runs[::-1]
-    labels = (("pos", tuple(positions)),) if positions else ()
-    return PatchScores(scores.mean(-1), scores, of_clean, of_corrupt, name, tuple(over), mode, labels)
+    if store is not None:
+        return swept_in(store, plan)
+    scores, *runs = all_scores(plan.sweep)
+    check_numbers(model, (plan.sweep.base, plan.sweep.donor), plan.sweep.mask, *runs, scores)
+    return plan.scores(scores, *runs)

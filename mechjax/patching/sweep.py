@@ -6,7 +6,7 @@ whatever the layer.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -24,6 +24,7 @@ from mechjax.models.config import Config
 from mechjax.models.decoder import Decoder, through
 from mechjax.models.readout import readout
 from mechjax.models.resume import resume
+from mechjax.patching.grid import Grid
 from mechjax.transform.edits import Edit, replace
 from mechjax.transform.select import is_concrete
 from mechjax.transform.transforms import capture, intervene
@@ -70,33 +71,10 @@ class Sweep(eqx.Module):
     chunk: int = eqx.field(static=True)
 
     @property
-    def swept(self) -> tuple[str, ...]:
-        """The axes without the layer."""
-        return tuple(axis for axis in self.over if axis != "layer")
-
-    @property
-    def layers(self) -> range | None:
-        """The layers that are swept; None where all are patched at once."""
-        return range(self.model.config.n_layers) if "layer" in self.over else None
-
-    def cells(self) -> Int[np.ndarray, "cell axis"]:
-        """The place of every cell of a layer; one of no indices where no axis is swept."""
-        return np.indices(self.sizes).reshape(len(self.sizes), math.prod(self.sizes)).T
-
-    def buckets(self) -> Iterator[tuple[int, Int[np.ndarray, " cell"]]]:
-        """The first position that runs, and which cells are in its bucket."""
-        cells = self.cells()
-        if not self.starts:
-            yield 0, np.arange(len(cells))
-            return
-        first = np.array(self.starts)[cells[:, self.swept.index("pos")]]
-        for start in np.unique(first):
-            yield int(start), np.flatnonzero(first == start)
-
-    def size_of(self, start: int) -> int:
-        """Cells that run at once from a position on: shorter runs leave room for more."""
-        n_pos = self.base.shape[1]
-        return max(1, self.chunk * n_pos // (n_pos - start))
+    def grid(self) -> Grid:
+        """The cells that are swept."""
+        layers = self.model.config.n_layers if "layer" in self.over else None
+        return Grid(layers, self.over, self.sizes, self.starts, self.chunk, self.base.shape[1])
 
 
 class Runs(eqx.Module):
@@ -146,7 +124,7 @@ class _Rest(eqx.Module):
         at = jnp.maximum(sweep.at - self.start, 0)
         resid = model.embed(stream, mask=mask) if sweep.site in EMBEDS else stream
         rest = resume(model, layer, cache=self.cache, start=self.start)
-        if sweep.site in TAIL or (sweep.layers is None and sweep.site not in EMBEDS):
+        if sweep.site in TAIL or (sweep.grid.layers is None and sweep.site not in EMBEDS):
             resid = rest.blocks(resid, mask=mask)
         else:
             resid, at = rest.final(resid, at, mask=mask), jnp.zeros_like(at)
@@ -242,21 +220,15 @@ def scores_of(sweep: Sweep, runs: Runs, layer: Any, cells: Array, start: int) ->
 
 def edit_of(sweep: Sweep, runs: Runs, layer: Any, index: Int[Array, " axis"]) -> Edit:
     """What patches one cell."""
-    where: dict[str, Any] = dict(zip(sweep.swept, index, strict=True))
+    where: dict[str, Any] = dict(zip(sweep.grid.swept, index, strict=True))
     if sweep.named is not None:
         where["pos"] = sweep.named[where["pos"]][:, None]  # one position per example
     return replace(sweep.site, runs.donor, per_layer=SITES[sweep.site].layered, layer=layer, **where)
 
 
-def shaped(sweep: Sweep, scores: Float[Array, "layer cell batch"]) -> Float[Array, "*over batch"]:
+def shaped(grid: Grid, scores: Float[Array, "layer cell batch"]) -> Float[Array, "*over batch"]:
     """Scores with the axes in the order asked for."""
-    if sweep.layers is None:
-        return scores.reshape(*sweep.sizes, -1)
-    scores = scores.reshape(len(sweep.layers), *sweep.sizes, -1)
-    return jnp.moveaxis(scores, 0, sweep.over.index("layer"))
-
-
-def even(n: int, most: int) -> tuple[int, int]:
-    """Number and size of chunks of `n` cells, of at most `most`, that are as alike as can be."""
-    chunks = -(-n // most)
-    return chunks, -(-n // chunks)
+    if grid.layers is None:
+        return scores.reshape(*grid.sizes, -1)
+    scores = scores.reshape(grid.layers, *grid.sizes, -1)
+    return jnp.moveaxis(scores, 0, grid.over.index("layer"))

@@ -22,7 +22,8 @@ from mechjax.models.cache import Prefix
 from mechjax.models.config import Config
 from mechjax.models.positions import Sequence, Varying
 from mechjax.models.resume import arranged, last_at, read_at, resume
-from mechjax.patching.sweep import EMBEDS, TAIL, Runs, Sweep, edit_of, even, prepare, read, scores_of, shaped
+from mechjax.patching.grid import even
+from mechjax.patching.sweep import EMBEDS, TAIL, Runs, Sweep, edit_of, prepare, read, scores_of, shaped
 from mechjax.transform.transforms import intervene
 
 STREAM_BYTES = 256e6  # streams of all layers' cells that are held at once
@@ -31,17 +32,18 @@ STREAM_BYTES = 256e6  # streams of all layers' cells that are held at once
 @eqx.filter_jit
 def all_scores(sweep: Sweep) -> tuple[Array, Array, Array]:
     """Scores of every cell, per example, and the metric of the donor run and of the base run, in one program."""
-    runs, cells, buckets = prepare(sweep), sweep.cells(), list(sweep.buckets())
+    runs, grid = prepare(sweep), sweep.grid
+    cells, buckets = grid.cells(), list(grid.buckets())
     parts = [_of_bucket(sweep, runs, cells[which], start) for start, which in buckets]
     order = np.argsort(np.concatenate([which for _, which in buckets]))
-    return shaped(sweep, jnp.concatenate(parts, 1)[:, order]), runs.of_donor, runs.of_base
+    return shaped(grid, jnp.concatenate(parts, 1)[:, order]), runs.of_donor, runs.of_base
 
 
 def _of_bucket(
     sweep: Sweep, runs: Runs, cells: Int[np.ndarray, "cell axis"], start: int
 ) -> Float[Array, "layer cell batch"]:
     """Scores of the cells that run from a position on, at every layer that is swept."""
-    most, layers = sweep.size_of(start), sweep.layers
+    most, layers = sweep.grid.size_of(start), sweep.grid.layers
     if layers is None:
         return _chunked(lambda c: scores_of(sweep, runs, None, c, start), cells, most)[None]
     if _fits(sweep, even(len(cells), most)[1], start):
@@ -50,7 +52,7 @@ def _of_bucket(
         )
     # lax.map keeps a real branch per layer: layers before the start are skipped, in one program.
     layer = lambda at: _chunked(lambda c: scores_of(sweep, runs, at, c, start), cells, most)
-    return lax.map(layer, jnp.array(layers, jnp.int32))
+    return lax.map(layer, jnp.arange(layers, dtype=jnp.int32))
 
 
 def _fits(sweep: Sweep, n_cells: int, start: int) -> bool:

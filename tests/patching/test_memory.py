@@ -45,14 +45,14 @@ def trace(setting, chunk):
 
 
 @pytest.mark.parametrize(
-    ("run", "module", "program"),
+    ("run", "module", "program", "planner"),
     [
-        (sweep, "mechjax.patching.activation_patch", "all_scores"),
-        (edges, "mechjax.attribution.exact", "_of_edges"),
-        (trace, "mechjax.patching.causal_trace", "_restored"),
+        (sweep, "mechjax.patching.activation_patch", "all_scores", "mechjax.patching.planned"),
+        (edges, "mechjax.attribution.exact", "_of_edges", "mechjax.attribution.exact"),
+        (trace, "mechjax.patching.causal_trace", "_restored", "mechjax.patching.causal_trace"),
     ],
 )
-def test_chunks__planned_from_memory__reserve_no_more(run, module, program, setting, monkeypatch):
+def test_chunks__planned_from_memory__reserve_no_more(run, module, program, planner, setting, monkeypatch):
     there, seen = importlib.import_module(module), []
     whole = getattr(there, program)
 
@@ -61,7 +61,7 @@ def test_chunks__planned_from_memory__reserve_no_more(run, module, program, sett
         return whole(*given, **how)
 
     monkeypatch.setattr(there, program, spied)
-    monkeypatch.setattr(there, "CHUNK_BYTES", BUDGET)
+    monkeypatch.setattr(importlib.import_module(planner), "CHUNK_BYTES", BUDGET)
     run(setting, None)
     planned, seen[:] = max(seen), []
     run(setting, 4096)  # all at once

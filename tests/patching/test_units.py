@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import numpy as np
 import pytest
 
 import mechjax as mj
-from mechjax.base.errors import ArgumentError, CheckpointError, WriteError
+from mechjax.base.errors import ArgumentError, CheckpointError, SweepError, WriteError
 from mechjax.patching import units
+from mechjax.workers import Store
 from tests.tolerances import TOL
 
 UNITS = 9  # three layers, six positions, two at a time
@@ -26,11 +28,11 @@ SCRIPT = """
 import sys, time
 import jax
 import mechjax as mj
-from mechjax.patching import units
+from mechjax.workers import Store
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-write = units.replace_file
-units.replace_file = lambda path, data: (time.sleep(0.02), write(path, data))
+write = Store.write
+Store.write = lambda self, key, data, **how: (time.sleep(0.02), write(self, key, data, **how))[1]
 model = mj.init(mj.models.Config(d_vocab=50, n_ctx=24, d_model=16, n_layers=3, n_heads=4, n_kv_heads=4, d_head=4,
     d_mlp=32), key=jax.random.key(0))
 pair = jax.random.randint(jax.random.key(3), (2, 3, 6), 0, 50)
@@ -73,7 +75,8 @@ def files(folder):
 def test_folder__swept_at_once__equals_the_sweep_without(done, patch):
     folder, scores = done
     np.testing.assert_allclose(scores.per_example, patch(None).per_example, **TOL["float32", "sweep"])
-    assert sorted(files(folder)) == ["sweep.json", *(f"unit-{i:06d}.safetensors" for i in range(UNITS))]
+    names = (f"unit-{i:06d}.safetensors" for i in range(UNITS))
+    assert sorted(files(folder)) == ["runs.safetensors", "sweep.json", *names]
 
 
 def test_folder__stopped_anywhere__goes_on_and_changes_nothing_that_was_done(
@@ -81,23 +84,25 @@ def test_folder__stopped_anywhere__goes_on_and_changes_nothing_that_was_done(
 ):
     _, expected = done
     left = [1, 2, 5, 0]  # files until the next stop
-    write, asked = units.replace_file, []
+    write, asked = Store.write, []
 
-    def stops(path, data):
+    def stops(self, key, data, **how):
+        if key.startswith("."):
+            return write(self, key, data, **how)
         if not left[0]:
             left.pop(0)
             raise KeyboardInterrupt
         left[0] -= 1
-        asked.append(path.name)
-        write(path, data)
+        asked.append(key)
+        return write(self, key, data, **how)
 
-    monkeypatch.setattr(units, "replace_file", stops)
+    monkeypatch.setattr(Store, "write", stops)
     for _ in range(4):
         with pytest.raises(KeyboardInterrupt):
             patch(tmp_path / "sweep")
     left.append(99)
     same(patch(tmp_path / "sweep"), expected)
-    assert len(asked) == len(set(asked)) == UNITS + 1  # no file twice
+    assert len(asked) == len(set(asked)) == UNITS + 2  # no file twice
     assert files(tmp_path / "sweep") == files(done[0])
 
 
@@ -107,7 +112,7 @@ def killed(folder, moments):
         process = subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(folder)], env=os.environ | {"PYTHONPATH": "."}
         )
-        while process.poll() is None and (not folder.exists() or len(files(folder)) < n_files):
+        while process.poll() is None and (not folder.exists() or len(stamps(folder)) < n_files):
             time.sleep(0.002)
         time.sleep(later)
         process.send_signal(signal.SIGKILL)
@@ -116,7 +121,9 @@ def killed(folder, moments):
 
 def stamps(folder):
     """When each file was written, to the nanosecond, and which file it is."""
-    found = (path for path in folder.iterdir() if not path.name.startswith("."))
+    found = (
+        path for path in folder.glob("[!.]*") if path.suffix in (".json", ".safetensors")
+    )  # but what is being written, which has another name until it is whole
     return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in found}
 
 
@@ -124,7 +131,7 @@ def test_folder__killed_from_outside__goes_on(done, patch, tmp_path):
     folder = tmp_path / "sweep"
     killed(folder, [(4, 0.01)])
     before = stamps(folder)
-    assert 4 <= len(before) < UNITS + 1
+    assert 4 <= len(before) < UNITS + 2
     same(patch(folder), done[1])
     assert files(folder) == files(done[0])
     assert before.items() <= stamps(folder).items()
@@ -142,8 +149,56 @@ def test_folder__killed_at_ten_random_moments__loses_and_doubles_nothing(done, p
     assert files(folder) == files(done[0])
 
 
+@pytest.mark.slow
+def test_folder__filled_by_two_processes_at_once__is_shared(done, patch, tmp_path):
+    folder = tmp_path / "sweep"
+    begin = lambda: subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder)], env=os.environ | {"PYTHONPATH": "."}
+    )
+    workers = [begin(), begin()]
+    while workers[0].poll() is None and (not folder.exists() or len(stamps(folder)) < 4):
+        time.sleep(0.002)
+    before = stamps(folder)
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    assert before.items() <= stamps(folder).items()
+    assert files(folder) == files(done[0])
+    same(patch(folder), done[1])
+
+
+def test_folder__with_a_unit_that_fails__says_so_and_has_the_rest(done, patch, tmp_path, monkeypatch):
+    real = units.scores_of
+
+    def poisoned(sweep, runs, layer, cells, start):
+        if int(layer) == 1:
+            raise ValueError("poison")
+        return real(sweep, runs, layer, cells, start)
+
+    monkeypatch.setattr(units, "scores_of", poisoned)
+    said = r"3 of 9 units in `.*` failed three times, and were set aside; the first, `unit-000003.safetensors`, with "
+    with pytest.raises(SweepError, match=rf"{said}ValueError: poison. Tracebacks are in `.*failed/`"):
+        patch(tmp_path)
+    assert len(list(tmp_path.glob("unit-*"))) == UNITS - 3
+    monkeypatch.setattr(units, "scores_of", real)
+    with pytest.raises(SweepError, match=r"delete that folder to try again\.$"):
+        patch(tmp_path)
+    for page in (tmp_path / "failed").iterdir():
+        page.write_text(page.read_text().replace("poison", "RESOURCE_EXHAUSTED: Out of memory"))
+    with pytest.raises(
+        SweepError, match="Memory ran out: sweep in another folder with chunk_size=1, half of this"
+    ):
+        patch(tmp_path, chunk_size=None)  # it is that of the folder
+    shutil.rmtree(tmp_path / "failed")
+    same(patch(tmp_path), done[1])
+    assert files(tmp_path) == files(done[0])
+
+
+def test_folder__on_storage_without_leases__is_refused_before_it_is_asked(patch):
+    with pytest.raises(ArgumentError, match="`s3://bucket-of-mine/sweep` cannot hold leases"):
+        patch("s3://bucket-of-mine/sweep")
+
+
 def test_folder__continued__shows_how_far_it_was(patch, tmp_path, monkeypatch):
-    shown, left, write = [], [5], units.replace_file
+    shown, left, write = [], [6], Store.write
 
     class Shown:
         def begin(self, description):
@@ -157,22 +212,26 @@ def test_folder__continued__shows_how_far_it_was(patch, tmp_path, monkeypatch):
         shown.extend((description, total))
         yield Shown()
 
-    def stops(path, data):
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        write(path, data)
+    def stops(self, key, data, **how):
+        if not key.startswith("."):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+        return write(self, key, data, **how)
 
     monkeypatch.setattr(units, "bar", bar)
-    monkeypatch.setattr(units, "replace_file", stops)
+    monkeypatch.setattr(Store, "write", stops)
     with pytest.raises(KeyboardInterrupt):
         patch(tmp_path)
     what = "Patching resid_pre"
-    assert shown == [what, UNITS, 0, what, 1, 1, 1, 1]  # its specification is the first file
+    assert shown == [what, UNITS, what, 1, 1, 1, 1]  # its specification and both runs are the first files
     shown.clear()
     left[0] = 99
     patch(tmp_path)
     assert shown == [what, UNITS, 4, what, *[1] * (UNITS - 4)]
+    shown.clear()
+    patch(tmp_path)
+    assert shown == []  # nothing is run, and nothing shown, where all is done
 
 
 def test_folder__of_a_run_that_is_not_finite__stays_without_units(patch, tiny_model, tmp_path):
@@ -225,6 +284,7 @@ def test_folder__that_is_broken__teaches(done, patch, tmp_path):
     for name, data, said in [
         (unit, whole[unit][:-3], "is not whole: .*Delete it, and it is swept again"),
         (unit, bytes(changed), "was changed after it was written"),
+        ("runs.safetensors", whole["runs.safetensors"][:-1], "is not whole: .*Delete it"),
         (unit, whole["unit-000004.safetensors"], "was changed after it was written, or is of another sweep"),
         ("sweep.json", b"{", "sweep.json` is not whole, or was changed"),
         ("sweep.json", json.dumps(page | {"site": "z"}).encode(), "sweep.json` is not whole, or was changed"),
