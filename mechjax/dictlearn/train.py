@@ -149,15 +149,15 @@ def train(
     )  # fmt: skip
     watch = Watch(f"Training {type(dictionary).__name__}", not_finite, metrics, tracker)
     how = _How(plan, watch, mesh, key, stops, keep, steps_per_call, normalize, centre)
-    kept = (
-        "Nothing was kept: give `checkpoints=`."
-        if checkpoints is None
-        else (
-            f"What was kept lies in `{checkpoints}`: start all processes again as before, and they go on from there."
-        )
-    )
-    with last_words(kept):
+    with last_words(_kept(checkpoints)):
         return _trained(dictionary, batches, how)
+
+
+def _kept(checkpoints: str | Path | None) -> str:
+    """What to say where the run is ended from outside."""
+    if checkpoints is None:
+        return "Nothing was kept: give `checkpoints=`."
+    return f"What was kept lies in `{checkpoints}`: start all processes again as before, and they go on from there."
 
 
 @dataclass(frozen=True)
