@@ -7,13 +7,15 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from mechjax.base.whole import whole
+
 
 def arrays_digest(tree: Any) -> str:
     """SHA-256 of a pytree's arrays, of their names, shapes and dtypes. One array at a time is on the host."""
     total = hashlib.sha256()
     leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(tree, _is_array))
     for path, leaf in leaves:
-        array = np.ascontiguousarray(leaf)
+        array = np.ascontiguousarray(whole(leaf))
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         total.update(f"{name} {array.dtype} {array.shape};".encode())
         total.update(array.reshape(-1).view(np.uint8).data)

@@ -21,6 +21,7 @@ import safetensors.numpy
 from mechjax.base import display
 from mechjax.base.encoding import decode, encode
 from mechjax.base.errors import CheckpointError, WriteError
+from mechjax.base.processes import by_the_first
 
 _FORMAT = "mechjax record 1"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -59,6 +60,8 @@ class Record(eqx.Module):
 def save(record: eqx.Module, folder: str | Path) -> Path:
     """Write `record` to `folder`, in one step: a reader finds the record that was there before, or this one.
 
+    Of several processes all must call it, and the first writes.
+
     Args:
         record: A record or a model.
         folder: Where to; made if it is not there. An earlier record in it is replaced, anything else is left alone.
@@ -77,6 +80,16 @@ def save(record: eqx.Module, folder: str | Path) -> Path:
     digest = hashlib.sha256(data).hexdigest()
     page = {"format": _FORMAT, "arrays": digest, "record": tree}
     text = json.dumps({"sha256": _digest(page), **page}, indent=1, allow_nan=False)
+    by_the_first(lambda: _put(folder, digest, data, text))
+    return folder
+
+
+def _put(folder: Path, digest: str, data: bytes, text: str) -> None:
+    """The record's two files, the arrays' first.
+
+    Raises:
+        WriteError: The folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / f"{digest}.safetensors", data)
@@ -88,7 +101,6 @@ def save(record: eqx.Module, folder: str | Path) -> Path:
         raise WriteError(
             f"cannot write the record to `{folder}`: {error.strerror or error}. Choose a folder that can be written."
         ) from error
-    return folder
 
 
 def restore(folder: str | Path) -> Any:

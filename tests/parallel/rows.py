@@ -25,6 +25,7 @@ from tests.attribution.transcoded import LLAMA, MLA
 KEY = jax.random.key(5)
 CONFIG = dataclasses.replace(SMALL, n_kv_heads=4)
 PROMPTS = np.random.default_rng(2).integers(0, 20, (2, 4, 5)).astype(np.int32)
+PROMPTS[:, :, 0] = np.arange(8).reshape(2, 4)  # no two activations are alike, so that none are tied
 LABELS = np.arange(16) % 2 == 0
 QUICK = ("forward", "capture", "edit", "activation_patch", "eap", "exact edges", "generate", "train")
 """Rows that run by default."""
@@ -178,7 +179,7 @@ def trained(c, **how):
 def trained_together(c):
     batches = [c.drawn(i, 16, 8, axes="batch d_model") for i in range(2)]
     several = [mj.dictionaries.TopK.init(d_model=8, n_features=8, k=k, key=KEY) for k in (2, 2)]
-    found = mj.dictlearn.train_many(several, batches, steps=2, learning_rate=[1e-3, 1e-2], mesh=c.mesh)
+    found = mj.dictlearn.train_many(several, batches, steps=2, learning_rate=1e-3, mesh=c.mesh)
     return [one.dictionary for one in found]
 
 
@@ -210,7 +211,7 @@ def printed(c):
     found = mj.patching.activation_patch(c.model, *c.pair, c.metric, site="resid_pre")
     if not repr(found) or not found._repr_html_():
         raise AssertionError("nothing is shown")
-    return [value for _, value in found.top(3)], [row["scores"] for row in found.rows()]
+    return [value for _, value in found.top(3)]
 
 
 def transcoded(name, c, **how):
@@ -240,14 +241,14 @@ def told(metric, c):
 
 def masked(c):
     graph = mj.graph.build(c.model)
-    kept = np.linspace(0, 1, len(graph.edges)).astype(np.float32)
+    kept = jnp.linspace(0, 1, len(graph.edges))
     ablated = mj.graph.writes(c.model, c.pair[1])
     return mj.graph.masked_forward(c.model, c.pair[0], kept, ablated, graph=graph)
 
 
 def masked_stream(c):
     graph = mj.graph.build(c.model)
-    kept = np.linspace(0, 1, len(graph.edges)).astype(np.float32)
+    kept = jnp.linspace(0, 1, len(graph.edges))
     ablated = mj.graph.writes(c.model, c.pair[1])
     start = mj.capture(c.model, ["resid_pre"])(c.pair[0])[1]["resid_pre"][0]
     return mj.graph.masked_stream(c.model, start, kept, ablated, graph=graph)
