@@ -64,7 +64,7 @@ def steps(text):
             said = line[4].partition(", metadata=")[0]
             given = [shapes.get(x, []) for x in re.findall(r"%([\w.-]+)", said.partition(")")[0])]
             yield Step(times, depth, line[3], shapes[line[1]], given, line[0])
-            length = re.search(r'known_trip_count\W+n\W+(\d+)', line[4])
+            length = re.search(r"known_trip_count\W+n\W+(\d+)", line[4])
             inner = times * int(length[1]) if length else times
             for how, names in _CALLED.findall(said):
                 inside = how in ("body", "condition")
@@ -81,7 +81,12 @@ def flops(text):
         if step.kind == "dot":
             summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", step.line)[1]
             (left,) = step.operands[0]
-            total += 2 * step.times * math.prod(step.shapes[0]) * math.prod(left[int(i)] for i in summed.split(",") if i)
+            total += (
+                2
+                * step.times
+                * math.prod(step.shapes[0])
+                * math.prod(left[int(i)] for i in summed.split(",") if i)
+            )
         elif step.kind in ("convolution", "custom-call") and "matmul" in step.line:
             raise AssertionError(f"a product that is not counted: {step.line[:300]}")
     return total
@@ -96,4 +101,6 @@ def crossing(text):
 
 
 def _shapes(said):
-    return [tuple(int(n) for n in dims.split(",") if n) for dims in re.findall(r"[a-z]+\d*\w*\[([\d,]*)\]", said)]
+    return [
+        tuple(int(n) for n in dims.split(",") if n) for dims in re.findall(r"[a-z]+\d*\w*\[([\d,]*)\]", said)
+    ]
