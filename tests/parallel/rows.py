@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import mechjax as mj
+from mechjax.base.errors import WriteError
 from mechjax.base.whole import whole
 from mechjax.models.experts import Experts
 from mechjax.models.load import build
@@ -206,6 +207,21 @@ def kept(c):
     return mj.restore(mj.save(acts, c.folder / "record"))
 
 
+def refused(c):
+    """A record that no folder can be made for, since a file stands there: all processes hear of it."""
+    (c.folder / "file").write_bytes(b"")
+    try:
+        mj.save(mj.capture(c.model, ["z"])(c.pair[0])[1], c.folder / "file")
+    except WriteError:
+        return 1
+    return 0
+
+
+def loaded(c):
+    """A model that ships, straight into the mesh."""
+    return mj.models.parameters(mj.load("induction-2l", mesh=c.mesh)[0])
+
+
 def printed(c):
     """What is shown of a record: numbers that read the same."""
     found = mj.patching.activation_patch(c.model, *c.pair, c.metric, site="resid_pre")
@@ -310,7 +326,9 @@ ROWS = {
     "splice": lambda c: mj.dictionaries.splice(c.model, {1: c.dictionary()}, error=False)(c.pair[0]),
     "write": stored,
     "save": kept,
+    "save to where nothing can be written": refused,
     "show": printed,
+    "load": loaded,
     "fold_norm": lambda c: mj.models.fold_norm(c.model)(c.pair[0]),
     "center_unembed": lambda c: mj.models.center_unembed(c.model)(c.pair[0]),
     "center_writing": lambda c: mj.models.center_writing(c.model)(c.pair[0]),
