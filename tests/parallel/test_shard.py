@@ -17,18 +17,20 @@ from tests.attribution.conftest import SMALL, redrawn
 from tests.attribution.transcoded import LLAMA
 from tests.tolerances import TOL
 
-BARE = {"qkv_bias": False, "out_bias": False, "mlp_bias": False, "norm_bias": False, "rotary_dim": 4}
-ROTARY = dataclasses.replace(SMALL, **LLAMA | BARE)
+BARE = {"qkv_bias": False, "out_bias": False, "mlp_bias": False, "norm_bias": False}
+PLAIN = mj.models.Config(d_vocab=20, n_ctx=8, d_model=16, n_layers=2, n_heads=4, activation="gelu_new")
+NEOX = {"positions": "rotary", "residual": "parallel", "tied": False, "activation": "gelu"}
+ROTARY = mj.models.Config(
+    d_vocab=20, n_ctx=8, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, d_mlp=12, norm="rms", positions="rotary",
+    mlp="gated", tied=False, activation="silu", **BARE,
+)  # fmt: skip
+EXPERTS = Experts(n_experts=4, top_k=2, d_expert=12, normalized=True)
 FAMILIES = {
-    "gpt2": dataclasses.replace(
-        SMALL, n_kv_heads=4, activation="gelu_new"
-    ),  # matrices transposed, q, k, v in one
-    "neox": dataclasses.replace(
-        SMALL, n_kv_heads=4, positions="rotary", residual="parallel", tied=False, rotary_dim=2
-    ),
+    "gpt2": PLAIN,  # matrices transposed, queries, keys and values in one
+    "neox": mj.models.Config(d_vocab=20, n_ctx=8, d_model=16, n_layers=2, n_heads=4, **NEOX),  # heads in one
     "llama": ROTARY,
     "phi3": ROTARY,  # queries, keys and values of different size in one
-    "mixtral": dataclasses.replace(ROTARY, experts=Experts(n_experts=4, top_k=2, d_expert=12), d_mlp=12),
+    "mixtral": dataclasses.replace(ROTARY, experts=EXPERTS),
 }
 MESHES = {
     "2x4": {"data": 2, "model": 4},
@@ -58,7 +60,7 @@ def test_load__straight_into_a_mesh__has_the_same_bits_split_as_shard_splits(fam
 @pytest.mark.parametrize("name", ["decoder", "experts"])
 def test_forward__on_meshes_of_other_axes__equals_one_device(name, sizes):
     config = FAMILIES["mixtral"] if name == "experts" else dataclasses.replace(SMALL, n_kv_heads=4)
-    model, mesh = redrawn(config), mj.make_mesh(**sizes)
+    model, mesh = jax.tree.map(lambda x: x / 2, redrawn(config)), mj.make_mesh(**sizes)
     ids = np.random.default_rng(0).integers(0, 20, (4, 6)).astype(np.int32)
     split = mj.shard(jnp.asarray(ids), mesh, axes="batch pos")
     parts = sizes.get("data", 1) * sizes.get("fsdp", 1) * sizes.get("sequence", 1)
@@ -127,10 +129,10 @@ def test_make_mesh__with_other_axes__has_them_where_they_are_more_than_one():
     assert dict(mj.make_mesh(sequence=2).shape) == {"data": 4, "sequence": 2, "model": 1}
     assert dict(mj.make_mesh(expert=4, model=2).shape) == {"data": 1, "expert": 4, "model": 2}
     with pytest.raises(
-        ArgumentError, match=r"make_mesh\(data=None, model=1, fsdp=0\): sizes must be positive"
+        ArgumentError, match=r"make_mesh\(data=None, fsdp=0, model=1\): sizes must be positive"
     ):
         mj.make_mesh(fsdp=0)
     with pytest.raises(ArgumentError, match=r"8 devices cannot be split into rows of 6"):
         mj.make_mesh(expert=3, model=2)
-    with pytest.raises(ArgumentError, match=r"data=4, model=2, sequence=2\) needs 16 devices; 8 are here"):
+    with pytest.raises(ArgumentError, match=r"data=4, sequence=2, model=2\) needs 16 devices; 8 are here"):
         mj.make_mesh(data=4, sequence=2, model=2)
