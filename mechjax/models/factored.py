@@ -168,7 +168,7 @@ class FactoredMatrix(Record):
         if isinstance(small, Tracer):
             return jnp.linalg.eigvals(small)
         found = np.linalg.eigvals(whole(small))  # real where all of them are
-        return jnp.asarray(found, jnp.result_type(found.dtype, jnp.complex64))
+        return jnp.asarray(found, np.result_type(found.dtype, np.complex64))
 
     def _square(self, what: str) -> None:
         if self.shape[-1] != self.shape[-2]:

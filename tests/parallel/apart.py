@@ -14,7 +14,7 @@ from pathlib import Path
 
 import mechjax as mj
 
-SECONDS = 3000
+SECONDS = 1500
 
 
 def worker(index, port, folder, *names):
@@ -56,7 +56,11 @@ def together(folder, names):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     runs = [_process(str(i), str(port), str(folder), *names) for i in range(2)]
-    ended = [(run.communicate(timeout=SECONDS)[1], run.returncode) for run in runs]
+    try:
+        ended = [(run.communicate(timeout=SECONDS)[1], run.returncode) for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
     if any(code for _, code in ended):
         raise AssertionError("\n".join(text[-3000:] for text, _ in ended))
     said = [json.loads((folder / f"said.{i}.json").read_text()) for i in range(2)]

@@ -76,6 +76,7 @@ def test_row__on_eight_devices__equals_one(name, placement, cases, expected):
     placements.same(given, expected(name))
 
 
+@pytest.mark.timeout(apart.SECONDS)  # the first waits for all
 @pytest.mark.parametrize("name", marked(ROWS, QUICK))
 def test_row__in_two_processes__equals_one(name, in_two_processes, expected):
     given = in_two_processes[name]
