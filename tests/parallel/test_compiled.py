@@ -15,7 +15,6 @@ from mechjax.models import attention
 from mechjax.transform.cost import cost
 from tests.attribution.conftest import redrawn
 from tests.parallel import compiled, placements
-from tests.parallel.for_tpu import programs
 from tests.parallel.rows import CONFIG, PROMPTS
 
 WIDE = mj.models.Config(
@@ -27,11 +26,30 @@ WRITTEN = "...i,im->...m"  # what heads write together
 SLOW = pytest.mark.slow
 
 
+def programs(model):
+    """Name -> a function of the model and prompts."""
+    metric, graph = mj.metrics.logit_diff(1, 2), mj.graph.build(model)
+    # Were both sides the same prompts, one device would run them once.
+    pair = lambda ids: (ids, (ids + 1) % WIDE.d_vocab)
+    patching, attribution = mj.patching, mj.attribution
+    return {
+        "forward": lambda m, ids: m(ids),
+        "capture": lambda m, ids: mj.capture(m, ["z", "resid_post"])(ids),
+        "sweep": lambda m, ids: (
+            patching.activation_patch(m, *pair(ids), metric, site="resid_pre").per_example
+        ),
+        "eap": lambda m, ids: attribution.eap(m, *pair(ids), metric, graph=graph).scores,
+        "attribution_patch": lambda m, ids: (
+            attribution.attribution_patch(m, *pair(ids), metric, site="z").per_example
+        ),
+    }
+
+
 @pytest.fixture(scope="module")
 def text():
     """The text of a program on one device, or on a mesh."""
     model = jax.eval_shape(lambda key: mj.init(WIDE, key=key), jax.random.key(0))
-    known = programs(model, mj.metrics.logit_diff(1, 2), mj.graph.build(model))
+    known = programs(model)
     return cache(
         lambda name, mesh: compiled.text_of(known[name], model, IDS, mesh and mj.make_mesh(**MESHES[mesh]))
     )
