@@ -22,7 +22,6 @@ from tests.tolerances import TOL
 KEY = jax.random.key(3)
 
 
-
 def places(pair):
     """A position of each prompt, not the same for all."""
     return jnp.arange(len(pair[0])) % 2 + 1
