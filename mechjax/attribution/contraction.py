@@ -191,7 +191,7 @@ def _contracted(
         sizes = [graph.n_layers * n for n in graph.reads.values()] + [1]
         zero = [jnp.zeros((len(graph.nodes), n), sent.input.dtype) for n in sizes]
         *layered, last = lax.scan(piece, zero, jnp.arange(n))[0]
-        layered = [x.reshape(len(x), graph.n_layers, -1) for x in layered]
+        layered = [x.reshape(len(x), -1, graph.n_layers).swapaxes(1, 2) for x in layered]
         return jnp.concatenate((jnp.concatenate(layered, -1).reshape(len(last), -1), last), -1)
 
     tables = lax.map(group, jnp.arange(n_groups))
@@ -217,14 +217,14 @@ def _rows(x: Array, lead: int, rows: Array | None, n_groups: int, length: int) -
     return x.reshape(*before, n_groups * length, *own)
 
 
-def _weights(model: Decoder) -> list[Float[Array, "layer head d_head d_model"]]:
+def _weights(model: Decoder) -> list[Float[Array, "head layer d_head d_model"]]:
     """What pulls gradients at q, k and v back to the stream: the projections, times the norm's `w` and centred."""
     attn, norm, config = _attention(model), model.blocks.ln1, model.config
 
     def of(W: Array) -> Array:
-        W = jnp.moveaxis(W, 1, -1)
+        W = W.transpose(2, 0, 3, 1)
         if norm is not None and norm.w is not None:
-            W = W * (norm.w + jnp.asarray(config.norm_offset, norm.w.dtype))[:, None, None]
+            W = W * (norm.w + jnp.asarray(config.norm_offset, norm.w.dtype))[:, None]
         return W - W.mean(-1, keepdims=True) if norm is not None and config.norm == "layer" else W
 
     return [of(W) for W in (attn.W_Q, attn.W_K, attn.W_V)]
@@ -249,7 +249,10 @@ def _summed(
 def _readers(
     given: Subject, weights: list[Array], found: Slopes
 ) -> list[Float[Array, "*reader pos d_model"]]:
-    """The gradient at what readers read: queries, keys, values, units of MLPs, MLPs (if any), and the unembedding."""
+    """The gradient at what readers read: queries, keys, values, units of MLPs, MLPs (if any), and the unembedding.
+
+    Heads (and units) stand before layers: both as one axis are then still split over a mesh, where heads are.
+    """
     config, scale, n = given.model.config, None, None
     if given.model.blocks.ln1 is not None:
         x = widened(found.resid)
@@ -260,11 +263,11 @@ def _readers(
     def pulled(g: Array, W: Array) -> Array:
         if scale is not None:
             g = (g / scale[..., None]).astype(g.dtype)
-        heads = contract("lphe,lhem->lhpm", g, W, config)
+        heads = contract("hlpe,hlem->hlpm", jnp.moveaxis(g, 2, 0), W, config)
         if n is None or given.rules.norm == "frozen":
             return heads
-        along = (heads * n[:, None]).sum(-1, keepdims=True) / n.shape[-1]
-        return heads - along * n[:, None]
+        along = (heads * n).sum(-1, keepdims=True) / n.shape[-1]
+        return heads - along * n
 
     read = [pulled(g, W) for g, W in zip(found.heads, weights, strict=True)]
     if found.mlps is None:
@@ -272,7 +275,7 @@ def _readers(
     if found.units is None:
         return [*read, found.mlps, found.last]
     units = _units(given, found.units)
-    return [*read, jnp.moveaxis(units, -2, 1), found.mlps - units.sum(-2), found.last]
+    return [*read, jnp.moveaxis(units, -2, 0), found.mlps - units.sum(-2), found.last]
 
 
 def _units(given: Subject, found: UnitSlopes) -> Float[Array, "layer pos unit d_model"]:

@@ -20,6 +20,7 @@ from mechjax.base import display
 from mechjax.base.atomic import replace_file
 from mechjax.base.encoding import decode, encode
 from mechjax.base.errors import CheckpointError, WriteError
+from mechjax.base.processes import by_the_first
 from mechjax.base.provenance import Provenance, provenance_of, read_provenance
 from mechjax.base.signed import signed, unsigned
 
@@ -65,6 +66,8 @@ def save(record: eqx.Module, folder: str | Path, **made_from: Any) -> Path:
     and each further keyword as what it was made from: `save(scores, folder, model=model, clean=clean, corrupt=corrupt,
     metric=metric, seed=0)`.
 
+    Of several processes all must call it, and the first writes.
+
     Args:
         record: A record or a model.
         folder: Where to; made if it is not there. An earlier record in it is replaced, anything else is left alone.
@@ -89,10 +92,21 @@ def save(record: eqx.Module, folder: str | Path, **made_from: Any) -> Path:
         name: f"{zlib.crc32(array.reshape(-1).view(np.uint8).data):08x}" for name, array in arrays.items()
     }
     page = {"format": FORMAT, "arrays": digest, "record": tree, "crc32": sums, "provenance": made.page()}
+    text = signed(page, "indented")
+    by_the_first(lambda: _put(folder, digest, data, text))
+    return folder
+
+
+def _put(folder: Path, digest: str, data: bytes, text: bytes) -> None:
+    """The record's two files, the arrays' first.
+
+    Raises:
+        WriteError: The folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / f"{digest}.safetensors", data)
-        replace_file(folder / PAGE, signed(page, "indented"))
+        replace_file(folder / PAGE, text)
         for stale in folder.glob("*.safetensors"):
             if _SHA256.fullmatch(stale.stem) and stale.stem != digest:
                 stale.unlink()
@@ -100,7 +114,6 @@ def save(record: eqx.Module, folder: str | Path, **made_from: Any) -> Path:
         raise WriteError(
             f"cannot write the record to `{folder}`: {error.strerror or error}. Choose a folder that can be written."
         ) from error
-    return folder
 
 
 def restore(folder: str | Path) -> Any:

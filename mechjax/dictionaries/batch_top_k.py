@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.dictionaries.aux_k import Revived, aux_of
 from mechjax.dictionaries.dictionary import Outcome, Selected, Stage, drawn
 from mechjax.dictionaries.largest import largest_of_all, largest_of_each
@@ -90,6 +91,7 @@ class BatchTopK(Revived):
             **more,
         )
 
+    @on_any_mesh
     def encode(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch feature"]:
         """The latents of each token that are above the threshold."""
         z = jax.nn.relu(self.preactivations(x))

@@ -32,6 +32,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from mechjax.base.errors import ArgumentError, ShapeError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.dictionaries.dictionary import Dictionary, Outcome, Selected, Stage, squared
 from mechjax.dictionaries.jump_relu import FEWEST, LARGE, PER_CANDIDATE, above, jump
 from mechjax.dictionaries.products import Codes, at_least_float32, few, product, read, write
@@ -160,6 +161,7 @@ class CrossLayerTranscoder(Dictionary):
         """Where in `W_dec` the decoders of a layer begin."""
         return layer * self.n_layers - layer * (layer - 1) // 2
 
+    @on_any_mesh
     def preactivations(self, x: Float[Array, "*batch layer d_model"]) -> Float[Array, "*batch layer feature"]:
         """What the encoders give.
 
@@ -173,11 +175,13 @@ class CrossLayerTranscoder(Dictionary):
             )
         return each_layer(x, self.W_enc) + self.b_enc
 
+    @on_any_mesh
     def encode(self, x: Float[Array, "*batch layer d_model"]) -> Float[Array, "*batch layer feature"]:
         """The latents of each token and layer that are above their thresholds."""
         z = self.preactivations(x)
         return jnp.where(z > self.threshold.astype(z.dtype), jax.nn.relu(z), 0)
 
+    @on_any_mesh
     def decode(self, f: Float[Array, "*batch layer feature"]) -> Float[Array, "*batch layer d_out"]:
         """What latents write to each layer, `W_skip` aside."""
         made = jnp.broadcast_to(self.b_dec, (*f.shape[:-2], *self.b_dec.shape))

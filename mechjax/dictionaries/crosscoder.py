@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from mechjax.base.errors import ArgumentError, ShapeError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.dictionaries.batch_top_k import BatchTopK
 from mechjax.dictionaries.dictionary import Dictionary
 from mechjax.dictionaries.gated import Gated
@@ -152,6 +153,7 @@ class Crosscoder(eqx.Module):
     def _apart(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], self.n_sites, -1)
 
+    @on_any_mesh
     def encode(self, x: Float[Array, "*batch site d_model"]) -> Float[Array, "*batch feature"]:
         """The latents of each token.
 
@@ -165,10 +167,12 @@ class Crosscoder(eqx.Module):
             )
         return self.dictionary.encode(x.reshape(*x.shape[:-2], -1))
 
+    @on_any_mesh
     def decode(self, f: Float[Array, "*batch feature"]) -> Float[Array, "*batch site d_model"]:
         """What latents stand for at each site."""
         return self._apart(self.dictionary.decode(f))
 
+    @on_any_mesh
     def __call__(self, x: Float[Array, "*batch site d_model"]) -> Float[Array, "*batch site d_model"]:
         """What is made of `x`."""
         return self.decode(self.encode(x))

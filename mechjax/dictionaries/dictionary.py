@@ -20,6 +20,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mechjax.base.errors import ArgumentError, ShapeError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.dictionaries.products import Codes, product, write
 
 
@@ -150,6 +151,7 @@ class Dictionary(eqx.Module):
         """The shape of what is made of a token."""
         return self.b_dec.shape
 
+    @on_any_mesh
     def preactivations(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch feature"]:
         """What the encoder gives.
 
@@ -177,6 +179,7 @@ class Dictionary(eqx.Module):
         return x - lax.stop_gradient(self.b_dec), _less(self.b_enc, self.b_dec, self.W_enc)
 
     @abstractmethod
+    @on_any_mesh
     def encode(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch feature"]:
         """The latents of each token, by itself: how a trained dictionary is used.
 
@@ -184,10 +187,12 @@ class Dictionary(eqx.Module):
             ShapeError: An input of another length.
         """
 
+    @on_any_mesh
     def decode(self, f: Float[Array, "*batch feature"]) -> Float[Array, "*batch d_out"]:
         """What latents stand for, `W_skip` aside."""
         return product(f, self.W_dec) + self.b_dec
 
+    @on_any_mesh
     def __call__(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d_out"]:
         """What is made of `x`: its latents decoded, and `x W_skip`."""
         return self.completed(self.decode(self.encode(x)), x)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.dictionaries.dictionary import Dictionary, Outcome, Selected, Stage, drawn, squared
 from mechjax.dictionaries.products import Codes, product
 
@@ -70,6 +71,7 @@ class Gated(Dictionary):
         none = jnp.zeros(n_features, dtype)
         return cls(**arrays, r=none, b_size=none, coefficient=jnp.asarray(coefficient, dtype))
 
+    @on_any_mesh
     def encode(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch feature"]:
         """The latents of each token."""
         return self._gates(x)[1]

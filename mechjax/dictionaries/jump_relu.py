@@ -33,6 +33,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Key
 
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.dictionaries.dictionary import Dictionary, Outcome, Selected, Stage, drawn
 from mechjax.dictionaries.largest import largest_of_each
 from mechjax.dictionaries.products import Codes, at_least_float32, few, pairs, read
@@ -121,6 +122,7 @@ class JumpReLU(Dictionary):
             penalty=penalty,
         )
 
+    @on_any_mesh
     def encode(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch feature"]:
         """The latents of each token that are above their thresholds."""
         z = self.preactivations(x)

@@ -28,6 +28,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from mechjax.base.errors import ShapeError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.dictionaries.dictionary import Dictionary, Outcome, Selected, Stage, drawn
 from mechjax.dictionaries.products import Codes, product
 from mechjax.dictionaries.top_k import check_k
@@ -76,6 +77,7 @@ class MatchingPursuit(Dictionary):
         """Length of what is read."""
         return self.W_dec.shape[-1]
 
+    @on_any_mesh
     def encode(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch feature"]:
         """The latents of each token: at most k are not 0.
 

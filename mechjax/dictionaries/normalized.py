@@ -17,6 +17,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.dictionaries.dictionary import Dictionary
 
 EPSILON = 1e-5
@@ -45,12 +46,14 @@ class Normalized(eqx.Module):
         """Length of what is read."""
         return self.dictionary.d_model
 
+    @on_any_mesh
     def encode(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch feature"]:
         """The latents of each token."""
         mean, size = self._moments(x)
         spare = EPSILON if self.kind == "layer_norm" else 0
         return self.dictionary.encode((x - mean) / (size + spare))
 
+    @on_any_mesh
     def decode(self, f: Float[Array, "*batch feature"]) -> Float[Array, "*batch d_out"]:
         """What latents stand for in normalised units; `completed` brings it back to those of a token."""
         return self.dictionary.decode(f)
@@ -64,6 +67,7 @@ class Normalized(eqx.Module):
             made = made * size + mean
         return self.dictionary.completed(made, x)
 
+    @on_any_mesh
     def __call__(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch d_out"]:
         """What is made of `x`."""
         return self.completed(self.decode(self.encode(x)), x)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.dictionaries.dictionary import Dictionary, Outcome, Selected, Stage, drawn
 from mechjax.dictionaries.products import Codes
 
@@ -70,6 +71,7 @@ class ReLU(Dictionary):
             arrays |= {"W_enc": 0.1 * arrays["W_enc"], "W_dec": 0.1 * arrays["W_dec"], "centred": False}
         return cls(**arrays, coefficient=jnp.asarray(coefficient, dtype), penalty=penalty)
 
+    @on_any_mesh
     def encode(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch feature"]:
         """The latents of each token."""
         return jax.nn.relu(self.preactivations(x))

@@ -25,6 +25,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.dictionaries.dictionary import Dictionary, Outcome, Selected, Stage, drawn
 from mechjax.dictionaries.products import Codes, product, read
 from mechjax.dictionaries.top_k import check_k
@@ -113,6 +114,7 @@ class Switch(Dictionary):
         values, indices = lax.top_k(z, self.k)
         return Codes(values, indices + (expert[:, None] * width).astype(indices.dtype)), z, expert
 
+    @on_any_mesh
     def encode(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch feature"]:
         """The latents of each token: at most k of one expert are not 0."""
         self.readable(x)

@@ -20,6 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from mechjax.base.errors import ArgumentError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.dictionaries.aux_k import Revived, aux_of
 from mechjax.dictionaries.dictionary import Outcome, Selected, Stage, drawn
 from mechjax.dictionaries.largest import codes_of_each
@@ -83,6 +84,7 @@ class TopK(Revived):
             multi_k=min(4 * k, n_features) if multi else 0,
         )
 
+    @on_any_mesh
     def encode(self, x: Float[Array, "*batch d_model"]) -> Float[Array, "*batch feature"]:
         """The latents of each token: at most k are not 0."""
         z = self.preactivations(x)

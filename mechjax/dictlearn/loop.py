@@ -23,6 +23,7 @@ from mechjax.dictionaries import Dictionary
 from mechjax.dictlearn.placement import kept_placed, placed, spread_batches
 from mechjax.dictlearn.plan import Plan
 from mechjax.dictlearn.step import State, advanced
+from mechjax.parallel.last_words import last_words
 from mechjax.parallel.shard import spread
 
 Batch = Any
@@ -156,12 +157,21 @@ class Watch:
         not_finite: What to do with a batch that is not finite.
         metrics: A file for each step's measures.
         tracker: What else is told them.
+        checkpoints: Where the run is kept.
     """
 
     called: str
     not_finite: NotFinite
     metrics: str | Path | None
     tracker: Tracker | None
+    checkpoints: str | Path | None = None
+
+    @property
+    def farewell(self) -> str:
+        """What to say where a run of several processes is ended from outside."""
+        if self.checkpoints is None:
+            return "Nothing was kept of the training: give `checkpoints=`."
+        return f"What was kept lies in `{self.checkpoints}`: start all processes again as before, and they go on from there."
 
 
 def run(
@@ -189,7 +199,7 @@ def run(
     """
     within = nullcontext if mesh is None else partial(jax.set_mesh, mesh)
     held = tuple(group if mesh is None else _placed(group, plan, mesh) for group in groups)
-    with bar(watch.called, int(plan.steps)) as progress:
+    with bar(watch.called, int(plan.steps)) as progress, last_words(watch.farewell):
         progress.advance(done)
         for x, y in stream:
             part = (x, y) if mesh is None else (spread_batches(x, mesh, own), spread_batches(y, mesh, own))

@@ -44,7 +44,6 @@ from mechjax.dictlearn.plan import DEAD_AFTER, Plan, planned
 from mechjax.dictlearn.resample import resampled
 from mechjax.dictlearn.start import begin
 from mechjax.dictlearn.step import State, begun, turned
-from mechjax.parallel.last_words import last_words
 from mechjax.parallel.shard import spread
 
 
@@ -147,17 +146,9 @@ def train(
         checkpoints, save_every, steps_per_call, dictionary.trained, plan, resample_at=sorted(stops),
         key=np.asarray(jax.random.key_data(key)).tolist(), normalize=normalize, centre=centre, not_finite=not_finite,
     )  # fmt: skip
-    watch = Watch(f"Training {type(dictionary).__name__}", not_finite, metrics, tracker)
+    watch = Watch(f"Training {type(dictionary).__name__}", not_finite, metrics, tracker, checkpoints)
     how = _How(plan, watch, mesh, key, stops, keep, steps_per_call, normalize, centre)
-    with last_words(_kept(checkpoints)):
-        return _trained(dictionary, batches, how)
-
-
-def _kept(checkpoints: str | Path | None) -> str:
-    """What to say where the run is ended from outside."""
-    if checkpoints is None:
-        return "Nothing was kept: give `checkpoints=`."
-    return f"What was kept lies in `{checkpoints}`: start all processes again as before, and they go on from there."
+    return _trained(dictionary, batches, how)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.errors import ArgumentError, ShapeError, TokenError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.prompts import Prompts
 from mechjax.base.whole import whole
 from mechjax.transform.select import is_concrete
@@ -35,6 +36,7 @@ class Metric(eqx.Module):
         """The batch shapes of what it was given, by name: () where one serves all examples."""
         return {"pos": self.pos.shape}
 
+    @on_any_mesh
     def __call__(
         self, logits: Float[Array, "*batch pos d_vocab"], mask: Bool[Array, "*batch pos"] | None = None
     ) -> Float[Array, "*batch"]:

@@ -13,14 +13,16 @@ and a key at the same position only.
 from typing import Any, ClassVar, Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Complex, Float
 
 from mechjax.base.errors import ArgumentError, ShapeError, UnsupportedModelError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
+from mechjax.base.whole import whole
 from mechjax.models.config import Config
 from mechjax.models.contraction import widened
 from mechjax.models.decoder import Decoder
@@ -72,6 +74,7 @@ class FactoredMatrix(Record):
         return jnp.broadcast_shapes(self.A.shape[:-2], self.B.shape[:-2])
 
     @property
+    @on_any_mesh
     def AB(self) -> Float[Array, "... left right"]:
         """The product itself."""
         return _times(self.A, self.B)
@@ -81,6 +84,7 @@ class FactoredMatrix(Record):
         """Transposes of the matrices; leading axes stay."""
         return FactoredMatrix(self.B.mT, self.A.mT)
 
+    @on_any_mesh
     def __matmul__(self, other: Any) -> Any:
         """Product with a factored matrix (at the smaller rank) or a matrix, factored again; or with a vector."""
         if isinstance(other, FactoredMatrix):
@@ -93,6 +97,7 @@ class FactoredMatrix(Record):
             return self._met(lambda B, x: _times(self.A, _times(B, x)[..., None])[..., 0], self.B, other)
         return FactoredMatrix(self.A, self._met(_times, self.B, other))
 
+    @on_any_mesh
     def __rmatmul__(self, other: Any) -> Any:
         other = jnp.asarray(other)
         if other.ndim == 1:
@@ -124,18 +129,21 @@ class FactoredMatrix(Record):
         return FactoredMatrix(A[places], B[places])
 
     @property
+    @on_any_mesh
     def norm(self) -> Float[Array, "..."]:
         """Frobenius norm."""
         left, right = _triangle(self.A), _triangle(self.B.mT)
         return jnp.linalg.norm(_times(left, right.mT), axis=(-2, -1))
 
     @property
+    @on_any_mesh
     def trace(self) -> Float[Array, "..."]:
         """Sum of the diagonal, which is the sum of the eigenvalues."""
         self._square("trace")
         A, B = widened(self.A), widened(self.B)
         return (A * B.mT).sum((-2, -1))
 
+    @on_any_mesh
     def svd(
         self,
     ) -> tuple[Float[Array, "... left rank"], Float[Array, "... rank"], Float[Array, "... rank right"]]:
@@ -146,6 +154,7 @@ class FactoredMatrix(Record):
         return _times(Q_A, U), S, _times(Vh, Q_B.mT)
 
     @property
+    @on_any_mesh
     def eigenvalues(self) -> Complex[Array, "... mid"]:
         """The eigenvalues that can differ from zero: those of the small product `B @ A`. In no order.
 
@@ -156,7 +165,10 @@ class FactoredMatrix(Record):
         """
         self._square("eigenvalues")
         small = _times(widened(self.B), widened(self.A))
-        return jnp.linalg.eigvals(_on_cpu(small))
+        if isinstance(small, Tracer):
+            return jnp.linalg.eigvals(small)
+        found = np.linalg.eigvals(whole(small))  # real where all of them are
+        return jnp.asarray(found, np.result_type(found.dtype, np.complex64))
 
     def _square(self, what: str) -> None:
         if self.shape[-1] != self.shape[-2]:
@@ -185,6 +197,7 @@ class Composition(Record):
         }
 
 
+@on_any_mesh
 def qk(model: Decoder) -> FactoredMatrix:
     """`W_Q @ W_K^T` of every head (leading axes layer, head): a query head with the keys that it reads.
 
@@ -212,6 +225,7 @@ def qk(model: Decoder) -> FactoredMatrix:
     return FactoredMatrix(Q.transpose(0, 2, 1, 3), _per_head(K, model).transpose(0, 2, 3, 1))
 
 
+@on_any_mesh
 def ov(model: Decoder) -> FactoredMatrix:
     """`W_V @ W_O` of every head (leading axes layer, head): a query head with the values that it moves.
 
@@ -224,6 +238,7 @@ def ov(model: Decoder) -> FactoredMatrix:
     return FactoredMatrix(_per_head(attn.W_V, model).transpose(0, 2, 1, 3), attn.W_O)
 
 
+@on_any_mesh
 def composition_scores(left: FactoredMatrix, right: FactoredMatrix) -> Float[Array, "..."]:
     """`||L R|| / (||L|| ||R||)` of every matrix of `left` with every one of `right` (Frobenius norms).
 
@@ -262,6 +277,7 @@ def composition_scores(left: FactoredMatrix, right: FactoredMatrix) -> Float[Arr
     return both / jnp.expand_dims(sizes[0], tuple(range(-sizes[1].ndim, 0))) / sizes[1]
 
 
+@on_any_mesh
 def composition(model: Decoder, through: Literal["q", "k", "v"]) -> Composition:
     """How much each head's queries, keys or values are made of what each earlier head writes.
 
@@ -285,6 +301,7 @@ def composition(model: Decoder, through: Literal["q", "k", "v"]) -> Composition:
     return Composition(jnp.where(earlier, scores, jnp.nan), through)
 
 
+@on_any_mesh
 def copying_score(model: Decoder) -> Float[Array, "layer head"]:
     """From -1 to 1: whether what a head moves makes the tokens that it moves likelier.
 
@@ -339,9 +356,3 @@ def _times(x: Array, y: Array) -> Array:
 def _triangle(x: Array) -> Float[Array, "... rank mid"]:
     """R of the QR decomposition: as many rows as columns, and the norm of `R @ y` is that of `x @ y`."""
     return jnp.linalg.qr(widened(x), mode="r")
-
-
-def _on_cpu(x: Array) -> Array:
-    if isinstance(x, Tracer) or x.devices() == {jax.devices("cpu")[0]}:
-        return x
-    return jax.device_put(x, jax.devices("cpu")[0])

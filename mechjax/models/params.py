@@ -5,7 +5,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array
 
 from mechjax.models.attention import Attention
 from mechjax.models.block import Block
@@ -52,7 +51,7 @@ def assemble(config: Config, params: Mapping[str, Any]) -> Decoder:
     )  # fmt: skip
 
 
-def parameters(model: eqx.Module) -> dict[str, Array]:
-    """Every parameter by path; the inverse of `assemble`, and of an encoder's."""
+def parameters(model: eqx.Module) -> dict[str, Any]:
+    """Every parameter (or its shape, of a model of shapes) by path; the inverse of `assemble`, and of an encoder's."""
     leaves = jax.tree_util.tree_flatten_with_path(model)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.errors import ArgumentError, ShapeError, SiteError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.models.cache import Cache, Keys, Prefix
 from mechjax.models.decoder import Decoder
 from mechjax.models.marks import unmarked
@@ -39,6 +40,7 @@ class Resumed(eqx.Module):
     cache: Cache | None = None
     start: int = eqx.field(static=True, default=0)
 
+    @on_any_mesh
     def __call__(
         self,
         resid: Float[Array, "*batch pos d_model"],

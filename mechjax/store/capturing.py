@@ -152,4 +152,4 @@ def _looked_at(
             f"position {pos}.{far} The shards before are whole. Look at that prompt; to leave such tokens out and "
             "count them, begin in another folder with not_finite='skip'."
         )
-    return _Run(tuple(map(np.asarray, arrays[0])), np.flatnonzero(real & every), len(wrong), before, after)
+    return _Run(tuple(map(whole, arrays[0])), np.flatnonzero(real & every), len(wrong), before, after)

@@ -7,18 +7,23 @@ writing off, the same call goes on behind the last whole shard, and what comes o
 
 Cost: a run of the model over the prompts, up to the last layer asked for; memory of two shards and two batches; about
 what copying the rows and one SHA-256 and double-precision sums over them take. Going on reads the prompts from their
-start, without the model, unless they can say where they were (`mechjax.text.pack`). One process writes.
+start, without the model, unless they can say where they were (`mechjax.text.pack`). Of several processes that share
+a mesh all must call it, on one file system; the first writes.
 """
 
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from mechjax.base.digests import arrays_digest
 from mechjax.base.errors import ArgumentError, WriteError
+from mechjax.base.processes import by_the_first
 from mechjax.base.progress import bar
 from mechjax.hub import Tokenizer
 from mechjax.models import Decoder, Encoder
@@ -93,8 +98,9 @@ def write(
     said = _specification(
         model, columns_of(model, sites, layers), dtype, shard_rows, rows, skip_first, not_finite, tokenizer, source
     )  # fmt: skip
-    with sole_writer(folder):
-        manifest = _begun(folder, said, model, prompts)
+    with ExitStack() as held:
+        by_the_first(lambda: held.enter_context(sole_writer(folder)))
+        manifest = by_the_first(lambda: _begun(folder, said, model, prompts)) or read_manifest(folder)
         if not manifest.complete:
             manifest = _written(folder, model, prompts, manifest)
     return Store(folder, manifest)
@@ -160,15 +166,17 @@ def _written(folder: Path, model: Decoder | Encoder, prompts: Iterable[Any], man
     said, stored = manifest.specification, manifest.rows
     left = None if said.rows is None else said.rows - stored
     what = ", ".join(dict.fromkeys(column.site for column in said.columns))
-    waiting: Future[Manifest] | None = None
+    waiting: Callable[[], Manifest] | None = None
     with ThreadPoolExecutor(1) as pool, bar(f"Storing {what}", said.rows) as progress:
         progress.advance(stored)
         progress.begin(f"Storing {what}")
         for shard in shards_from(model, prompts, said, manifest.end, left):
-            manifest = manifest if waiting is None else waiting.result()
-            waiting = pool.submit(_with_shard, folder, manifest, shard)
+            manifest = manifest if waiting is None else by_the_first(waiting) or manifest
+            waiting = partial(read_manifest, folder)
+            if jax.process_index() == 0:
+                waiting = pool.submit(_with_shard, folder, manifest, shard).result
             progress.advance(len(shard.columns[0]))
-        return manifest if waiting is None else waiting.result()
+        return manifest if waiting is None else by_the_first(waiting) or read_manifest(folder)
 
 
 def _with_shard(folder: Path, manifest: Manifest, shard: Filled) -> Manifest:

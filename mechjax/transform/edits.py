@@ -15,6 +15,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from mechjax.base.catalogue import spelled_out
 from mechjax.base.errors import ArgumentError, ShapeError, SiteError
+from mechjax.base.meshes import on_any_mesh
 from mechjax.transform.select import as_array, as_index, is_concrete
 from mechjax.transform.static import hold
 
@@ -143,6 +144,7 @@ def mean_ablate(site: str, mean: Any, *, per_layer: bool = False, **where: Any) 
     return _edit("mean_ablate", site, (array,), per_layer=per_layer, rows=rows, **where)
 
 
+@on_any_mesh
 def resample(site: str, acts: Any, *, key: PRNGKeyArray, per_layer: bool = False, **where: Any) -> Edit:
     """Put the activation of another, random example (resample ablation; Chan et al. 2022, causal scrubbing).
 
@@ -168,6 +170,7 @@ def resample(site: str, acts: Any, *, key: PRNGKeyArray, per_layer: bool = False
     return _edit("resample", site, (jnp.take(array, source, axis),), per_layer=per_layer, rows=rows, **where)
 
 
+@on_any_mesh
 def project_out(site: str, directions: Any, *, per_layer: bool = False, **where: Any) -> Edit:
     """Remove the component along a direction `[d]`, or in the span of directions `[k, d]`, of the last axis.
 

@@ -20,7 +20,11 @@ from tests.compilations import nothing_compiles
 from tests.tolerances import TOL
 
 KEY = jax.random.key(3)
-PLACES = jnp.array([1, 2, 1])
+
+
+def places(pair):
+    """A position of each prompt, not the same for all."""
+    return jnp.arange(len(pair[0])) % 2 + 1
 
 
 def of_edges(method, model, pair, metric, graph, **how):
@@ -62,12 +66,12 @@ def flow(model, pair, metric, graph):
 
 
 def traced(model, pair, metric, graph):
-    trace = partial(mj.patching.causal_trace, subject=PLACES, n_samples=2, key=KEY)
+    trace = partial(mj.patching.causal_trace, subject=places(pair), n_samples=2, key=KEY)
     return trace(model, pair[0], metric).scores
 
 
 def knocked_out(model, pair, metric, graph):
-    return mj.patching.attention_knockout(model, pair[0], metric, queries=-1, keys=PLACES).scores
+    return mj.patching.attention_knockout(model, pair[0], metric, queries=-1, keys=places(pair)).scores
 
 
 ABLATED = {

@@ -1,10 +1,12 @@
 """Which axis of each parameter is split, by the names in its annotation."""
 
 import jax
+import pytest
 
 import mechjax as mj
+from mechjax.base.errors import ArgumentError
 from mechjax.models import Config
-from mechjax.parallel.layout import layout
+from mechjax.parallel.layout import layout, split
 
 
 def _layout(n_model):
@@ -36,3 +38,41 @@ def test_layout__of_arrays_without_names__is_whole(tiny_model):
     inside = layout(mj.intervene(tiny_model, mj.zero("z", layer=1)), {"model": 2})
     assert inside.fn.blocks.mlp.W_in == (None, None, "model")
     assert inside.edits[0].layer == ()
+
+
+def test_split__by_axes_of_a_mesh_beside_data_and_model__takes_the_first_that_an_array_has():
+    sizes = {"data": 2, "fsdp": 2, "sequence": 3, "expert": 4, "model": 2}
+    assert split(("batch", "pos"), (8, 6), sizes) == (("data", "fsdp"), "sequence")
+    assert split(("layer", "d_model", "head", "d_head"), (3, 16, 4, 4), sizes) == (
+        None,
+        "fsdp",
+        "model",
+        None,
+    )
+    assert split(("layer", "expert", "d_model", "d_mlp"), (3, 8, 16, 4), sizes) == (
+        None,
+        "expert",
+        "fsdp",
+        "model",
+    )
+    assert split(("layer", "expert", "d_model", "d_mlp"), (3, 8, 16, 4), {"model": 2}) == (
+        None,
+        "model",
+        None,
+        None,
+    )
+    assert split(("d_model",), (16,), {"data": 2, "model": 2}) == (None,)
+
+
+@pytest.mark.parametrize(
+    ("names", "shape", "sizes", "message"),
+    [
+        (("batch",), (6,), {"data": 4}, "`batch` has 6, which data=4 devices.*1, 2, 3, 6 devices can"),
+        (("batch",), (6,), {"data": 2, "fsdp": 2}, "`batch` has 6, which data=2 x fsdp=2 devices"),
+        (("head",), (6,), {"model": 4}, "`head` has 6, which model=4 devices"),
+        (("expert",), (6,), {"expert": 4}, "`expert` has 6, which expert=4 devices"),
+    ],
+)
+def test_split__of_what_does_not_divide__says_what_would(names, shape, sizes, message):
+    with pytest.raises(ArgumentError, match=message):
+        split(names, shape, sizes)

@@ -67,7 +67,7 @@ def test_work__300_units_4_workers_8_kills__300_valid_none_lost_none_doubled(tmp
 
 def test_work__with_a_wall_clock_an_hour_off__shares_as_well(tmp_path):
     folder = tmp_path / "sweep"
-    how = {"n": 40, "expiry": 1, "seconds": 0.01, **AS_ELSEWHERE}
+    how = {"n": 40, "expiry": 10, "seconds": 0.01, **AS_ELSEWHERE}
     said = [ended(worker) for worker in [begun(folder, skew=hours * 3600, **how) for hours in (-1, 0, 1)]]
     check_whole(folder, 40)
     assert sum(len(page["done"]) for page in said) == 40 == sum(executions(folder).values())
@@ -76,7 +76,7 @@ def test_work__with_a_wall_clock_an_hour_off__shares_as_well(tmp_path):
 @pytest.mark.parametrize("other", ["", "of another device"])
 def test_work__stopped_in_the_middle_of_a_unit__is_taken_over_and_changes_nothing(tmp_path, other):
     folder = tmp_path / "sweep"
-    slow = begun(folder, n=1, expiry=0.5, seconds=0.6, other=other, **AS_ELSEWHERE)
+    slow = begun(folder, n=1, expiry=0.5, seconds=2, other=other, **AS_ELSEWHERE)
     while not executions(folder):
         time.sleep(0.01)
     slow.send_signal(signal.SIGSTOP)

@@ -1,5 +1,6 @@
 """Take out of what is written to the residual stream the one direction that LayerNorm cannot see."""
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.models.contraction import widened
 from mechjax.models.decoder import Decoder
 from mechjax.models.params import parameters
@@ -13,6 +14,7 @@ _WRITERS = (
 _LEAVE = "Leave this step out: the other rewrites do not need it."
 
 
+@on_any_mesh
 def center_writing(model: Decoder) -> Decoder:
     """Subtract from everything that is written to the residual stream its mean over `d_model`.
 

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.models.config import Config
 from mechjax.models.contraction import contract, widened
 from mechjax.models.decoder import Decoder
@@ -23,6 +24,7 @@ _MLP = (
 )  # fmt: skip
 
 
+@on_any_mesh
 def fold_norm(model: Decoder) -> Decoder:
     """Fold the scales and biases of the norms into the matrices that read them.
 

@@ -2,12 +2,14 @@
 
 import jax.numpy as jnp
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.models.contraction import contract, widened
 from mechjax.models.decoder import Decoder
 from mechjax.models.params import parameters
 from mechjax.models.rewrite.premises import presume, rebuild, refusal
 
 
+@on_any_mesh
 def fold_value_bias(model: Decoder) -> Decoder:
     """Fold the values' biases into the output's: `b_O + sum over heads of b_V @ W_O`; afterwards `b_V` is 0.
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from mechjax.base.meshes import on_any_mesh
 from mechjax.models.contraction import widened
 from mechjax.models.decoder import Decoder
 from mechjax.models.factored import FactoredMatrix
@@ -14,6 +15,7 @@ from mechjax.models.rewrite.fold_value_bias import fold_value_bias
 from mechjax.models.rewrite.premises import presume, rebuild, refusal
 
 
+@on_any_mesh
 def refactor_qk_ov(model: Decoder) -> Decoder:
     """Choose the basis inside each head by the singular value decomposition of its QK and OV circuits.
 
