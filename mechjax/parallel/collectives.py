@@ -17,7 +17,9 @@ _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*\{$")
 _OPERATION = re.compile(r"= (?P<shape>\(.*?\)|\S+) (?P<kind>[a-z][a-z-]*)\(")
 _ARRAY = re.compile(r"(?P<dtype>[a-z]+\d*\w*)\[(?P<shape>[\d,]*)\]")
-_CALLED = re.compile(r"(?P<how>body|condition|calls|to_apply|\w+_computations?)=(?P<names>\{[^}]*\}|%?[\w.-]+)")
+_CALLED = re.compile(
+    r"(?P<how>body|condition|calls|to_apply|\w+_computations?)=(?P<names>\{[^}]*\}|%?[\w.-]+)"
+)
 
 
 class Collectives(Record):

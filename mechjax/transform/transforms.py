@@ -124,9 +124,7 @@ def _once(reads: Any, state: State) -> dict[str, Array]:
             message = (
                 f"site `{read.site}` ran twice at one layer; a name stands for one activation per layer."
             )
-            buffers[read.site] = halt_if(
-                buffers[read.site], (state.counts[read.site] > 1).any(), message
-            )
+            buffers[read.site] = halt_if(buffers[read.site], (state.counts[read.site] > 1).any(), message)
     return buffers
 
 

@@ -16,9 +16,8 @@ from mechjax.parallel.collectives import collectives
 from mechjax.parallel.described import environment
 from tests.parallel import program_text
 
-LAYERS = 5
 WIDE = mj.models.Config(
-    d_vocab=4096, n_ctx=64, d_model=1024, n_layers=LAYERS, n_heads=16, n_kv_heads=8, d_head=64, d_mlp=4096
+    d_vocab=4096, n_ctx=64, d_model=1024, n_layers=5, n_heads=8, n_kv_heads=4, d_head=128, d_mlp=4096
 )
 NARROW = mj.models.Config(  # for programs that take long to compile
     d_vocab=128, n_ctx=32, d_model=64, n_layers=3, n_heads=4, n_kv_heads=4, d_head=16, d_mlp=128
