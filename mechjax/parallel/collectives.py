@@ -17,6 +17,7 @@ _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*\{$")
 _OPERATION = re.compile(r"= (?P<shape>\(.*?\)|\S+) (?P<kind>[a-z][a-z-]*)\(")
 _ARRAY = re.compile(r"(?P<dtype>[a-z]+\d*\w*)\[(?P<shape>[\d,]*)\]")
+_CHANNEL = re.compile(r"channel_id=\d+")
 _CALLED = re.compile(
     r"(?P<how>body|condition|calls|to_apply|\w+_computations?)=(?P<names>\{[^}]*\}|%?[\w.-]+)"
 )
@@ -44,7 +45,7 @@ class Collectives(Record):
 def collectives(text: str) -> Collectives:
     """Count the collectives of a program from `compiled.as_text()`.
 
-    A pair of start and done counts once, as does one collective of several arrays. Loops that the compiler unrolled
+    A pair of start and done counts once, as does one collective of several arrays, or one that is done in pieces. Loops that the compiler unrolled
     are no loops any more.
 
     Args:
@@ -52,11 +53,14 @@ def collectives(text: str) -> Collectives:
     """
     entry, bodies = _computations(text)
     found: dict[int, list[tuple[str, int]]] = {}
+    seen = set()  # a collective that is done piece by piece stands in the text many times, with one channel
     for depth, line in _walk(entry, bodies, 0):
-        operation = _OPERATION.search(line)
+        operation, channel = _OPERATION.search(line), _CHANNEL.search(line)
         kind = operation["kind"].removesuffix("-start") if operation else ""
-        if operation and kind in KINDS:
-            found.setdefault(depth, []).append((kind, _result_bytes(operation)))
+        if operation is None or kind not in KINDS or (channel and channel.group() in seen):
+            continue
+        seen.update({channel.group()} if channel else ())
+        found.setdefault(depth, []).append((kind, _result_bytes(operation)))
     levels = [found.get(depth, []) for depth in range(max(found, default=0) + 1)]
     return Collectives(
         tuple(dict(Counter(kind for kind, _ in level)) for level in levels),
