@@ -153,13 +153,13 @@ def compilation(job: str, batch: tuple[int, int], **params: Any) -> Case:
     )
 
 
-def for_tpus(model: str, method: str, chip: str, batch: tuple[int, int], **mesh: int) -> Case:
+def for_tpus(subject: str, method: str, chip: str, batch: tuple[int, int], **mesh: int) -> Case:
     """A large model, in bfloat16, compiled for chips that are not here; bytes of weights are as the layout says."""
     split = ", ".join(f"{axis}={n}" for axis, n in mesh.items())
-    params = {"model": model, "method": method, "chip": chip, "mesh": mesh, "batch": batch}
+    params = {"model": subject, "method": method, "chip": chip, "mesh": mesh, "batch": batch}
     return Case(
-        f"compile-{model.lower()}-{method}-tpu",
-        f"{method} of {model} on {chip}, {split}, {batch[0]} prompts x {batch[1]} tokens",
+        f"compile-{subject.lower()}-{method}-tpu",
+        f"{method} of {subject} on {chip}, {split}, {batch[0]} prompts x {batch[1]} tokens",
         (Side("mechjax", "compile_tpu", params, runs=1),),
         arrays=(),
         facts={"arguments_over_predicted": 1.15},

@@ -45,8 +45,8 @@ class Collectives(Record):
 def collectives(text: str) -> Collectives:
     """Count the collectives of a program from `compiled.as_text()`.
 
-    A pair of start and done counts once, as does one collective of several arrays, or one that is done in pieces. Loops that the compiler unrolled
-    are no loops any more.
+    A pair of start and done counts once, as does one collective of several arrays, or one that is done in pieces.
+    Loops that the compiler unrolled are no loops any more.
 
     Args:
         text: XLA's text of a compiled program, all computations included.

@@ -1,7 +1,7 @@
 """An error that only running shows, in values that cannot hold NaN.
 
-A TPU cannot raise, nor ask the host of a pod while it runs (`equinox.error_if` would wait there for a key to be pressed):
-programs for one say it by values that nothing else has.
+A TPU cannot raise, nor ask the host of a pod while it runs (`equinox.error_if` would wait there for a key to be
+pressed): programs for one say it by values that nothing else has.
 """
 
 from typing import Any
