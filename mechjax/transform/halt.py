@@ -7,9 +7,9 @@ pressed): programs for one say it by values that nothing else has.
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Bool
 
 
@@ -21,7 +21,7 @@ def halt_if(x: Array, wrong: Bool[Array, ""], message: str) -> Array:
         wrong: Whether it must not be.
         message: What the error says.
     """
-    if not isinstance(wrong, jax.core.Tracer):
+    if not isinstance(wrong, Tracer):
         return eqx.error_if(x, wrong, message)
     marked: Any = jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else True
     if jnp.issubdtype(x.dtype, jnp.integer):
