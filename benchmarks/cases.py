@@ -12,6 +12,7 @@ SITES = (
     "resid_pre", "ln1.scale", "q", "k", "v", "pattern", "z", "attn_out", "resid_mid", "mlp_pre", "mlp_post", "mlp_out",
     "resid_post",
 )  # fmt: skip
+LARGE = ("forward", "capture", "sweep")
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,19 @@ def compilation(job: str, batch: tuple[int, int], **params: Any) -> Case:
     )
 
 
+def for_tpus(subject: str, method: str, chip: str, batch: tuple[int, int], **mesh: int) -> Case:
+    """A large model, in bfloat16, compiled for chips that are not here; bytes of weights are as the layout says."""
+    split = ", ".join(f"{axis}={n}" for axis, n in mesh.items())
+    params = {"model": subject, "method": method, "chip": chip, "mesh": mesh, "batch": batch}
+    return Case(
+        f"compile-{subject.lower()}-{method}-tpu",
+        f"{method} of {subject} on {chip}, {split}, {batch[0]} prompts x {batch[1]} tokens",
+        (Side("mechjax", "compile_tpu", params, runs=1),),
+        arrays=(),
+        facts={"arguments_over_predicted": 1.15},
+    )
+
+
 def cases(batch: tuple[int, int]) -> tuple[Case, ...]:
     """Every case, for token arrays of this shape."""
     return (
@@ -212,6 +226,8 @@ def cases(batch: tuple[int, int]) -> tuple[Case, ...]:
         compilation("forward", batch),
         compilation("capture", batch),
         compilation("sweep", batch, site="resid_pre"),
+        *(for_tpus("8B", method, "v5e:2x4", (8, 128), data=1, model=8) for method in LARGE),
+        *(for_tpus("70B", method, "v5e:16x16", (64, 128), data=2, fsdp=16, model=8) for method in LARGE),
         Case(
             "recompile",
             "programs made by 100 different edits",

@@ -14,6 +14,7 @@ import numpy as np
 import mechjax as mj
 from benchmarks.dictionary_data import STEPS, TOKENS, batches, start
 from benchmarks.floor import edge_operations, operations, rate
+from benchmarks.for_chips import tpu_job
 from benchmarks.worker import Job, peak_mb, peak_of, steering
 from mechjax.base.catalogue import SITES
 from mechjax.dictionaries.largest import largest_of_all
@@ -106,6 +107,7 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, Job], dict[str, str]]:
     jobs |= {"load": reload, "train": train_job, **edge_jobs(model)}
     jobs |= {
         "compile": lambda **job: compile_job(model, **job),
+        "compile_tpu": tpu_job,
         "recompile": lambda **job: recompile_job(model, **job),
         "train_many": lambda **job: train_many_job(model, **job),
     }

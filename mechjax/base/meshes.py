@@ -5,6 +5,7 @@ with Auto axes the compiler places what lies between (https://docs.jax.dev/en/la
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -26,7 +27,8 @@ def on_any_mesh(fn: Callable[_P, _R]) -> Callable[_P, _R]:
     """`fn`, which also takes arrays on a mesh with Explicit axes, and may be called in the context of one.
 
     What it returns then lies on that mesh too, split as it came out; from inside a user's `jit` it comes whole, as
-    JAX wants to be told there how results of unknown shape are split. Cost: a look at each argument; no array moves.
+    JAX wants to be told there how results of unknown shape are split. A mesh of Auto axes with `fsdp` is set in context,
+    for models to keep examples together (`parallel/examples`). Cost: a look at each argument; no array moves.
     """
 
     @wraps(fn)
@@ -34,7 +36,9 @@ def on_any_mesh(fn: Callable[_P, _R]) -> Callable[_P, _R]:
         given = (args, kwargs)
         mesh = _explicit(given)
         if mesh is None:
-            return fn(*args, **kwargs)
+            shared = _with_fsdp(given)
+            with nullcontext() if shared is None else jax.set_mesh(shared):
+                return fn(*args, **kwargs)
         if any(isinstance(x, Tracer) for x in jax.tree.leaves(given)):
             return cast(_R, _traced(fn, given, mesh))
         own = automatic(mesh)
@@ -57,6 +61,16 @@ def _explicit(given: Any) -> Any:
     if context.empty or AxisType.Explicit not in context.axis_types:
         return None
     return context if any(isinstance(x, Tracer) for x in jax.tree.leaves(given)) else jax.sharding.get_mesh()
+
+
+def _with_fsdp(given: Any) -> Mesh | None:
+    """The mesh that arguments lie on, where it shares weights and examples and none is in context."""
+    if not jax.sharding.get_abstract_mesh().empty:
+        return None
+    for x in jax.tree.leaves(given):
+        if isinstance(x, jax.Array) and not isinstance(x, Tracer) and isinstance(x.sharding, NamedSharding):
+            return cast(Mesh, x.sharding.mesh) if x.sharding.mesh.shape.get("fsdp", 1) > 1 else None
+    return None
 
 
 def _on(x: Any, mesh: Mesh) -> Any:

@@ -171,7 +171,8 @@ class Watch:
         """What to say where a run of several processes is ended from outside."""
         if self.checkpoints is None:
             return "Nothing was kept of the training: give `checkpoints=`."
-        return f"What was kept lies in `{self.checkpoints}`: start all processes again as before, and they go on from there."
+        where = f"What was kept lies in `{self.checkpoints}`"
+        return f"{where}: start all processes again as before, and they go on from there."
 
 
 def run(

@@ -49,8 +49,9 @@ def turned(dictionary: Dictionary) -> Dictionary:
 
 
 def trained_part(dictionary: Dictionary) -> tuple[Any, Any]:
-    """The arrays that gradients change, and the rest."""
-    chosen = jax.tree.map(eqx.is_inexact_array, dictionary)
+    """The arrays that gradients change (or their shapes), and the rest."""
+    inexact = lambda x: isinstance(x, jax.ShapeDtypeStruct) and jnp.issubdtype(x.dtype, jnp.inexact)
+    chosen = jax.tree.map(lambda x: eqx.is_inexact_array(x) or inexact(x), dictionary)
     for name in dictionary.untrained:
         chosen = eqx.tree_at(lambda d, name=name: getattr(d, name), chosen, False)
     return eqx.partition(dictionary, chosen)

@@ -17,6 +17,7 @@ from mechjax.models.mlp import MLP
 from mechjax.models.moe import MoE
 from mechjax.models.norms import Norm
 from mechjax.models.positions import Sequence, Varying
+from mechjax.parallel.examples import over_examples
 from mechjax.transform.context import wanted
 
 
@@ -51,7 +52,7 @@ class Block(eqx.Module):
         """
         start = 0 if cache is None else cache.start
         mark = mark or marks_of(layer, config, start=start)
-        resid = mark(resid, "resid_pre")
+        resid = mark(over_examples(resid), "resid_pre")
         shares, serial = config.residual == "parallel_shared", config.residual == "serial"
         read = resid if shares and not wanted("attn_in") else mark(resid, "attn_in")
         first = resid if shares else read
@@ -61,7 +62,7 @@ class Block(eqx.Module):
         attn_out = _written(attn_out, self.ln1_post, "attn_out", "ln1_post", config, mark)
         if (mlp := self.mlp if self.moe is None else self.moe) is None:
             return mark(resid + attn_out, "resid_post"), cache
-        mid = mark(resid + attn_out, "resid_mid") if serial else resid
+        mid = mark(over_examples(resid + attn_out), "resid_mid") if serial else resid
         read = mid if shares and not wanted("mlp_in") else mark(mid, "mlp_in")
         if shares:
             own = _own(normalized, resid, read, self.ln1, config)
@@ -70,11 +71,12 @@ class Block(eqx.Module):
         having = config.expert_layers if mlp is self.moe else config.mlp_layers
         inside = marks_of(layer, config, having, start) if config.mixed and mark is not unmarked else mark
         mlp_out = _written(mlp(own, config, inside), self.ln2_post, "mlp_out", "ln2_post", config, mark)
-        return mark(mid + mlp_out if serial else resid + attn_out + mlp_out, "resid_post"), cache
+        last = mid + mlp_out if serial else resid + attn_out + mlp_out
+        return mark(over_examples(last), "resid_post"), cache
 
 
 def _normalized(read: Array, norm: Norm | None, place: str, config: Config, mark: Mark) -> Array:
-    return read if norm is None else norm(read, config, under(mark, place))
+    return read if norm is None else over_examples(norm(read, config, under(mark, place)))
 
 
 def _own(shared: Array, resid: Array, read: Array, norm: Norm | None, config: Config) -> Array:

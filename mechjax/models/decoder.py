@@ -34,6 +34,7 @@ from mechjax.models.positions import (
     varying,
 )
 from mechjax.models.segments import kinds_of, segments
+from mechjax.parallel.examples import over_examples
 
 Tokens = Prompts | Array | np.ndarray | SequenceOf[Any]
 """Token ids: a batch with its mask, an integer array of any leading axes, or nested lists."""
@@ -217,6 +218,7 @@ class Decoder(eqx.Module):
         """
         config, mark = self.config, marks(self.config, start)
         normalized = resid if self.ln_final is None else self.ln_final(resid, config, under(mark, "ln_final"))
+        normalized = over_examples(normalized)
         if self.W_U is not None:
             logits = contract("...m,mv->...v", normalized, self.W_U, config)
         elif normalized.size <= _FEW * config.d_model:

@@ -9,7 +9,6 @@ import equinox as eqx
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
 
 from mechjax.base.errors import ShapeError
 from mechjax.parallel.layout import Spec, layout, split
@@ -45,10 +44,7 @@ def shard(value: Any, mesh: Mesh, *, axes: str | None = None) -> Any:
         found = jax.tree.map(lambda x: split(_fitting(names, x.shape), x.shape, sizes), arrays)
 
     def place(x: Any, spec: Spec) -> Any:
-        where = NamedSharding(mesh, PartitionSpec(*spec))
-        if isinstance(x, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-        return spread(x, where)
+        return spread(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
     return eqx.combine(jax.tree.map(place, arrays, found), static)
 
@@ -61,8 +57,13 @@ def _fitting(names: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, ...]:
     return names
 
 
-def spread(x: Any, sharding: NamedSharding) -> Array:
-    """An array on a mesh; where several processes share that, each has the whole array and keeps its part."""
+def spread(x: Any, sharding: NamedSharding) -> Any:
+    """An array on a mesh; where several processes share that, each has the whole array and keeps its part.
+
+    Of a shape (`jax.ShapeDtypeStruct`) the same shape, which then says where it lies.
+    """
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     if jax.process_count() == 1 or not getattr(x, "is_fully_addressable", True):
         return jax.device_put(x, sharding)
     host = np.asarray(x)

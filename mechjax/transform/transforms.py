@@ -24,6 +24,7 @@ from mechjax.transform.check import check
 from mechjax.transform.context import EVERYTHING
 from mechjax.transform.edits import Edit
 from mechjax.transform.evaluate import evaluate
+from mechjax.transform.halt import halt_if
 from mechjax.transform.program import Program, trace
 from mechjax.transform.request import Env, Read, Request, State, blank_state
 from mechjax.transform.select import as_index
@@ -123,14 +124,14 @@ def _once(reads: Any, state: State) -> dict[str, Array]:
             message = (
                 f"site `{read.site}` ran twice at one layer; a name stands for one activation per layer."
             )
-            buffers[read.site] = eqx.error_if(
-                buffers[read.site], (state.counts[read.site] > 1).any(), message
-            )
+            buffers[read.site] = halt_if(buffers[read.site], (state.counts[read.site] > 1).any(), message)
     return buffers
 
 
 def settle(edits: Sequence[Edit], hits: Sequence[Array], outs: Any) -> Any:
     """Nothing is silent: an edit that never took hold turns what came out into NaN, or raises.
+
+    What cannot hold NaN raises, but not on TPUs, which cannot: `halt_if` says what stands there instead.
 
     Args:
         edits: The edits.
@@ -154,9 +155,9 @@ def settle(edits: Sequence[Edit], hits: Sequence[Array], outs: Any) -> Any:
     def poisoned(x: Any) -> Any:
         if jnp.issubdtype(x.dtype, jnp.inexact):
             x = x * factor.astype(x.dtype) + ghost.astype(x.dtype)
-            return eqx.error_if(x, missed.any(), message) if loud else x
+            return halt_if(x, missed.any(), message) if loud else x
         if jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == jnp.bool_:
-            return eqx.error_if(x, missed.any(), message)
+            return halt_if(x, missed.any(), message)
         return x
 
     return jax.tree.map(poisoned, outs)

@@ -1,4 +1,4 @@
-"""The same numbers on eight simulated devices; programs for chips that are not here."""
+"""The same numbers on eight simulated devices."""
 
 import jax
 import numpy as np
@@ -7,8 +7,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import mechjax as mj
 from mechjax.base.errors import ArgumentError
-from tests.needs import CHIPS
-from tests.parallel import for_tpu
 from tests.tolerances import TOL
 
 MESH = TOL["float32", "mesh"]
@@ -68,26 +66,3 @@ def test_make_mesh__axes_and_refusals(mesh):
         mj.make_mesh(model=3)
     with pytest.raises(ArgumentError, match="needs 16 devices; 8 are here"):
         mj.make_mesh(data=4, model=4)
-
-
-QUICK = ("forward", "capture", "edit", "sweep", "eap")
-
-
-@CHIPS
-def test_described_tpu__forward_capture_edit_sweep_and_attribution__compile_at_highest_precision():
-    found, said = for_tpu.compiled(*QUICK)
-    assert found == [*QUICK], said
-
-
-METHODS = ("eap under rules", "eap_ig on inputs", "eap_ig on activations", "eap_ig on the mask", "exact edges",
-           "exact nodes", "contextual_decomposition", "path_patching", "attribution_patch", "integrated_gradients",
-           "direct_logit_attribution", "atp_star", "information_flow", "causal_trace", "attention_knockout",
-           "masked_forward")  # fmt: skip
-
-
-@CHIPS
-@pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
-def test_described_tpu__every_other_method__compiles_at_highest_precision_without_large_constants(name):
-    found, said = for_tpu.compiled(name)
-    assert found == [name], said
