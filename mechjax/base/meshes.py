@@ -27,8 +27,8 @@ def on_any_mesh(fn: Callable[_P, _R]) -> Callable[_P, _R]:
     """`fn`, which also takes arrays on a mesh with Explicit axes, and may be called in the context of one.
 
     What it returns then lies on that mesh too, split as it came out; from inside a user's `jit` it comes whole, as
-    JAX wants to be told there how results of unknown shape are split. A mesh of Auto axes with `fsdp` is set in context,
-    for models to keep examples together (`parallel/examples`). Cost: a look at each argument; no array moves.
+    JAX wants to be told there how results of unknown shape are split. A mesh of Auto axes with `fsdp` is set in
+    context, for models to keep examples together (`parallel/examples`). Cost: a look at each argument; no array moves.
     """
 
     @wraps(fn)

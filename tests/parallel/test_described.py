@@ -51,7 +51,7 @@ def test_environment__of_another_process__has_no_flags_for_other_platforms(monke
     ("options", "message"),
     [
         ({"chip": "v9:2x4"}, r"chip='v9:2x4' is no topology that libtpu knows"),
-        ({"chip": "v5e:2x4", "mesh": (1, 4)}, r"mesh=\(1, 4\) has 4 chips, chip='v5e:2x4' has 8"),
+        ({"chip": "v5e:2x4", "mesh": (1, 4)}, r"mesh=\(1, 4\) has 4 devices, chip='v5e:2x4' has 8"),
         (
             {"chip": "v5e:2x4", "edits": mj.apply("z", lambda x, _: x)},
             "can be sent models and edits of mechjax, but no functions",
