@@ -4,7 +4,7 @@ With Explicit axes every operation must say where its result lies, and a model w
 with Auto axes the compiler places what lies between (https://docs.jax.dev/en/latest/notebooks/explicit-sharding.html).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar, cast
@@ -39,10 +39,10 @@ def on_any_mesh(fn: Callable[_P, _R]) -> Callable[_P, _R]:
             shared = _with_fsdp(given)
             with nullcontext() if shared is None else jax.set_mesh(shared):
                 return fn(*args, **kwargs)
-        if any(isinstance(x, Tracer) for x in jax.tree.leaves(given)):
+        if any(isinstance(x, Tracer) for x in _leaves(given)):
             return cast(_R, _traced(fn, given, mesh))
         own = automatic(mesh)
-        moved: Any = jax.tree.map(partial(_on, mesh=own), given)
+        moved: Any = jax.tree.map(partial(_on, mesh=own), given, is_leaf=_is_stream)
         with jax.set_mesh(own):
             found = cast(Any, fn)(*moved[0], **moved[1])
         return jax.tree.map(partial(_on, mesh=mesh), found)
@@ -50,9 +50,18 @@ def on_any_mesh(fn: Callable[_P, _R]) -> Callable[_P, _R]:
     return wrapped
 
 
+def _is_stream(x: Any) -> bool:
+    return isinstance(x, Iterator)
+
+
+def _leaves(given: Any) -> list[Any]:
+    """All that is given, of which streams of batches are taken as they are."""
+    return jax.tree.leaves(given, is_leaf=_is_stream)
+
+
 def _explicit(given: Any) -> Any:
     """The mesh with Explicit axes that arguments lie on, or in whose context this runs; None where there is none."""
-    for x in jax.tree.leaves(given):
+    for x in _leaves(given):
         if isinstance(x, jax.Array):
             where = cast(Any, x.aval if isinstance(x, Tracer) else x).sharding
             if isinstance(where, NamedSharding) and AxisType.Explicit in where.mesh.axis_types:
@@ -60,14 +69,14 @@ def _explicit(given: Any) -> Any:
     context = jax.sharding.get_abstract_mesh()
     if context.empty or AxisType.Explicit not in context.axis_types:
         return None
-    return context if any(isinstance(x, Tracer) for x in jax.tree.leaves(given)) else jax.sharding.get_mesh()
+    return context if any(isinstance(x, Tracer) for x in _leaves(given)) else jax.sharding.get_mesh()
 
 
 def _with_fsdp(given: Any) -> Mesh | None:
     """The mesh that arguments lie on, where it shares weights and examples and none is in context."""
     if not jax.sharding.get_abstract_mesh().empty:
         return None
-    for x in jax.tree.leaves(given):
+    for x in _leaves(given):
         if isinstance(x, jax.Array) and not isinstance(x, Tracer) and isinstance(x.sharding, NamedSharding):
             return cast(Mesh, x.sharding.mesh) if x.sharding.mesh.shape.get("fsdp", 1) > 1 else None
     return None
@@ -83,11 +92,11 @@ def _on(x: Any, mesh: Mesh) -> Any:
 
 
 def _traced(fn: Callable[..., Any], given: Any, mesh: AbstractMesh) -> Any:
-    arrays, static = eqx.partition(given, eqx.is_array)
+    arrays, static = eqx.partition(given, eqx.is_array, is_leaf=_is_stream)
     kept: list[Any] = []
 
     def run(arrays: Any) -> Any:
-        args, kwargs = eqx.combine(arrays, static)
+        args, kwargs = eqx.combine(arrays, static, is_leaf=_is_stream)
         found, rest = eqx.partition(fn(*args, **kwargs), eqx.is_array)
         kept.append(rest)
         return found

@@ -89,6 +89,10 @@ def _axes(owner: Any, path: Any, leaf: Any) -> tuple[str, ...] | None:
     """Names of the axes of the leaf at `path`; None where its annotation does not tell."""
     annotation: Any = None
     for key in path:
+        if isinstance(owner, (tuple, list, dict)):  # what is inside is told by itself
+            inside: Any = owner
+            annotation, owner = None, inside[getattr(key, "idx", getattr(key, "key", None))]
+            continue
         name = getattr(key, "name", None)
         if name is None or not dataclasses.is_dataclass(owner):
             return None

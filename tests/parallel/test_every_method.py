@@ -16,7 +16,7 @@ PLACEMENTS = {"automatic": placements.automatic, "explicit": placements.explicit
 ELSEWHERE = {
     "site", "add", "apply", "clamp", "mean_ablate", "project_out", "replace", "resample", "scale", "zero", "per_example",
     "capture", "intervene",
-    "compile_log", "make_mesh", "shard", "restore", "init", "assemble", "parameters", "at_steps",
+    "compile_log", "make_mesh", "shard", "restore", "provenance", "init", "assemble", "parameters", "at_steps",
     "shuffled", "load", "write_saelens", "read", "verify", "repair", "repeated_tokens", "stack_transcoders",
     "composition_scores", "agreement", "build", "gate", "from_mib", "to_mib", "planted", "with_dictionary", "load_config", "plan", "export",
 }  # fmt: skip

@@ -76,3 +76,8 @@ def test_split__by_axes_of_a_mesh_beside_data_and_model__takes_the_first_that_an
 def test_split__of_what_does_not_divide__says_what_would(names, shape, sizes, message):
     with pytest.raises(ArgumentError, match=message):
         split(names, shape, sizes)
+
+
+def test_layout__of_what_is_in_containers__is_told_by_itself(tiny_model):
+    found = layout([{"of": tiny_model}, (tiny_model,)], {"model": 2})
+    assert found[0]["of"].blocks.mlp.W_in == (None, None, "model") == found[1][0].blocks.mlp.W_in
