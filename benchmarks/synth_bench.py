@@ -29,6 +29,10 @@ HERE = Path(__file__).parent
 ROWS, PAGE = HERE / "results" / "synth_bench.json", HERE / "synth_bench.md"
 WORLD, STREAM, HELD_OUT = 0, 1, 2  # seeds
 SAMPLES, OWN_SAMPLES = 65_536, 16_384  # to judge by; of these, SAELens' own evaluation sees the first
+UNIT_ROWS = """SAELens lets its decoder's rows grow, mechjax keeps them at length 1, and JumpReLU's penalty counts
+latents above thresholds that have a length of their own. With rows brought to length 1 after each of SAELens' steps
+(`--unit-rows`), means of SAELens over three seeds are as follows (mechjax in brackets):
+"""
 SCORES = ("f1", "mcc", "unique", "explained", "l0")
 AGREED = 2e-3  # between two evaluations of one dictionary: an activation at its threshold may fall either way
 
@@ -57,13 +61,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=recipes.STEPS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--stream", type=int, default=STREAM, help="seed of the stream")
+    parser.add_argument(
+        "--unit-rows", action="store_true", help="keep SAELens' decoder rows at length 1; implies --dry"
+    )
     parser.add_argument("--dry", action="store_true", help="write nothing")
     args = parser.parse_args()
     world = synth_sae_bench(jax.random.key(WORLD), scale=1 / 16)
     with tempfile.TemporaryDirectory() as folder:
         found = compared(world, Path(folder), args)
     print(page(found))
-    if not args.dry:
+    if not (args.dry or args.unit_rows):
+        found["unit_rows"] = json.loads(ROWS.read_text())["unit_rows"]
         rows = ",\n".join(json.dumps(row) for row in found["rows"])
         head = json.dumps({name: value for name, value in found.items() if name != "rows"})
         ROWS.write_text(f'{head[:-1]}, "rows": [\n{rows}\n]}}\n')
@@ -76,7 +84,7 @@ def compared(world: World, folder: Path, args: argparse.Namespace) -> dict[str, 
     d_model, held_out = world.features.shape[1], jax.random.key(HELD_OUT)
     x, activations = first_of(world, held_out)
     np.savez(folder / "held_out.npz", features=world.features, x=x, activations=activations)
-    settings = {"steps": args.steps, "seeds": args.seeds, "d_model": d_model}
+    settings = {"steps": args.steps, "seeds": args.seeds, "d_model": d_model, "unit_rows": args.unit_rows}
     (folder / "settings.json").write_text(json.dumps(settings))
     peer = subprocess.Popen(
         [interpreter(args.environments, "saelens"), "-m", "benchmarks.peers.saelens_synth_bench", folder],
@@ -163,7 +171,15 @@ def page(found: dict[str, Any]) -> str:
             told = [f"{z.mean():.4f} ± {spread(z):.4f}" for z in (a, b)]
             lines.append(f"| {kind} | {score} | {told[0]} | {told[1]} | {apart(a, b):+.1f} |")
             far += [f"{score} of {kind}"] if abs(apart(a, b)) > 2 else []
-    return "\n".join([*lines, "", f"Further apart than 2: {', '.join(far) or 'none'}.", ""])
+    lines += ["", f"Further apart than 2: {', '.join(far) or 'none'}.", "", UNIT_ROWS]
+    for kind, scores in found["unit_rows"].items():
+        own = [row for row in rows if row["kind"] == kind and row["side"] == "mechjax"]
+        said = (
+            f"{score} {np.mean(values):.3f} ({np.mean([row[score] for row in own]):.3f})"
+            for score, values in scores.items()
+        )
+        lines.append(f"- {kind}: {', '.join(said)}")
+    return "\n".join([*lines, ""])
 
 
 def spread(values: np.ndarray) -> float:

@@ -103,6 +103,9 @@ def main() -> None:
         x = torch.frombuffer(bytearray(given), dtype=torch.float32).reshape(recipes.BATCH, d_model)
         for run in runs.values():
             run.step(x)
+            if settings.get("unit_rows"):  # as mechjax has them; SAELens lets them grow
+                with torch.no_grad():
+                    run.sae.W_dec.div_(run.sae.W_dec.norm(dim=1, keepdim=True))
             run.n_training_steps += 1
     scores = {}
     held_out = dict(np.load(folder / "held_out.npz"))

@@ -131,6 +131,7 @@ def test_dry_run__of_every_kind_of_call__makes_no_weights(llama):
     assert sum(x.nbytes for x in jax.live_arrays()) - before < 1e6
 
 
+@pytest.mark.slow
 def test_dry_run__that_does_not_fit__says_which_chunk_would(llama, monkeypatch):
     ids = np.ones((1, 1024), np.int32)
     how = {"site": "resid_pre", "over": ("pos",), "dtype": "bfloat16", "devices": "8xH200"}
