@@ -101,7 +101,7 @@ def measured(axis: str, n: int) -> dict[str, Any]:
 
 def exponent(rows: list[dict[str, Any]], key: str) -> float:
     """The slope of log(key) over log(n)."""
-    return float(np.polyfit(np.log([r["n"] for r in rows]), np.log([max(r[key], 1) for r in rows]), 1)[0])
+    return float(np.polyfit(np.log([r["n"] for r in rows]), np.log([max(r[key], 1e-9) for r in rows]), 1)[0])
 
 
 def loaded(folder: str, runs: int = 9) -> dict[str, Any]:
