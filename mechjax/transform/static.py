@@ -1,6 +1,5 @@
 """Callables as parts of pytrees: functions are static, modules with arrays are data."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +46,8 @@ def unhold(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def with_static(module: Any, **fields: Any) -> Any:
     """The module with static fields changed. No constructor runs, so leaves may be mapped or abstract."""
-    changed = copy.copy(module)
-    for name, value in fields.items():
+    # As JAX rebuilds a pytree. `copy.copy` would have Equinox take it for one that is being made, and keep it for ever.
+    changed = object.__new__(type(module))
+    for name, value in (vars(module) | fields).items():
         object.__setattr__(changed, name, value)
     return changed
