@@ -20,6 +20,7 @@ from mechjax.fit import save_checkpoint, saved_steps
 from mechjax.viz.html import tag
 from mechjax.viz.page import Page
 from tests.artefacts.made import MADE, model, place, prompts
+from tests.needs import KILLS
 
 
 class PowerCut(BaseException):
@@ -181,7 +182,7 @@ for number in range(10**6):
 """
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="processes are killed otherwise on Windows")
+@KILLS
 def test_write__by_a_process_that_is_killed__leaves_a_whole_record(tmp_path):
     for saves in (2, 7):
         with subprocess.Popen([sys.executable, "-c", _CHILD, tmp_path], stdout=subprocess.PIPE) as child:

@@ -16,6 +16,7 @@ from benchmarks.measure import NumbersDiffer, measure, turns
 from benchmarks.ours import train_job
 from benchmarks.process import ROOT, Worker, WorkerFailed
 from benchmarks.worker import peak_of
+from tests.needs import LINUX
 
 
 class Toy:
@@ -114,7 +115,7 @@ def test_train_job__of_every_kind__runs_and_says_what_it_made(kind, monkeypatch)
     assert collect(None)["made"].shape == (16, 8)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc, which says what memory is in use")
+@LINUX
 def test_peak_of__work_that_frees_what_it_took__counts_it():
     kept = np.ones(25_000_000)
     assert 1.0 <= peak_of(lambda: (np.ones(25_000_000), time.sleep(0.05))) / kept.nbytes < 1.1

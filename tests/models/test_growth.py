@@ -1,15 +1,14 @@
 """What is called again and again, with new numbers, leaves nothing behind."""
 
 import gc
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import mechjax as mj
+from tests.needs import LINUX
 
 TIMES, WARM = 200, 20
 
@@ -20,7 +19,7 @@ def resident():
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc, which says what memory is in use")
+@LINUX
 def test_calls__two_hundred_of_every_kind__leave_memory_as_it_was(tiny_model, tiny_tokens):
     """Each call captures 0.6 MB, so keeping all would be 108 MB."""
     wide = jnp.tile(tiny_tokens, (16, 4))  # 64 prompts of 24 tokens

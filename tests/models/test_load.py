@@ -34,6 +34,7 @@ from mechjax.models.params import assemble, parameters
 from mechjax.parallel import buffers as host
 from tests.hub.hub_server import Hub, Model, run_against
 from tests.models.tiny_checkpoints import FAMILIES, tiny
+from tests.needs import LINUX
 from tests.tolerances import TOL
 
 MODULE = sys.modules["mechjax.models.load"]  # the package may offer the function under the module's name
@@ -402,7 +403,7 @@ model, _ = load({str(folder)!r})
     return before * 1024, peak * 1024
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc, which says what memory is in use")
+@LINUX
 def test_load__shards__needs_no_more_memory_than_its_weights(tmp_path):
     weights = write_llama(tmp_path / "m", d_model=512, n_layers=6, d_mlp=2048, d_vocab=12_000)
     before, peak = peak_of_a_load(tmp_path / "m")
@@ -411,7 +412,7 @@ def test_load__shards__needs_no_more_memory_than_its_weights(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc, which says what memory is in use")
+@LINUX
 def test_load__a_gigabyte_in_three_shards__peaks_at_most_a_fifth_above_its_weights(tmp_path, record_property):
     weights = write_llama(tmp_path / "m", d_model=1024, n_layers=12, d_mlp=4096, d_vocab=32_000)
     _, peak = peak_of_a_load(tmp_path / "m")

@@ -10,6 +10,7 @@ import pytest
 
 import mechjax as mj
 from mechjax.parallel.last_words import last_words
+from tests.needs import KILLS
 
 CHILD = """
 import os, signal, sys
@@ -31,7 +32,7 @@ def ended(end):
     return done.returncode, done.stderr
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+@KILLS
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGABRT])
 def test_last_words__of_a_process_that_is_ended__are_said(end):
     code, said = ended(f"os.kill(os.getpid(), {int(end)})")

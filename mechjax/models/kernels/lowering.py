@@ -64,6 +64,7 @@ def _is_here(run: Callable[..., Any], avals: Sequence[Any]) -> bool:
     """Whether JAX finds the kernel: it asks cuDNN for its version, and a GPU that is here for its generation."""
     try:
         jax.eval_shape(run, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))
+    # JAX raises the second for what this version of cuDNN, or this GPU, does not do.
     except (RuntimeError, NotImplementedError):
         return False
     return True

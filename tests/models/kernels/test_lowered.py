@@ -31,7 +31,8 @@ def test_lowered_for_gpus__each_case__has_the_kernels_of_the_table():
 
 
 @pytest.mark.skipif(
-    any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)), reason="a cuDNN is here"
+    any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)),
+    reason="where JAX has its CUDA plugin it finds a cuDNN, and this is of a machine without",
 )
 def test_lowered_for_gpus__where_jax_finds_no_cudnn__has_none():
     assert for_cuda("bfloat16")["kernels"] == []
