@@ -13,7 +13,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1 "
     "--xla_llvm_disable_expensive_passes=true "
-    + "--xla_cpu_use_fusion_emitters=false " * (version("jaxlib").startswith(("0.9.", "0.10.")))
+    + "--xla_cpu_use_fusion_emitters=false " * (version("jaxlib").startswith("0.10."))
     + os.environ.get("XLA_FLAGS", "")
 ).strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
