@@ -12,8 +12,9 @@ are mixed.
 Misleads when: the buffer is small beside the length of texts: rows of one text then meet in one batch.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from mechjax.base.digests import tree_digest
 from mechjax.base.errors import ArgumentError, CheckpointError
 from mechjax.models import Decoder, Encoder
 from mechjax.store.rows import batch_of, captured, columns_of
@@ -75,7 +77,11 @@ def activations(
         every = captured(model, (given.ids, given.mask, given.positions), columns)[0]
         return every, np.flatnonzero(given.real)
 
-    return Shuffled(prompts, rows, batch, held, key)
+    def told() -> str:
+        said = site, layer, batch, held, skip_first, tree_digest(model)
+        return hashlib.sha256(repr(said).encode()).hexdigest()
+
+    return Shuffled(prompts, rows, batch, held, key, told)
 
 
 def shuffled(rows: Iterable[Rows], batch: int, buffer: int, key: Key[Array, ""] | Array) -> "Shuffled":
@@ -103,6 +109,7 @@ class Shuffled(Iterator[Float[Array, "batch width"]]):
         batch: int,
         buffer: int,
         key: Key[Array, ""] | Array,
+        told: Callable[[], str] | None = None,
     ) -> None:
         """A stream at its beginning.
 
@@ -112,7 +119,9 @@ class Shuffled(Iterator[Float[Array, "batch width"]]):
             batch: Rows of what is given.
             buffer: Rows that are held.
             key: Shuffles.
+            told: A checksum of what rows are made with, computed when it is first asked for.
         """
+        self._told = told
         self._source, self._rows, self._key = iter(source), rows, key
         self._batch, self._buffer = batch, buffer
         self._held: Rows | None = None  # (buffer, width), of which the first `_count` are rows of the source
@@ -127,6 +136,11 @@ class Shuffled(Iterator[Float[Array, "batch width"]]):
             raise StopIteration
         self._at += self._batch
         return _part(self._held, jnp.int32(self._at - self._batch), self._batch)
+
+    @cached_property
+    def digest(self) -> str | None:
+        """SHA-256 of the model and of how its rows are read, not of the prompts; None for rows of another making."""
+        return None if self._told is None else self._told()
 
     def state(self) -> dict[str, np.ndarray]:
         """What is held and how far it has come, as arrays."""

@@ -107,9 +107,11 @@ class Keeper:
         beside = {_HISTORY + name: np.asarray(x) for name, x in joined(recorded).items()}
         if isinstance(batches, Resumable):
             beside |= {_STREAM + name: np.asarray(x) for name, x in batches.state().items()}
+        data = {"batches": batches} if isinstance(getattr(batches, "digest", None), str) else {}
         save_checkpoint(
-            self.folder, done, (state, scale), beside=beside, about={"run": dict(self.run)}, keep=KEEP
-        )
+            self.folder, done, (state, scale), beside=beside, about={"run": dict(self.run)},
+            made_from=dict(self.run) | data, keep=KEEP,
+        )  # fmt: skip
 
 
 def keeper(

@@ -62,6 +62,11 @@ class Batches:
         """How many batches were given: `at(step)` of the same store, key and settings goes on from here."""
         return self._step
 
+    @property
+    def digest(self) -> str:
+        """The store's checksum."""
+        return self._columns.manifest.digest
+
     def state(self) -> dict[str, np.ndarray]:
         """The place behind the last batch given, and what it means nothing without, as arrays."""
         return {"step": np.asarray(self._step, np.int32), **self._identity()}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import mechjax as mj
+from mechjax.artefacts import verify
 from mechjax.base.errors import ArgumentError, CheckpointError, WriteError
 from mechjax.base.signed import signed
 from mechjax.dictlearn import train
@@ -46,6 +47,27 @@ def test_train__that_was_broken_off__goes_on_to_the_same_bits(broken_off, tmp_pa
     assert apart.digest(run(folder)) == broken_off[1]
     assert saved_steps(folder) == (8, 12)
     assert apart.digest(run(folder)) == broken_off[1]  # and a run that is done is what it was
+
+
+def test_checkpoint__of_activations__says_what_it_was_made_from(tiny_model, tmp_path):
+    prompts = [np.arange(16).reshape(2, 8) % tiny_model.config.d_vocab + i for i in range(8)]
+
+    def kept(name, model, key):
+        rows = mj.dictlearn.activations(model, prompts, "resid_post", layer=0, batch=4, buffer=8, key=KEY)
+        first = mj.dictionaries.TopK.init(d_model=model.config.d_model, n_features=8, k=2, key=KEY)
+        train(
+            first, rows, steps=4, steps_per_call=2, learning_rate=1e-3, key=key, checkpoints=tmp_path / name
+        )
+        (made,) = verify(tmp_path / name / "4").provenance
+        return {one.name: one for one in made.made_from}
+
+    found = kept("run", tiny_model, KEY)
+    assert (
+        found["key"].value == "[0, 0]" and found["batches"].kind == "Shuffled" and found["steps"].value == 4
+    )
+    other = kept("other", jax.tree.map(lambda x: 2 * x, tiny_model), jax.random.key(3))
+    assert other["key"].value == "[0, 3]" and other["batches"].digest != found["batches"].digest
+    assert other["dictionary"].value == found["dictionary"].value
 
 
 def test_train__with_metrics__tells_each_step_once(tmp_path):
