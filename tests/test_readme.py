@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mechjax as mj
-from mechjax.models.families import ENCODERS, FAMILIES
+from mechjax.models.families import FAMILIES, OTHERS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -73,8 +73,8 @@ def test_families__of_the_readme__are_all_there_with_measured_parity():
     table = README.split("<!-- families")[1].split("<!-- end of families -->")[0]
     row = r"^\| (\w+) \| (.*?) \| (\S+|has none) \| (\d+) \| (\S+) \|$"
     rows = {found[0]: found for found in re.findall(row, table, re.M)}
-    assert list(rows) == [family.name for family in (*FAMILIES, *ENCODERS)]
-    for family in (*FAMILIES, *ENCODERS):
+    assert list(rows) == [family.name for family in (*FAMILIES, *OTHERS)]
+    for family in (*FAMILIES, *OTHERS):
         _, architectures, logits, sites, worst = rows[family.name]
         assert tuple(re.findall(r"`(\w+)`", architectures)) == family.architectures
         assert float(worst) <= 1e-5

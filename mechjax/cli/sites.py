@@ -8,7 +8,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from mechjax.base.catalogue import SITES
-from mechjax.models.load import build, load_config
+from mechjax.models.load import load_config
+from mechjax.models.structures import build
 from mechjax.transform import list_sites
 
 

@@ -13,6 +13,7 @@ from mechjax.models.factored import copying_score as copying_score
 from mechjax.models.factored import ov as ov
 from mechjax.models.factored import qk as qk
 from mechjax.models.init import init as init
+from mechjax.models.model_config import ModelConfig as ModelConfig
 from mechjax.models.params import assemble as assemble
 from mechjax.models.params import parameters as parameters
 from mechjax.models.resume import resume as resume

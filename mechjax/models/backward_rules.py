@@ -36,6 +36,7 @@ from mechjax.models.config import Config
 from mechjax.models.decoder import Decoder
 from mechjax.models.marks import Mark
 from mechjax.models.mlp import ACTIVATIONS, MLP
+from mechjax.models.model_config import ModelConfig
 from mechjax.models.norms import Norm
 from mechjax.models.positions import Sequence, Varying
 from mechjax.transform.context import wanting
@@ -162,7 +163,7 @@ class _Frozen(Norm):
     """A norm whose scale is a constant to derivatives."""
 
     def __call__(
-        self, x: Float[Array, "... width"], config: Config, mark: Mark | None = None, over: int = 1
+        self, x: Float[Array, "... width"], config: ModelConfig, mark: Mark | None = None, over: int = 1
     ) -> Float[Array, "... width"]:
         named = mark or (lambda value, _: value)
         still = lambda value, name: named(lax.stop_gradient(value) if name == "scale" else value, name)

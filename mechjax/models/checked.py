@@ -1,5 +1,6 @@
 """Checks of configs: choices that must be one of few, counts that must be whole numbers."""
 
+import inspect
 import math
 from typing import Any, Literal, get_args, get_origin
 
@@ -8,7 +9,12 @@ from mechjax.base.errors import ArgumentError
 
 def check_choices(config: Any) -> None:
     """Every `Literal` field holds one of its values, every bool field a bool."""
-    for name, hint in type(config).__annotations__.items():
+    hints = {
+        name: hint
+        for kind in reversed(type(config).__mro__)
+        for name, hint in inspect.get_annotations(kind).items()
+    }
+    for name, hint in hints.items():
         value = getattr(config, name)
         if get_origin(hint) is Literal and value not in list(get_args(hint)):
             raise ArgumentError(f"`{name}` = {value!r} is not one of {', '.join(map(repr, get_args(hint)))}.")

@@ -1,20 +1,16 @@
 """What a decoder is made of: orthogonal choices, no family names."""
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from mechjax.base.errors import ArgumentError
 from mechjax.models.checked import check_choices, check_count, check_positive
 from mechjax.models.experts import Experts
 from mechjax.models.latent import Latent
+from mechjax.models.model_config import MAX_LAYERS, MAX_PARAMETERS, ModelConfig
 from mechjax.models.rope import Rope
-from mechjax.models.shapes import shapes_of
-
-MAX_PARAMETERS = 2**40
-"""More parameters than this are refused: a config that asks for them is hostile or mistaken."""
-MAX_LAYERS = 2**16
-"""So are more layers."""
+from mechjax.models.shapes import layers_of, shapes_of
 
 _DERIVED: Any = None  # replaced in __post_init__
 _OPTIONAL = ("attn_softcap", "final_softcap", "qkv_clip")
@@ -24,24 +20,19 @@ _POSITIVE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(ModelConfig):
     """The shape and choices of a decoder; static and hashable.
 
-    Attributes:
+    Attributes, beside those of every model:
         d_vocab: Number of tokens.
         n_ctx: Longest sequence that the model was made for; a limit where positions are learned.
-        d_model: Width of the residual stream.
-        n_layers: Number of blocks.
         n_heads: Number of query heads.
         n_kv_heads: Number of key and value heads; divides `n_heads`. Default: `n_heads`.
         d_head: Width of a head. Default: `d_model // n_heads`.
         d_mlp: Number of neurons of a block. Default: `4 * d_model`.
-        norm: "layer" (LayerNorm) or "rms" (RMSNorm).
         norms: Where norms stand: "pre" (on what attention and MLP read), "post" (on what they write), "both", or "none"
             (nowhere, nor before the unembedding).
-        norm_eps: What the norms add to the variance.
         norm_weight: Whether the norms have scales.
-        norm_offset: Added to the norms' scales; 1.0 where a checkpoint keeps them as differences from one.
         norm_bias: Whether the norms have biases. Default: exactly LayerNorms with scales do.
         qk_norm: Norms on queries and keys, before rotation: "none", "shared" (each head by itself, one scale for all),
             "per_head" (each head by itself, with its own scale) or "joint" (all heads together).
@@ -71,29 +62,19 @@ class Config:
         logit_scale: Factor on the logits, before their soft-cap.
         experts: The mixture of experts that takes the MLP's place, in all layers or some; None for none.
         latent: The widths of latent attention; None for ordinary attention.
-        precision: "highest" (float32 contractions in full float32) or "default" (whatever is fast on the device, a
-            TPU's attention kernel among it).
-        source: The family whose checkpoint this was read from, whose modules' paths then name sites too; None for none.
 
     Raises:
         ArgumentError: A number that is absurd or contradicts another; the message names the field.
     """
 
-    __no_type_check__: ClassVar[bool] = True  # checks itself, with better messages, for users too
-
     d_vocab: int
     n_ctx: int
-    d_model: int
-    n_layers: int
     n_heads: int
     n_kv_heads: int = _DERIVED
     d_head: int = _DERIVED
     d_mlp: int = _DERIVED
-    norm: Literal["layer", "rms"] = "layer"
     norms: Literal["pre", "post", "both", "none"] = "pre"
-    norm_eps: float = 1e-5
     norm_weight: bool = True
-    norm_offset: float = 0.0
     norm_bias: bool = _DERIVED
     qk_norm: Literal["none", "shared", "per_head", "joint"] = "none"
     qk_norm_bias: bool = _DERIVED
@@ -125,8 +106,6 @@ class Config:
     logit_scale: float = 1.0
     experts: Experts | None = None
     latent: Latent | None = None
-    precision: Literal["highest", "default"] = "highest"
-    source: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("d_vocab", "n_ctx", "d_model", "n_heads"):
@@ -285,14 +264,33 @@ class Config:
         """Path and shape of every parameter ("blocks.attn.W_Q": (layer, d_model, head, d_head)), in forward order."""
         return shapes_of(self)
 
+    def layers_of(self, path: str) -> tuple[int, ...]:
+        """The layers that a parameter of the blocks stacks."""
+        return layers_of(path, self)
+
+    @property
+    def apart(self) -> Mapping[str, int]:
+        """Heads and experts, which may have a tensor each in a checkpoint."""
+        experts = {} if self.experts is None else {"expert": self.experts.n_experts}
+        return {"head": self.n_heads, "kv_head": self.n_kv_heads} | experts
+
+    @property
+    def letters(self) -> Mapping[str, int]:
+        """The sizes that layouts of weights name (`families/rule.py`)."""
+        sizes = {
+            "v": self.d_vocab, "r": self.n_ctx + self.position_offset, "m": self.d_model, "h": self.n_heads,
+            "n": self.n_kv_heads, "g": self.n_heads // self.n_kv_heads, "d": self.d_head, "f": self.d_mlp,
+        }  # fmt: skip
+        if (experts := self.experts) is not None:
+            sizes |= {"e": experts.n_experts, "x": experts.d_expert, "s": experts.d_shared}
+        if (latent := self.latent) is not None:
+            sizes |= {"q": latent.q_rank or self.d_model, "c": latent.kv_rank}
+            sizes |= {"o": latent.d_nope, "t": latent.d_rope, "u": latent.d_value}
+        return sizes
+
     @property
     def ropes(self) -> tuple[Rope | None, ...]:
         """For each layer how it rotates; None for not at all."""
         if self.positions != "rotary":
             return (None,) * self.n_layers
         return self.rope if isinstance(self.rope, tuple) else (self.rope,) * self.n_layers
-
-    @property
-    def n_params(self) -> int:
-        """Number of parameters."""
-        return sum(map(math.prod, self.shapes.values()))

@@ -5,10 +5,10 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from mechjax.models.config import Config
+from mechjax.models.model_config import ModelConfig
 
 
-def contract(spec: str, x: Array, y: Array, config: Config, dtype: DTypeLike | None = None) -> Array:
+def contract(spec: str, x: Array, y: Array, config: ModelConfig, dtype: DTypeLike | None = None) -> Array:
     """`einsum` of two arrays at the config's precision.
 
     A TPU's default for float32 is bfloat16 passes, a GPU's may be TF32; "highest" asks for float32. Products of

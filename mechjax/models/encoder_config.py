@@ -1,5 +1,6 @@
 """What an encoder is made of: a decoder's choices, and its heads."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,6 +81,6 @@ class EncoderConfig(Config):
         )  # fmt: skip
 
     @property
-    def letters(self) -> dict[str, int]:
-        """Sizes that layouts of weights name, beside a decoder's."""
-        return {"t": self.n_types, "o": self.d_model, "c": N_RELATIONS}
+    def letters(self) -> Mapping[str, int]:
+        """The sizes that layouts of weights name (`families/rule.py`)."""
+        return {**super().letters, "t": self.n_types, "o": self.d_model, "c": N_RELATIONS}

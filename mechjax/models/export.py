@@ -13,16 +13,14 @@ from mechjax.base.errors import UnsupportedModelError, WriteError, did_you_mean
 from mechjax.base.provenance import provenance_of
 from mechjax.hub import Tokenizer
 from mechjax.hub.listing import list_files
-from mechjax.models.decoder import Decoder
-from mechjax.models.encoder import Encoder
-from mechjax.models.encoder_config import EncoderConfig
-from mechjax.models.families import ENCODERS, FAMILIES, NATIVE, Family
+from mechjax.models.families import EVERY, Family
 from mechjax.models.families.family import write_config
 from mechjax.models.params import parameters
+from mechjax.models.structures import structure_of
 
 
 def export(
-    model: Decoder | Encoder,
+    model: Any,
     folder: Path | str,
     *,
     family: str | Family,
@@ -35,7 +33,7 @@ def export(
     stands `mechjax.json`, with their checksums and where they come from; `mechjax verify` compares.
 
     Args:
-        model: The model.
+        model: The model, of any structure.
         folder: Where to; it must not exist or be empty, unless `overwrite`.
         family: Whose layout, such as `"gpt2"` or, of an encoder, `"bert_mlm"`; its config must be able to express the
             model's. `"mechjax"` is our own, which expresses every decoder and which no other library opens.
@@ -46,13 +44,13 @@ def export(
         The folder.
 
     Raises:
-        UnsupportedModelError: An unknown family, one that cannot express this model, or one of decoders for an encoder.
+        UnsupportedModelError: An unknown family, one that cannot express this model, or one of another structure.
         WriteError: The folder exists and is not empty, or cannot be written.
     """
     table = _family(family)
     _check_kind(model, table)
     # What the family says of special ids wins: RoBERTa counts positions from its padding id.
-    config = _special_ids(tokenizer) | write_config(model.config, table) | {"dtype": model.W_E.dtype.name}
+    config = _special_ids(tokenizer) | write_config(model.config, table) | {"dtype": _dtype(model)}
     tensors = _tensors(model, table)
     folder = Path(folder)
     if not overwrite and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -80,7 +78,7 @@ def export(
 def _family(family: str | Family) -> Family:
     if isinstance(family, Family):
         return family
-    known = {table.name: table for table in (*FAMILIES, NATIVE, *ENCODERS)}
+    known = {table.name: table for table in EVERY}
     if family not in known:
         raise UnsupportedModelError(
             f"There is no family `{family}`; there are {', '.join(known)}.{did_you_mean(family, known)}"
@@ -88,19 +86,23 @@ def _family(family: str | Family) -> Family:
     return known[family]
 
 
-def _check_kind(model: Decoder | Encoder, family: Family) -> None:
+def _check_kind(model: Any, family: Family) -> None:
     """A config may say the same of an encoder as of a decoder, which is another model."""
-    is_encoder, of_encoders = isinstance(model, Encoder), issubclass(family.kind, EncoderConfig)
-    if is_encoder != of_encoders:
-        kind, other = ("encoders", "decoders") if is_encoder else ("decoders", "encoders")
-        fits = ENCODERS if is_encoder else (*FAMILIES, NATIVE)
+    ours, theirs = structure_of(model.config), structure_of(family.kind)
+    if ours != theirs:
+        fits = [table.name for table in EVERY if structure_of(table.kind) == ours]
         raise UnsupportedModelError(
-            f"The {family.name} family is one of {other}; this model needs one of {kind}: "
-            f"{', '.join(table.name for table in fits)}."
+            f"The {family.name} family is one of {theirs.name}; this model needs one of {ours.name}: "
+            f"{', '.join(fits)}."
         )
 
 
-def _tensors(model: Decoder | Encoder, family: Family) -> dict[str, np.ndarray]:
+def _dtype(model: Any) -> str:
+    """What the parameters are in."""
+    return next(iter(parameters(model).values())).dtype.name
+
+
+def _tensors(model: Any, family: Family) -> dict[str, np.ndarray]:
     """Every tensor of the Hugging Face checkpoint, by name."""
     params = {path: np.asarray(leaf) for path, leaf in parameters(model).items()}
     tensors: dict[str, np.ndarray] = {}

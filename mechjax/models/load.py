@@ -9,7 +9,6 @@ by itself, so that a load needs no more memory than its weights, and a process r
 import math
 import os
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -31,11 +30,10 @@ from mechjax.base.errors import (
 from mechjax.base.progress import bar
 from mechjax.hub import Checkpoint, Tokenizer, fetch, is_hub_name, read_config
 from mechjax.hub.folder import CONFIG
-from mechjax.models.config import Config
-from mechjax.models.encoder import assemble_encoder
-from mechjax.models.encoder_config import EncoderConfig
 from mechjax.models.families import Family, Rule, config_from_hf
-from mechjax.models.params import assemble, parameters
+from mechjax.models.model_config import ModelConfig
+from mechjax.models.params import parameters
+from mechjax.models.structures import build
 from mechjax.parallel.buffers import Shards
 from mechjax.parallel.shard import shard
 
@@ -64,8 +62,8 @@ def load(
             reads only the bytes of its own. Give it prompts as they are, or on the mesh: `mj.shard(prompts, mesh)`.
 
     Returns:
-        The model (a `Decoder`; for BERT and RoBERTa an `Encoder`), and its tokenizer, or None where there is no
-        tokenizer.json.
+        The model, of the class that its structure has (`models/structures.py`): a `Decoder`, for BERT and RoBERTa an
+        `Encoder`; and its tokenizer, or None where there is no tokenizer.json.
 
     Raises:
         CheckpointError: Missing, truncated or hostile files; missing, left-over or misshapen weights.
@@ -96,12 +94,7 @@ def load(
     return build(config, params), tokenizer
 
 
-def build(config: Config, params: Mapping[str, Any]) -> Any:
-    """The model that a config describes, of its parameters by path: a decoder or an encoder."""
-    return assemble_encoder(config, params) if isinstance(config, EncoderConfig) else assemble(config, params)
-
-
-def load_config(name_or_folder: str | os.PathLike[str], *, revision: str | None = None) -> Config:
+def load_config(name_or_folder: str | os.PathLike[str], *, revision: str | None = None) -> Any:
     """The config of what `load` would load; reads no weights, and fetches none from the Hub.
 
     Raises:
@@ -146,7 +139,7 @@ def locate(
     return shipped or folder
 
 
-def _understand(folder: Path, precision: Literal["highest", "default"] = "highest") -> tuple[Config, Family]:
+def _understand(folder: Path, precision: Literal["highest", "default"] = "highest") -> tuple[Any, Family]:
     """The folder's config as ours, and whose it is."""
     hf = read_config(folder)
     try:
@@ -169,7 +162,7 @@ class _Part:
     places: dict[str, tuple[int, ...]]
 
 
-def _plan(checkpoint: Checkpoint, config: Config, family: Family) -> list[_Part]:
+def _plan(checkpoint: Checkpoint, config: ModelConfig, family: Family) -> list[_Part]:
     """Every tensor that the model needs, after checking that they are all there, fit, and that none is left over."""
     left = dict.fromkeys(checkpoint.entries)
     if config.n_layers > len(left):
@@ -205,7 +198,7 @@ def _plan(checkpoint: Checkpoint, config: Config, family: Family) -> list[_Part]
     return planned
 
 
-def _check_filled(planned: list[_Part], config: Config, family: Family) -> None:
+def _check_filled(planned: list[_Part], config: ModelConfig, family: Family) -> None:
     """Every layer, head and expert of every parameter has its tensor: buffers are made uninitialised."""
     filled = dict.fromkeys(config.shapes, 0)
     for part in planned:
@@ -222,7 +215,7 @@ def _check_filled(planned: list[_Part], config: Config, family: Family) -> None:
             )
 
 
-def _check_shapes(planned: list[_Part], checkpoint: Checkpoint, config: Config) -> None:
+def _check_shapes(planned: list[_Part], checkpoint: Checkpoint, config: ModelConfig) -> None:
     for part in planned:
         right = part.rule.shape(config)
         for name in part.places:
@@ -234,7 +227,9 @@ def _check_shapes(planned: list[_Part], checkpoint: Checkpoint, config: Config) 
 
 def _check_tied(copies: dict[str, None], planned: list[_Part], checkpoint: Checkpoint) -> None:
     """A stored unembedding of a tied model is ignored, so it has to be the embedding."""
-    embedding = next(name for part in planned if part.rule.paths == ("W_E",) for name in part.places)
+    embedding = next((name for part in planned if part.rule.paths == ("W_E",) for name in part.places), None)
+    if embedding is None:
+        return
     first, right = checkpoint[embedding], checkpoint.entries[embedding]
     for name in copies:
         entry = checkpoint.entries[name]
@@ -274,7 +269,7 @@ def _choose_dtype(asked: Any, checkpoint: Checkpoint, planned: list[_Part]) -> n
     return dtype
 
 
-def _shardings(config: Config, dtype: np.dtype, mesh: Mesh) -> dict[str, NamedSharding]:
+def _shardings(config: ModelConfig, dtype: np.dtype, mesh: Mesh) -> dict[str, NamedSharding]:
     """Where every parameter lies on a mesh, by path."""
     shapes = jax.eval_shape(
         lambda: build(config, {path: jnp.zeros(shape, dtype) for path, shape in config.shapes.items()})
@@ -282,7 +277,7 @@ def _shardings(config: Config, dtype: np.dtype, mesh: Mesh) -> dict[str, NamedSh
     return {path: cast(NamedSharding, x.sharding) for path, x in parameters(shard(shapes, mesh)).items()}
 
 
-def _check_vocabulary(tokenizer: Tokenizer, config: Config, folder: Path) -> None:
+def _check_vocabulary(tokenizer: Tokenizer, config: Any, folder: Path) -> None:
     """Warn of a tokenizer that seems to be another model's. Embeddings padded by a few rows are usual."""
     largest, has = max(tokenizer.backend.get_vocab().values(), default=-1), config.d_vocab
     if largest >= has:

@@ -5,22 +5,22 @@ from collections.abc import Callable
 from jaxtyping import Array, Int
 
 from mechjax.base.catalogue import SITES
-from mechjax.models.config import Config
 from mechjax.models.families.modules import spellings
+from mechjax.models.model_config import ModelConfig
 from mechjax.transform.site import site
 
 Mark = Callable[[Array, str], Array]
 """Names an activation; the identity."""
 
 
-def marks(config: Config, start: int = 0) -> Mark:
+def marks(config: ModelConfig, start: int = 0) -> Mark:
     """Names activations that have no layer, of the positions from `start` on."""
     also, starts = spellings(config), _starts(start)
     return lambda x, name: site(x, name, axes=SITES[name].axes, also=also.get(name, ()), starts=starts)
 
 
 def marks_of(
-    layer: Int[Array, ""] | int, config: Config, having: tuple[int, ...] | None = None, start: int = 0
+    layer: Int[Array, ""] | int, config: ModelConfig, having: tuple[int, ...] | None = None, start: int = 0
 ) -> Mark:
     """Names the activations of one layer of those that there are, or of those `having` them; `layer` may be traced.
 

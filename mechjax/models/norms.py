@@ -11,8 +11,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mechjax.models.config import Config
 from mechjax.models.contraction import widened
+from mechjax.models.model_config import ModelConfig
 
 
 class Norm(eqx.Module):
@@ -24,7 +24,7 @@ class Norm(eqx.Module):
     def __call__(
         self,
         x: Float[Array, "... width"],
-        config: Config,
+        config: ModelConfig,
         mark: Callable[[Array, str], Array] | None = None,
         over: int = 1,
     ) -> Float[Array, "... width"]:

@@ -15,7 +15,7 @@ from mechjax.base.catalogue import SITES
 from mechjax.base.errors import UnsupportedModelError
 from mechjax.base.optional import require
 from mechjax.models.config import Config
-from mechjax.models.families import ENCODERS, FAMILIES, Family, Rule
+from mechjax.models.families import EVERY, Family, Rule
 from mechjax.models.families.modules import Module, fused, modules, read_and_given
 
 Sites = dict[tuple[str, int | None], np.ndarray]
@@ -92,10 +92,10 @@ def _array(torch: Any, tensor: Any) -> np.ndarray:
 
 def _family(hf: Any) -> Family:
     name = type(hf).__name__
-    for family in (*FAMILIES, *ENCODERS):
+    for family in EVERY:
         if name in family.architectures:
             return family
-    known = ", ".join(name for family in FAMILIES for name in family.architectures)
+    known = ", ".join(name for family in EVERY for name in family.architectures)
     raise UnsupportedModelError(f"A {name} has no family whose modules are known; known are {known}.")
 
 
@@ -107,7 +107,7 @@ def _readers(family: Family, config: Config, keep: _Keep) -> dict[str, _Read]:
             readers[path] = partial(_whole, module, layer, config, keep)
     for pattern, rule in fused(family, config).items():
         for path, layer in _places(pattern, config):
-            readers[path] = partial(_apart, rule, layer, config, keep, readers.get(path))
+            readers[path] = partial(_apart, rule, family, layer, config, keep, readers.get(path))
     return readers
 
 
@@ -135,6 +135,7 @@ def _whole(
 
 def _apart(
     rule: Rule,
+    family: Family,
     layer: int | None,
     config: Config,
     keep: _Keep,
@@ -148,7 +149,7 @@ def _apart(
     if leaving is None:
         return
     for path, part in _parts(leaving, rule, config).items():
-        for site in read_and_given(path, config)[1]:
+        for site in read_and_given(path, family, config)[1]:
             clip = config.qkv_clip if site in ("q", "k", "v") else None  # done outside of the module
             keep(site, layer, part if clip is None else np.clip(part, -clip, clip))
 

@@ -8,7 +8,7 @@ from mechjax.base.catalogue import SITES, canonical
 from mechjax.models import Config, EncoderConfig
 from mechjax.models.experts import Experts
 from mechjax.models.latent import Latent
-from mechjax.models.load import build
+from mechjax.models.structures import build
 
 
 def test_sites__of_models_that_have_them__stand_in_the_tables_order_with_its_axes():

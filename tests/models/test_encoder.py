@@ -12,7 +12,7 @@ from mechjax.models import EncoderConfig
 from mechjax.models.families import config_from_hf
 from mechjax.models.families.bert import ENCODERS
 from mechjax.models.families.family import read_config, write_config
-from mechjax.models.load import build
+from mechjax.models.structures import build
 from tests.tolerances import TOL
 
 SMALL = {"d_vocab": 11, "n_ctx": 8, "d_model": 8, "n_layers": 2, "n_heads": 2, "d_mlp": 6}

@@ -18,7 +18,7 @@ import mechjax as mj
 from mechjax.base.errors import WriteError
 from mechjax.base.whole import whole
 from mechjax.models.experts import Experts
-from mechjax.models.load import build
+from mechjax.models.structures import build
 from tests.attribution.conftest import SMALL, redrawn
 from tests.attribution.test_every_method import EVERY
 from tests.attribution.transcoded import LLAMA, MLA

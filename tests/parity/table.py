@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import mechjax as mj
-from mechjax.models.families import ENCODERS, FAMILIES, config_from_hf
+from mechjax.models.families import FAMILIES, OTHERS, config_from_hf
 from mechjax.studies.hf_sites import hf_sites
 from tests.parity import cases, test_encoders, test_experts
 
@@ -57,7 +57,7 @@ def table() -> str:
         seen = by_family.setdefault(family.name, {})
         for site, apart in measured(hf, model, tokens).items():
             seen[site] = max(seen.get(site, 0.0), apart)
-    for family in (*FAMILIES, *ENCODERS):
+    for family in (*FAMILIES, *OTHERS):
         seen = dict(by_family[family.name])
         logits = f"{seen.pop('logits'):.0e}" if "logits" in seen else "has none"
         names = ", ".join(f"`{name}`" for name in family.architectures)

@@ -15,7 +15,7 @@ import mechjax as mj
 from mechjax.base.errors import UnsupportedModelError
 from mechjax.cli import main
 from mechjax.models import Encoder, parameters
-from mechjax.models.load import build
+from mechjax.models.structures import build
 from mechjax.studies.check import check
 from mechjax.studies.hf_sites import hf_sites
 from tests.parity.cases import assert_spelled, in_mechjax, module_values, redraw, torch, transformers

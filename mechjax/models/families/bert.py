@@ -122,6 +122,13 @@ _IGNORED = frozenset({
     "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type",
     "directionality",
 })  # fmt: skip
+_READS = {  # norms stand on the stream itself, after the sums
+    "ln_embed.w": (None, ("ln_embed.normalized",)),
+    "blocks.attn.W_Q": ("attn_in", ("q",)),
+    "blocks.ln1.w": (None, ("ln1.normalized", "resid_mid")),
+    "blocks.mlp.W_in": ("mlp_in", ("mlp_pre",)),
+    "blocks.ln2.w": (None, ("ln2.normalized", "resid_post")),
+}
 _OLD = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 _HEAD = _mlm("cls.predictions.", "transform.dense", "transform.LayerNorm")
 _TABLE = (r"(bert\.|roberta\.)?embeddings\.position_ids",)
@@ -149,6 +156,7 @@ BERT_MLM = Family(
     ),
     kind=EncoderConfig,
     older=_OLD,
+    reads=_READS,
 )
 BERT_PRETRAINING = replace(
     BERT_MLM,

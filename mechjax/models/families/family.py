@@ -1,4 +1,4 @@
-"""Families as tables: how a Hugging Face config and its tensors become a `Config` and our parameters.
+"""Families as tables: how a Hugging Face config and its tensors become a config of ours and our parameters.
 
 A family is data. To add one: write its table, add it to `FAMILIES`, add a case to the parity tests.
 Every key of a config is read, ignored by name, or refused by name: nothing that changes numbers passes unread.
@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mechjax.base.errors import UnsupportedModelError
-from mechjax.models.config import MAX_LAYERS, Config
+from mechjax.models.config import Config
 from mechjax.models.families.rule import Rule
+from mechjax.models.model_config import MAX_LAYERS, ModelConfig
 
 NO_EFFECT = frozenset({
     "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "name_or_path",
@@ -48,6 +49,7 @@ class Family:
         kind: The class of our config.
         older: Endings of tensor names, and how old checkpoints spell them.
         modules: Modules without parameters of their own (`{}` for the layer): the sites that they read and give.
+        reads: Where the module of a parameter reads or gives other sites than a decoder's (`modules.READ_AND_GIVEN`).
     """
 
     name: str
@@ -57,26 +59,27 @@ class Family:
     choices: Mapping[str, Any]
     weights: tuple[Rule, ...]
     prefix: str
-    to_hf: Callable[[Config], dict[str, Any]]
+    to_hf: Callable[[Any], dict[str, Any]]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
     ignored_weights: tuple[str, ...] = ()
-    kind: type[Config] = Config
+    kind: type[ModelConfig] = Config
     older: Mapping[str, str] = field(default_factory=dict)
     modules: Mapping[str, tuple[str | None, str | None]] = field(default_factory=dict)
+    reads: Mapping[str, tuple[str | None, tuple[str, ...]]] = field(default_factory=dict)
 
     def spellings(self, name: str) -> tuple[str, ...]:
         """What checkpoints may call a tensor: as the whole model has it, as the bare one, and both in old spelling."""
         old = (name.removesuffix(new) + old for new, old in self.older.items() if name.endswith(new))
         return tuple(n for full in (name, *old) for n in (full, full.removeprefix(self.prefix)))
 
-    def rules_for(self, config: Config) -> tuple[Rule, ...]:
+    def rules_for(self, config: ModelConfig) -> tuple[Rule, ...]:
         """The rules of the tensors that a model of this config has."""
         paths = config.shapes.keys()
         return tuple(rule for rule in self.weights if paths >= set(rule.paths) and rule.when(config))
 
-    def match(self, name: str, config: Config) -> tuple[Rule, int | None] | None:
+    def match(self, name: str, config: ModelConfig) -> tuple[Rule, int | None] | None:
         """The rule and layer of a tensor, its name with or without the family's prefix; None for one without a rule."""
         for spelled in (name, self.prefix + name):
             for rule in self.rules_for(config):
@@ -84,13 +87,13 @@ class Family:
                     return found
         return None
 
-    def ignorable(self, name: str, config: Config) -> bool:
+    def ignorable(self, name: str, config: ModelConfig) -> bool:
         """Whether a tensor without a rule is no parameter: a stored mask, or a tied embedding's second copy."""
         spelled = (name, self.prefix + name)
         if any(re.fullmatch(pattern, s) for pattern in self.ignored_weights for s in spelled):
             return True
         unembedding = (rule for rule in self.weights if rule.paths == ("W_U",))
-        return config.tied and any(rule.match(s) for rule in unembedding for s in spelled)
+        return getattr(config, "tied", False) and any(rule.match(s) for rule in unembedding for s in spelled)
 
 
 class HfConfig(Mapping[str, Any]):
@@ -125,7 +128,7 @@ class HfConfig(Mapping[str, Any]):
 
 def read_config(
     hf: Mapping[str, Any], family: Family, *, precision: Literal["highest", "default"] = "highest"
-) -> Config:
+) -> Any:
     """Our config of a Hugging Face config.
 
     Raises:
@@ -153,7 +156,7 @@ def read_config(
     return family.kind(**{"source": family.name} | fields, **family.choices, precision=precision)
 
 
-def write_config(config: Config, family: Family) -> dict[str, Any]:
+def write_config(config: ModelConfig, family: Family) -> dict[str, Any]:
     """The Hugging Face config of one of ours.
 
     Raises:

@@ -28,13 +28,15 @@ FAMILIES: tuple[Family, ...] = (
     COHERE, COHERE2, GRANITE, FALCON, BLOOM, OPT, MIXTRAL, QWEN3_MOE, OLMOE, GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3,
 )  # fmt: skip
 """Every family of decoders, in the order in which an export tries them."""
-EVERY: tuple[Family, ...] = (*FAMILIES, NATIVE, *ENCODERS)
+OTHERS: tuple[Family, ...] = (*ENCODERS,)
+"""Every family of other structures."""
+EVERY: tuple[Family, ...] = (*FAMILIES, NATIVE, *OTHERS)
 """Every family."""
 
 
 def config_from_hf(
     hf: Mapping[str, Any], *, precision: Literal["highest", "default"] = "highest"
-) -> tuple[Config, Family]:
+) -> tuple[Any, Family]:
     """Our config and the family of a Hugging Face config (the contents of config.json).
 
     Raises:
@@ -68,11 +70,11 @@ def _family(hf: Mapping[str, Any]) -> Family:
         )
     for family in EVERY:
         if set(family.architectures) & set(names) or (
-            not names and family not in ENCODERS and hf.get("model_type") == family.model_type
+            not names and family not in OTHERS and hf.get("model_type") == family.model_type
         ):
             return family
     asked = ", ".join(names) or str(hf.get("model_type"))
-    known = [name for family in (*FAMILIES, *ENCODERS) for name in family.architectures]
+    known = [name for family in (*FAMILIES, *OTHERS) for name in family.architectures]
     raise UnsupportedModelError(
         f"The architecture {asked} is not implemented; known are {', '.join(known)}.{did_you_mean(asked, known)}"
     )

@@ -11,10 +11,10 @@ from functools import cache
 
 from mechjax.base.errors import ArgumentError, did_you_mean
 from mechjax.models.config import Config
-from mechjax.models.encoder_config import EncoderConfig
 from mechjax.models.families.family import Family
 from mechjax.models.families.known import EVERY
 from mechjax.models.families.rule import Rule
+from mechjax.models.model_config import ModelConfig
 from mechjax.models.shapes import norm_places
 
 READ_AND_GIVEN: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
@@ -46,15 +46,6 @@ READ_AND_GIVEN: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
 }
 """Parameter -> the site that its module reads, and those that it gives; a spelling means the first of these."""
 
-_ENCODER = {
-    "ln_embed.w": (None, ("ln_embed.normalized",)),
-    "blocks.attn.W_Q": ("attn_in", ("q",)),
-    "blocks.ln1.w": (None, ("ln1.normalized", "resid_mid")),
-    "blocks.mlp.W_in": ("mlp_in", ("mlp_pre",)),
-    "blocks.ln2.w": (None, ("ln2.normalized", "resid_post")),
-}
-"""Where an encoder differs: its norms stand on the stream itself, after the sums."""
-
 
 @dataclass(frozen=True)
 class Module:
@@ -65,29 +56,31 @@ class Module:
     gives: tuple[str, ...]
 
 
-def modules(family: Family, config: Config) -> tuple[Module, ...]:
+def modules(family: Family, config: ModelConfig) -> tuple[Module, ...]:
     """The modules of a Hugging Face model that hold exactly our sites' numbers, heads merged."""
     block = next((rule.name.partition(".{}.")[0] for rule in family.weights if rule.layered), None)
     found = {} if block is None else {f"{block}.{{}}": Module(f"{block}.{{}}", "resid_pre", ("resid_post",))}
     for rule in family.weights:
-        if _there(rule, config) and (module := _of(rule, config)) is not None:
+        if _there(rule, config) and (module := _of(rule, family, config)) is not None:
             found[module.path] = module
     for path, (reads, gives) in family.modules.items():
         found[path] = Module(path, reads, () if gives is None else _kept((gives,), path, config))
     return tuple(module for module in found.values() if module.reads or module.gives)
 
 
-def fused(family: Family, config: Config) -> dict[str, Rule]:
+def fused(family: Family, config: ModelConfig) -> dict[str, Rule]:
     """The modules whose output is several sites, or one once it is clipped: path -> the rule that takes it apart."""
     return {
         rule.name.removesuffix(".weight"): rule
         for rule in family.rules_for(config)
-        if rule.name.endswith(".weight") and _known(rule) and (len(rule.paths) > 1 or _clipped(rule, config))
+        if rule.name.endswith(".weight")
+        and _known(rule, family)
+        and (len(rule.paths) > 1 or _clipped(rule, config))
     }
 
 
 @cache
-def spellings(config: Config) -> Mapping[str, tuple[str, ...]]:
+def spellings(config: ModelConfig) -> Mapping[str, tuple[str, ...]]:
     """Site -> how Hugging Face spells it in models of the family that this config was read from, if any.
 
     Only what means the same when it is edited: where attention and MLP share a norm, or queries, keys and values read
@@ -110,52 +103,62 @@ def spellings(config: Config) -> Mapping[str, tuple[str, ...]]:
     return found
 
 
-def own_name(name: str, config: Config) -> str:
+def own_name(name: str, config: ModelConfig) -> str:
     """mechjax's name of the site that a module's path means in models of this config; other names as they are."""
     return next((site for site, paths in spellings(config).items() if name in paths), name)
 
 
-def _spelled(family: Family, config: Config) -> Iterator[tuple[str, str]]:
-    shared = config.residual == "parallel_shared" or isinstance(config, EncoderConfig)
+def _spelled(family: Family, config: ModelConfig) -> Iterator[tuple[str, str]]:
+    # Editing the stream itself is editing more than what attention reads.
+    stream = getattr(config, "residual", "serial") == "parallel_shared" or family.reads.get("blocks.ln1.w")
     for module in modules(family, config):
-        if module.reads is not None and not (module.reads == "attn_in" and shared):
+        if module.reads is not None and not (module.reads == "attn_in" and stream):
             yield module.reads, f"{module.path}.input"
         if module.gives:
             yield module.gives[0], f"{module.path}.output"
 
 
-def _there(rule: Rule, config: Config) -> bool:
+def _there(rule: Rule, config: ModelConfig) -> bool:
     """Whether a model has the module that would hold a tensor; a norm without scales is a module all the same."""
-    norms = {f"{place}.w" for place in norm_places(config)} if not config.norm_weight else set()
+    norms: set[str] = set()
+    if isinstance(config, Config) and not config.norm_weight:
+        norms = {f"{place}.w" for place in norm_places(config)}
     return set(rule.paths) <= config.shapes.keys() | norms and rule.when(config)
 
 
-def _clipped(rule: Rule, config: Config) -> bool:
-    return config.qkv_clip is not None and READ_AND_GIVEN[rule.paths[0]][1][0] in ("q", "k", "v")
+def _clipped(rule: Rule, config: ModelConfig) -> bool:
+    clip = getattr(config, "qkv_clip", None)
+    return clip is not None and READ_AND_GIVEN[rule.paths[0]][1][0] in ("q", "k", "v")
 
 
-def _known(rule: Rule) -> bool:
-    return all(path in READ_AND_GIVEN for path in rule.paths) and "head}" not in rule.name
+def _known(rule: Rule, family: Family) -> bool:
+    return all(path in READ_AND_GIVEN or path in family.reads for path in rule.paths) and (
+        "head}" not in rule.name
+    )
 
 
-def _of(rule: Rule, config: Config) -> Module | None:
+def _of(rule: Rule, family: Family, config: ModelConfig) -> Module | None:
     """The module that holds a tensor, where every site it reads or gives is one of ours."""
     path = rule.name.removesuffix(".weight")
-    if path == rule.name or not _known(rule):
+    if path == rule.name or not _known(rule, family):
         return None
-    reads, gives = read_and_given(rule.paths[0], config)
+    reads, gives = read_and_given(rule.paths[0], family, config)
     return Module(path, reads, _kept(gives, rule.paths[0], config) if len(rule.paths) == 1 else ())
 
 
-def read_and_given(path: str, config: Config) -> tuple[str | None, tuple[str, ...]]:
+def read_and_given(path: str, family: Family, config: ModelConfig) -> tuple[str | None, tuple[str, ...]]:
     """The site that a parameter's module reads and those that it gives, were nothing done to them afterwards."""
-    if path == "blocks.mlp.W_in" and config.mlp == "gated":
+    if path in family.reads:
+        return family.reads[path]
+    if path == "blocks.mlp.W_in" and getattr(config, "mlp", "plain") == "gated":
         return None, ("mlp_pre_linear",)
-    return (_ENCODER if isinstance(config, EncoderConfig) else {}).get(path, READ_AND_GIVEN[path])
+    return READ_AND_GIVEN[path]
 
 
-def _kept(sites: tuple[str, ...], path: str, config: Config) -> tuple[str, ...]:
+def _kept(sites: tuple[str, ...], path: str, config: ModelConfig) -> tuple[str, ...]:
     """Those to which nothing is done after the module gives them."""
+    if not isinstance(config, Config):
+        return sites
     normed = path.endswith(".w")
     written = config.residual_scale == 1.0 and (normed or config.norms in ("pre", "none"))
     exact = {

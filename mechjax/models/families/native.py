@@ -16,6 +16,7 @@ from mechjax.base.errors import UnsupportedModelError, did_you_mean
 from mechjax.models.config import Config
 from mechjax.models.families.family import Family, HfConfig
 from mechjax.models.families.rule import Rule
+from mechjax.models.model_config import ModelConfig
 
 _KIND = "kind"
 
@@ -24,23 +25,23 @@ _KIND = "kind"
 class _Whole(Rule):
     """A parameter stored as it is, its layers stacked."""
 
-    def places(self, config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def places(self, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield self.name, ()
 
-    def shape(self, config: Config) -> tuple[int, ...]:
+    def shape(self, config: ModelConfig) -> tuple[int, ...]:
         return config.shapes[self.name]
 
-    def split(self, array: Any, config: Config) -> dict[str, Any]:
+    def split(self, array: Any, config: ModelConfig) -> dict[str, Any]:
         return {self.name: array}
 
-    def join(self, params: Mapping[str, Any], config: Config) -> Any:
+    def join(self, params: Mapping[str, Any], config: ModelConfig) -> Any:
         return params[self.name]
 
 
 class _Native(Family):
     """A family whose tensors are our parameters, whatever a config asks for."""
 
-    def rules_for(self, config: Config) -> tuple[Rule, ...]:
+    def rules_for(self, config: ModelConfig) -> tuple[Rule, ...]:
         """One rule per parameter."""
         return tuple(_Whole(path, (path,), "") for path in config.shapes)
 

@@ -1,11 +1,11 @@
 """Weight rules: one Hugging Face tensor, the parameters that it holds, and how its axes are laid out. Invertible.
 
 A layout is written as in einops: "m (part h d) -> part m h d" cuts a fused GPT-2 matrix into `part` parameters, and
-read from right to left it fuses them again. The letters are sizes of the config: v vocabulary, p positions, m d_model,
-h heads, n key heads, g heads per key head, d d_head, f d_mlp, r rows of the position embedding, e experts, x neurons
-of an expert, s of the shared ones, q and c ranks of latent attention, o, t and u its d_nope, d_rope and d_value; `part`
-counts the rule's parameters. Where parts differ in size, their sizes are added: in "(h+n+n d) m -> m h+n+n d" the first
-parameter takes h of the heads, the others n each.
+read from right to left it fuses them again. The letters are sizes of the config, its `letters`; a decoder's are v
+vocabulary, m d_model, h heads, n key heads, g heads per key head, d d_head, f d_mlp, r rows of the position embedding,
+e experts, x neurons of an expert, s of the shared ones, q and c ranks of latent attention, o, t and u its d_nope,
+d_rope and d_value; `part` counts the rule's parameters. Where parts differ in size, their sizes are added: in
+"(h+n+n d) m -> m h+n+n d" the first parameter takes h of the heads, the others n each.
 """
 
 import math
@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from mechjax.models.config import Config
-from mechjax.models.shapes import layers_of
+from mechjax.models.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,9 @@ class Rule:
     """How one Hugging Face tensor (of each layer) maps to our parameters.
 
     Attributes:
-        name: The tensor's name, `{}` for the layer; `{head}`, `{kv_head}` or `{expert}` where each has its own tensor.
-        paths: Our parameters that it holds, as in `Config.shapes`.
+        name: The tensor's name, `{}` for the layer; `{head}`, `{kv_head}` or `{expert}` where each has its own
+            tensor (the config's `apart`).
+        paths: Our parameters that it holds, as in the config's `shapes`.
         layout: "theirs -> ours"; or one side where both are equal.
         when: Whether models of a config have this tensor, beside having these parameters.
     """
@@ -33,29 +33,27 @@ class Rule:
     name: str
     paths: tuple[str, ...]
     layout: str
-    when: Callable[[Config], bool] = lambda _: True
+    when: Callable[[Any], bool] = lambda _: True
 
     @cached_property
     def _regex(self) -> re.Pattern[str]:
-        return re.compile(re.sub(r"\\{(?:kv_head|head|expert)?\\}", r"(\\d+)", re.escape(self.name)))
+        return re.compile(re.sub(r"\\{\w*\\}", r"(\\d+)", re.escape(self.name)))
 
     @property
     def layered(self) -> bool:
         """Whether each layer has such a tensor."""
         return "{}" in self.name
 
-    def places(self, config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def places(self, config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Every such tensor's name, and where it stands in our parameters: layer and head or expert, if any."""
-        heads = {"head": config.n_heads, "kv_head": config.n_kv_heads}
-        heads |= {"expert": config.experts.n_experts} if config.experts else {}
-        heads = {letter: n for letter, n in heads.items() if f"{{{letter}}}" in self.name} or {"head": 1}
-        letter, n_heads = heads.popitem()
-        for place, layer in enumerate(layers_of(self.paths[0], config) if self.layered else (0,)):
-            for head in range(n_heads):
-                index = (place,) * self.layered + (head,) * (f"{{{letter}}}" in self.name)
-                yield self.name.format(layer, **{letter: head}), index
+        within = next((word for word in config.apart if f"{{{word}}}" in self.name), None)
+        n = 1 if within is None else config.apart[within]
+        for place, layer in enumerate(config.layers_of(self.paths[0]) if self.layered else (0,)):
+            for i in range(n):
+                index = (place,) * self.layered + (i,) * (within is not None)
+                yield self.name.format(layer, **({} if within is None else {within: i})), index
 
-    def names(self, config: Config) -> tuple[str, ...]:
+    def names(self, config: ModelConfig) -> tuple[str, ...]:
         """The tensor's name in every layer."""
         return tuple(name for name, _ in self.places(config))
 
@@ -65,12 +63,12 @@ class Rule:
             return None
         return self, int(found.group(1)) if self.layered else None
 
-    def shape(self, config: Config) -> tuple[int, ...]:
+    def shape(self, config: ModelConfig) -> tuple[int, ...]:
         """Shape of the Hugging Face tensor."""
         sizes = self._sizes(config)
         return tuple(math.prod(sizes[axis] for axis in group) for group in _groups(self._sides[0]))
 
-    def split(self, array: Any, config: Config) -> dict[str, Any]:
+    def split(self, array: Any, config: ModelConfig) -> dict[str, Any]:
         """Our parameters (of one layer, without layer axis) by path; views of `array` where its library makes views."""
         (theirs, ours), sizes = self._sides, self._sizes(config)
         if "+" not in self.layout:
@@ -88,7 +86,7 @@ class Rule:
             start = stop
         return parts
 
-    def join(self, params: Mapping[str, Any], config: Config) -> Any:
+    def join(self, params: Mapping[str, Any], config: ModelConfig) -> Any:
         """The Hugging Face tensor made of our parameters (of one layer); the inverse of `split`."""
         (theirs, ours), sizes = self._sides, self._sizes(config)
         arrays = [params[path] for path in self.paths]
@@ -108,18 +106,8 @@ class Rule:
         theirs, _, ours = self.layout.partition("->")
         return theirs.strip(), (ours or theirs).strip()
 
-    def _sizes(self, config: Config) -> dict[str, int]:
-        sizes = {
-            "v": config.d_vocab, "r": config.n_ctx + config.position_offset, "m": config.d_model, "h": config.n_heads,
-            "n": config.n_kv_heads, "g": config.n_heads // config.n_kv_heads, "d": config.d_head, "f": config.d_mlp,
-            "part": len(self.paths), "1": 1,
-        }  # fmt: skip
-        sizes |= getattr(config, "letters", {})  # an encoder has more
-        if (experts := config.experts) is not None:
-            sizes |= {"e": experts.n_experts, "x": experts.d_expert, "s": experts.d_shared}
-        if (latent := config.latent) is not None:
-            sizes |= {"q": latent.q_rank or config.d_model, "c": latent.kv_rank}
-            sizes |= {"o": latent.d_nope, "t": latent.d_rope, "u": latent.d_value}
+    def _sizes(self, config: ModelConfig) -> dict[str, int]:
+        sizes = {**config.letters, "part": len(self.paths), "1": 1}
         sums = re.findall(r"\w+(?:\+\w+)+", self.layout)
         return sizes | {fused: sum(sizes[part] for part in fused.split("+")) for fused in sums}
 
