@@ -18,9 +18,11 @@ from mechjax.models.encoder import Encoder
 from mechjax.models.encoder_config import EncoderConfig
 from mechjax.models.families import ENCODERS, FAMILIES, NATIVE, Family
 from mechjax.models.families.family import write_config
+from mechjax.models.needs import needs_decoder
 from mechjax.models.params import parameters
 
 
+@needs_decoder("weights", or_encoder=True)
 def export(
     model: Decoder | Encoder,
     folder: Path | str,
