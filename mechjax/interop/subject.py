@@ -85,10 +85,10 @@ class _Batched(Subject):
     one: Subject
 
     def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return jax.vmap(lambda args, kwargs: self.one._plain(args, kwargs))(args, kwargs)
+        return jax.vmap(self.one._plain)(args, kwargs)
 
     def _marked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return jax.vmap(lambda args, kwargs: self.one._marked(args, kwargs))(args, kwargs)
+        return jax.vmap(self.one._marked)(args, kwargs)
 
     def _marks_in(self, closed_jaxpr: Any, recorder: Recorder) -> Any:
         return self.one._marks_in(closed_jaxpr, recorder)

@@ -70,17 +70,11 @@ def planned(
     if chunk_size is not None and chunk_size < 1:
         raise ArgumentError(f"chunk_size={chunk_size}: at least one cell must run at once.")
     if not isinstance(model, Decoder):
-        sides = paired_inputs(clean, corrupt)[:: 1 if mode == "denoise" else -1]
+        donor, base = paired_inputs(clean, corrupt)[:: 1 if mode == "denoise" else -1]
         sweep = whole_sweep(
-            model,
-            *sides,
-            metric,
-            site=site,
-            over=over,
-            positions=positions,
-            chunk_size=chunk_size,
+            model, donor, base, metric, site=site, over=over, positions=positions, chunk_size=chunk_size,
             room=CHUNK_BYTES,
-        )
+        )  # fmt: skip
         return Planned(sweep, mode, tuple(positions or ()))
     (ids, mask), (other, _) = paired(clean, corrupt, model.config)
     info = swept_site(model, site, ids)

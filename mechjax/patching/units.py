@@ -104,7 +104,7 @@ def fill(
     there = len(names) - len(left(store, names))
     if team.told(int(there == len(names) and RUNS in store)):
         return Worked()
-    runs = sweep.prepare()
+    runs: Any = sweep.prepare()
     of_donor, of_base = whole(runs.of_donor), whole(runs.of_base)
     sweep.check(jnp.asarray(of_base), jnp.asarray(of_donor))
     if team.first and RUNS not in store:
