@@ -1,4 +1,4 @@
-"""The Linen network of `networks`, with what its MLPs give changed by Flax's own interceptors: an oracle without mechjax."""
+"""A small Linen network, what its MLPs give changed by Flax's own interceptors: an oracle without mechjax."""
 
 import functools
 
@@ -8,48 +8,72 @@ import jax.numpy as jnp
 
 import mechjax as mj
 from mechjax.interop import from_linen
-from tests.interop.networks import LAYERS, POS, TOKENS, VOCAB, D, linen
 
-CLEAN, CORRUPT = TOKENS, (TOKENS + 3) % VOCAB
+LAYERS, BATCH, POS, D, VOCAB = 2, 2, 4, 6, 11
+CLEAN = jnp.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+CORRUPT = (CLEAN + 3) % VOCAB
 METRIC = mj.metrics.logit_diff(jnp.array([1, 2]), jnp.array([3, 4]))
 SITES = {"mlp_out": ("blocks.mlp.output", ("pos", "d_model"))}
 NOTHING = jnp.zeros((LAYERS, POS), bool)
-EMPTY = jnp.zeros((LAYERS, *TOKENS.shape, D))
+EMPTY = jnp.zeros((LAYERS, BATCH, POS, D))
 
 
-def read(logits):
-    """The metric, written out."""
-    rows = jnp.arange(2)
-    return logits[rows, -1, jnp.array([1, 2])] - logits[rows, -1, jnp.array([3, 4])]
+class MLP(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(D)(jnp.tanh(x))
+
+
+class Block(nn.Module):
+    """Each position reads the mean of those up to it."""
+
+    @nn.compact
+    def __call__(self, x):
+        seen = jnp.cumsum(x, -2) / jnp.arange(1.0, POS + 1)[:, None]
+        return x + MLP(name="mlp")(seen)
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(VOCAB, D)(tokens)
+        for i in range(LAYERS):
+            x = Block(name=f"blocks_{i}")(x)
+        return nn.Dense(VOCAB)(x)
 
 
 @functools.cache
-def module():
-    return linen(layout="loop")
+def variables():
+    return Net().init(jax.random.key(0), CLEAN)
 
 
 @functools.cache
 def subject():
     """The network as a subject that names the axes of what its MLPs give."""
-    return from_linen(*module(), sites=SITES)
+    return from_linen(Net(), variables(), sites=SITES)
+
+
+def read(logits):
+    """The metric, written out."""
+    rows = jnp.arange(BATCH)
+    return logits[rows, -1, jnp.array([1, 2])] - logits[rows, -1, jnp.array([3, 4])]
 
 
 @jax.jit
 def forward(tokens, put, where):
     """Logits, and what each MLP gives, with `put` (layer, batch, pos, d) in its place `where` (layer, pos)."""
-    net, variables = module()
     outs = []
 
     def intercept(run, args, kwargs, context):
         out = run(*args, **kwargs)
         if context.method_name != "__call__" or context.module.path[1:] != ("mlp",):
             return out
-        layer = int(context.module.path[0].removeprefix("blocks_"))
+        layer = len(outs)
         outs.append(jnp.where(where[layer][:, None], put[layer], out))
         return outs[-1]
 
     with nn.intercept_methods(intercept):
-        return net.apply(variables, tokens), jnp.stack(outs)
+        return Net().apply(variables(), tokens), jnp.stack(outs)
 
 
 @jax.jit

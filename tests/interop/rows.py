@@ -12,17 +12,17 @@ from tests.interop.by_hand import (
     CLEAN,
     CORRUPT,
     EMPTY,
+    LAYERS,
     METRIC,
     NOTHING,
+    POS,
+    D,
     activations,
     forward,
     read,
     slopes,
     subject,
 )
-from tests.interop.networks import LAYERS, POS, TOKENS, D
-
-ALL = ~NOTHING
 
 
 def of_capture():
@@ -36,14 +36,14 @@ def of_edit():
 
 
 def of_run():
-    found = mj.run(subject(), CLEAN, edits=[mj.scale("mlp_out", 2.0, layer=0)], capture="mlp_out", layers=2)
+    found = mj.run(subject(), CLEAN, edits=[mj.scale("mlp_out", 2.0, layer=0)], capture="mlp_out", layers=1)
     logits, acts = forward(CLEAN, 2 * activations(CLEAN), NOTHING.at[0].set(True))
-    return (found[0], found[1]["mlp_out"]), (logits, acts[2:])
+    return (found[0], found[1]["mlp_out"]), (logits, acts[1:])
 
 
 def of_list():
     info = mj.list_sites(subject(), CLEAN)["mlp_out"]
-    return jnp.array([info.layers, *info.shape]), jnp.array([LAYERS, *TOKENS.shape, D])
+    return jnp.array([info.layers, *info.shape]), jnp.array([LAYERS, *CLEAN.shape, D])
 
 
 def of_gradient():
@@ -85,17 +85,17 @@ def of_integral():
 
 
 def of_plan():
-    plan = mj.plan(subject(), tuple(TOKENS.shape), capture="mlp_out")
+    plan = mj.plan(subject(), tuple(CLEAN.shape), capture="mlp_out")
     site = next(s for s in plan.sites if s.name == "mlp_out")
     weights = sum(x.size for x in jax.tree.leaves(subject()))
-    of_site = 4 * LAYERS * math.prod(TOKENS.shape) * D
+    of_site = 4 * LAYERS * math.prod(CLEAN.shape) * D
     found = [plan.n_params, plan.param_bytes, site.bytes, plan.captured_bytes]
     return jnp.array(found), jnp.array([weights, 4 * weights, of_site, of_site])
 
 
 def of_dry_run():
     how = {"site": "mlp_out", "over": ("pos",)}
-    shapes = jax.ShapeDtypeStruct(TOKENS.shape, jnp.int32)
+    shapes = jax.ShapeDtypeStruct(CLEAN.shape, jnp.int32)
     dry = mj.dry_run(mj.patching.activation_patch, subject(), shapes, shapes, METRIC, **how)
     return jnp.array(dict((name, shape) for name, shape, _ in dry.outputs)["per_example"]), jnp.array(
         [POS, 2]
