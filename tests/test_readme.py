@@ -12,7 +12,7 @@ from mechjax.models.families import FAMILIES, OTHERS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SCREEN, TRAINING, DICTIONARIES, DEVICES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SCREEN, TRAINING, DICTIONARIES, DEVICES, SUBJECTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def _run(code: str) -> dict:
@@ -91,3 +91,12 @@ def test_devices__as_they_stand__share_the_work():
     }
     assert space["scores"].scores.shape == (config.n_layers, config.n_heads)
     assert space["plan"].share.fits and space["dry"].share.fits
+
+
+def test_subjects__as_they_stand__are_patched_and_attributed():
+    space = _run(SUBJECTS)
+    scores, first_order = space["scores"], space["first_order"]
+    assert scores.scores.shape == (3, 8) and space["plan"].n_params == 3 * (8 * 8 + 8) + 8 * 5 + 5
+    # Without nonlinearities the first order is all there is.
+    moved = scores.per_example - scores.corrupt
+    np.testing.assert_allclose(moved, first_order.per_example, atol=1e-4)

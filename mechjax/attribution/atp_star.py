@@ -37,6 +37,7 @@ from mechjax.metrics.measured import itself
 from mechjax.metrics.metric import Metric
 from mechjax.models.contraction import widened
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 from mechjax.models.room import at_once, backs_off
 from mechjax.transform.edits import Edit, replace
 from mechjax.transform.gradients import value_and_grad_at
@@ -51,6 +52,7 @@ FIXED = ("q", "k")
 CHUNK_BYTES = 256e6  # gradients of all layers that are there at once
 
 
+@needs_decoder("attention")
 @on_any_mesh
 @backs_off
 def atp_star(
@@ -178,7 +180,7 @@ def _estimates(
     rows = _rows(given, fixed, per_position=per_position) if fixed else {}
 
     def estimate(edits: list[Edit]) -> tuple[dict[str, Array], Array]:
-        value, slopes = value_and_grad_at(intervene(given.run, edits), itself, read)(given.ids, given.mask)
+        value, slopes = value_and_grad_at(intervene(given.run, edits), itself, read)(*given.clean)
         found = {}
         for info in given.sites:
             over = node_axes(info.name, per_position=per_position)
@@ -220,7 +222,7 @@ def _rows(given: Sides, fixed: tuple[str, ...], *, per_position: bool) -> dict[s
 
     def rows(stack: list[Array]) -> dict[str, Array]:
         edits = [replace(site, x, per_layer=True) for site, x in zip(FIXED, stack, strict=True)]
-        return capture(intervene(given.run, edits), wanted)(given.ids, given.mask)[1].arrays
+        return capture(intervene(given.run, edits), wanted)(*given.clean)[1].arrays
 
     return jax.lax.map(rows, stacks)
 

@@ -15,7 +15,7 @@ Exact when: the metric is affine in the site.    Misleads when: attention satura
 cancel (`atp_star` mends both), or norms rescale. Compare with `activation_patch(..., mode="noise")`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -28,7 +28,7 @@ from mechjax.attribution.sides import Sides, check_finite, first_order, place_la
 from mechjax.attribution.site_scores import SiteScores, site_scores
 from mechjax.attribution.subject import Ablation
 from mechjax.base.meshes import on_any_mesh
-from mechjax.metrics.metric import Metric
+from mechjax.metrics.of_output import Reads
 from mechjax.models.decoder import Decoder
 from mechjax.transform.edits import replace
 from mechjax.transform.swept import swept_axes
@@ -37,10 +37,10 @@ from mechjax.transform.transforms import intervene
 
 @on_any_mesh
 def attribution_patch(
-    model: Decoder,
+    model: Decoder | Callable[..., Any],
     clean: Any,
     corrupt: Any,
-    metric: Metric,
+    metric: Reads,
     *,
     site: str,
     over: Sequence[str] = ("layer", "pos"),
@@ -52,10 +52,12 @@ def attribution_patch(
     """Score every place of a site from one gradient.
 
     Args:
-        model: The decoder.
-        clean: Prompts that show the behaviour, `Prompts` or ids (batch, pos).
-        corrupt: Prompts that do not, with the same tokens at the same places; None where the ablation needs none.
-        metric: A metric of `mechjax.metrics`: one number per example.
+        model: The decoder, a subject of `mechjax.interop`, or any function with sites.
+        clean: What shows the behaviour: of a decoder `Prompts` or ids (batch, pos), of others what they take, as in
+            `activation_patch`.
+        corrupt: What does not, with the same tokens at the same places; None where the ablation needs none.
+        metric: A metric of `mechjax.metrics`, or where not a decoder runs any function of its output that gives one
+            number per example, as in `activation_patch`.
         site: The site, such as "resid_pre", "z" or "mlp_post".
         over: The axes of the places: "layer" and any of the site's axes. Axes left out are ablated whole; without
             "layer", all layers at once.
@@ -105,7 +107,7 @@ def _at_all_layers(given: Sides, over: tuple[str, ...]) -> tuple[Array, Array]:
 
         def metric(by: Array) -> Array:
             edit = replace(name, intact + by * (moved - intact), per_layer=True, **where)
-            return intervene(given.run, [edit])(given.ids, given.mask)
+            return intervene(given.run, [edit])(*given.clean)
 
         value, slope = jax.jvp(metric, (jnp.zeros((), intact.dtype),), (jnp.ones((), intact.dtype),))
         return value, -slope

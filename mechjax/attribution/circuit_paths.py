@@ -40,6 +40,7 @@ from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
 from mechjax.base.whole import whole
 from mechjax.models.decoder import Decoder, as_tokens
+from mechjax.models.needs import needs_decoder
 from mechjax.tasks.pairing import batched
 
 STEPS = ("latents", "heads", "skips", "errors", "embed", "pos_embed")
@@ -125,6 +126,7 @@ class CircuitPaths(Record):
         return as_html(self, {}, self.top(LEADING))
 
 
+@needs_decoder("transcoders")
 @on_any_mesh
 def circuit_paths(
     model: Decoder,

@@ -38,6 +38,7 @@ from mechjax.models.block import Block
 from mechjax.models.config import Config
 from mechjax.models.decoder import Decoder, over_blocks
 from mechjax.models.mlp import ACTIVATIONS, MLP
+from mechjax.models.needs import needs_decoder
 from mechjax.models.positions import Varying
 from mechjax.models.resume import resume
 from mechjax.models.room import at_once, backs_off
@@ -51,6 +52,7 @@ Frozen = tuple[Array, Array, Array | None]
 by, if there is one."""
 
 
+@needs_decoder("decompose")
 @on_any_mesh
 @backs_off
 def contextual_decomposition(

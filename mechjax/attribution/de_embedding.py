@@ -34,6 +34,7 @@ from mechjax.base.records import Record
 from mechjax.base.whole import whole
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 from mechjax.transform.select import is_concrete
 from mechjax.transform.transforms import capture
 
@@ -80,6 +81,7 @@ class _Embedding(eqx.Module):
         return self.model.embed(ids)
 
 
+@needs_decoder("transcoders")
 @on_any_mesh
 def de_embedding(
     model: Decoder,

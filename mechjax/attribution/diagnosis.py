@@ -35,6 +35,7 @@ from mechjax.base.records import Record
 from mechjax.base.whole import whole
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 from mechjax.models.room import backs_off, runs_that_fit
 from mechjax.transform.edits import apply
 from mechjax.transform.transforms import intervene
@@ -101,6 +102,7 @@ class Diagnosis(Record):
         return float(reach.max(initial=0.0))
 
 
+@needs_decoder("attention")
 @on_any_mesh
 @backs_off
 def diagnose(
@@ -219,10 +221,10 @@ def _ablated(given: Sides, sets: Nodes, axes: Any, chunk: int) -> tuple[Array, F
             apply(info.name, _put, _whole(sets[info.name], over, info.axes, given), given.ablated[info.name])
             for info, (_, over) in zip(given.sites, axes, strict=True)
         ]
-        return intervene(given.run, edits)(given.ids, given.mask)
+        return intervene(given.run, edits)(*given.clean)
 
     n = next(iter(sets.values())).shape[0]
-    return given.run(given.ids, given.mask), jax.lax.map(metric, sets, batch_size=min(chunk, n))
+    return given.run(*given.clean), jax.lax.map(metric, sets, batch_size=min(chunk, n))
 
 
 def _put(x: Array, info: Any, which: Array, value: Array) -> Array:

@@ -27,6 +27,7 @@ from mechjax.attribution.subject import Ablation
 from mechjax.base.meshes import on_any_mesh
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 from mechjax.transform.edits import apply
 from mechjax.transform.swept import swept_axes
 from mechjax.transform.transforms import list_sites
@@ -35,6 +36,7 @@ STILL = ("attn_in", "mlp_in", "ln_final.scale", "ln1_post.scale", "ln2_post.scal
 """Where gradients stop, of what a model has of these."""
 
 
+@needs_decoder("decompose")
 @on_any_mesh
 def direct_logit_attribution(
     model: Decoder,

@@ -31,9 +31,11 @@ from mechjax.graph.build import Graph
 from mechjax.metrics.metric import Metric
 from mechjax.models.backward_rules import GRADIENT, Rules
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 from mechjax.models.room import backs_off
 
 
+@needs_decoder("graph")
 @on_any_mesh
 @backs_off
 def eap(

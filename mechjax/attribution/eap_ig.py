@@ -44,11 +44,13 @@ from mechjax.graph.writes import recorded
 from mechjax.metrics.metric import Metric
 from mechjax.models.backward_rules import GRADIENT, Rules
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 from mechjax.models.room import backs_off
 
 Path = Literal["inputs", "activations", "mask"]
 
 
+@needs_decoder("graph")
 @on_any_mesh
 @backs_off
 def eap_ig(

@@ -38,12 +38,14 @@ from mechjax.models.attention import Attention
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder
 from mechjax.models.marks import marks_of
+from mechjax.models.needs import needs_decoder
 from mechjax.models.room import backs_off, runs_that_fit
 from mechjax.transform.context import wanting
 
 CHUNK_BYTES = 256e6
 
 
+@needs_decoder("graph")
 @on_any_mesh
 @backs_off
 def exact(

@@ -31,6 +31,7 @@ from mechjax.attribution.latent_parts import SHARED, LatentParts, Node, parts_of
 from mechjax.attribution.transcoders import Given, stack_transcoders
 from mechjax.base.meshes import on_any_mesh
 from mechjax.models.decoder import Decoder, as_tokens
+from mechjax.models.needs import needs_decoder
 from mechjax.tasks.pairing import batched
 
 
@@ -54,6 +55,7 @@ class FeatureAttribution(LatentParts):
         )
 
 
+@needs_decoder("transcoders")
 @on_any_mesh
 def feature_attribution(
     model: Decoder, transcoders: Given, prompts: Any, *, layer: Any, feature: Any, pos: Any = -1

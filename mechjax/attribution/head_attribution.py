@@ -30,6 +30,7 @@ from mechjax.base.errors import ArgumentError, ShapeError
 from mechjax.base.meshes import on_any_mesh
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder, as_tokens
+from mechjax.models.needs import needs_decoder
 from mechjax.tasks.pairing import batched
 from mechjax.transform.select import is_concrete
 
@@ -56,6 +57,7 @@ class HeadAttribution(LatentParts):
         return Node("latents", latent, to), Node("heads", (layer, head, int(self.at[where])), to)
 
 
+@needs_decoder("transcoders")
 @on_any_mesh
 def head_attribution(
     model: Decoder,

@@ -34,6 +34,7 @@ from mechjax.graph.agreement import Agreement, agreement
 from mechjax.graph.build import Graph
 from mechjax.graph.writes import Writes, recorded, sites
 from mechjax.models.decoder import Decoder, as_tokens
+from mechjax.models.needs import needs_decoder
 from mechjax.models.room import at_once, backs_off
 from mechjax.tasks.pairing import batched
 from mechjax.transform.captured import Activations
@@ -110,6 +111,7 @@ def _inputs(graph: Graph, node: str) -> set[str]:
     return {f"{node}<q>", f"{layer}.kv{shared}<k>", f"{layer}.kv{shared}<v>"}
 
 
+@needs_decoder("graph")
 @on_any_mesh
 @backs_off
 def information_flow(

@@ -18,7 +18,7 @@ Exact when: the metric is affine in the site. As steps grow, the scores of one l
 layer ablated).    Misleads when: the way between the two leaves what the model was trained on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -32,7 +32,7 @@ from mechjax.attribution.sides import Sides, check_finite, per_place, place_labe
 from mechjax.attribution.site_scores import SiteScores, site_scores
 from mechjax.attribution.subject import Ablation
 from mechjax.base.meshes import on_any_mesh
-from mechjax.metrics.metric import Metric
+from mechjax.metrics.of_output import Reads
 from mechjax.models.contraction import widened
 from mechjax.models.decoder import Decoder
 from mechjax.transform.edits import replace
@@ -42,10 +42,10 @@ from mechjax.transform.transforms import intervene
 
 @on_any_mesh
 def integrated_gradients(
-    model: Decoder,
+    model: Decoder | Callable[..., Any],
     clean: Any,
     corrupt: Any,
-    metric: Metric,
+    metric: Reads,
     *,
     site: str = "embed",
     over: Sequence[str] = ("pos",),
@@ -59,10 +59,12 @@ def integrated_gradients(
     """Score every place of a site from gradients on the way from the ablated activation to the clean one.
 
     Args:
-        model: The decoder.
-        clean: Prompts that show the behaviour, `Prompts` or ids (batch, pos).
-        corrupt: Prompts that do not, with the same tokens at the same places; None where the ablation needs none.
-        metric: A metric of `mechjax.metrics`: one number per example.
+        model: The decoder, a subject of `mechjax.interop`, or any function with sites.
+        clean: What shows the behaviour: of a decoder `Prompts` or ids (batch, pos), of others what they take, as in
+            `activation_patch`.
+        corrupt: What does not, with the same tokens at the same places; None where the ablation needs none.
+        metric: A metric of `mechjax.metrics`, or where not a decoder runs any function of its output that gives one
+            number per example, as in `activation_patch`.
         site: The site; "embed" is the token embedding.
         over: The axes of the places, as in `attribution_patch`.
         positions: Named positions, one per example, in place of every column ("pos" must be in `over`).
@@ -110,7 +112,7 @@ def _integral(
 
         def metric(x: Array) -> Array:
             edit = replace(name, x, per_layer=info.stacked and layer is None, layer=layer)
-            return intervene(given.run, [edit])(given.ids, given.mask).sum()
+            return intervene(given.run, [edit])(*given.clean).sum()
 
         def step(total: Array, node: Array) -> tuple[Array, None]:
             at, weight = node.astype(total.dtype)
@@ -124,5 +126,5 @@ def _integral(
         slopes = jax.lax.map(lambda xs: way(*xs), (intact, ablated, rows))
     else:
         slopes = way(intact, ablated, None)
-    value = given.run(given.ids, given.mask)
+    value = given.run(*given.clean)
     return per_place(product(given, name, slopes), info, over, given.named), value

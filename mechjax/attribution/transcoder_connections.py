@@ -32,6 +32,7 @@ from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
 from mechjax.base.whole import whole
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 
 
 class TranscoderConnections(Record):
@@ -69,6 +70,7 @@ class TranscoderConnections(Record):
         return as_html(self, self.axis_labels(), self.top(LEADING))
 
 
+@needs_decoder("transcoders")
 @on_any_mesh
 def transcoder_connections(
     model: Decoder, transcoders: Given, *, layer: Any, feature: Any, head: Head | None = None

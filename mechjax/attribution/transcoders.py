@@ -21,6 +21,7 @@ from mechjax.dictionaries import BatchTopK, CrossLayerTranscoder, Dictionary, Ga
 from mechjax.models.config import Config
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 from mechjax.transform.select import is_concrete
 
 Reads = Literal["ln2.normalized", "mlp_in"]
@@ -163,6 +164,7 @@ Given = Mapping[int, Any] | CrossLayerTranscoder | Transcoders
 """Transcoders as methods take them: `stack_transcoders` says how."""
 
 
+@needs_decoder("transcoders")
 def stack_transcoders(model: Decoder, given: Given, *, reads: Reads = "ln2.normalized") -> Transcoders:
     """Transcoders put side by side, once for many calls: every method that takes transcoders takes these too.
 

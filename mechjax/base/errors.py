@@ -31,6 +31,10 @@ class UnsupportedModelError(MechjaxError, ValueError):
     """An architecture, config key or weight layout that mechjax does not implement."""
 
 
+class NeedsDecoderError(MechjaxError, TypeError):
+    """A subject of another library, or any function, handed to a method that needs mechjax's own decoder."""
+
+
 class CheckpointError(MechjaxError, ValueError):
     """A folder or file that is missing, truncated, hostile or inconsistent."""
 

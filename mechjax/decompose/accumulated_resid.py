@@ -8,9 +8,11 @@ from mechjax.base.meshes import on_any_mesh
 from mechjax.decompose.recorded import place_of, read, reader_of
 from mechjax.decompose.stack import Stack
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 from mechjax.transform.captured import Activations
 
 
+@needs_decoder("decompose")
 @on_any_mesh
 def accumulated_resid(
     model: Decoder,

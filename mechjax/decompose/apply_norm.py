@@ -14,9 +14,11 @@ from mechjax.decompose.frozen import centred, gain, norm_of, scale_of
 from mechjax.decompose.recorded import reader_of
 from mechjax.decompose.stack import Stack
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 from mechjax.transform.captured import Activations
 
 
+@needs_decoder("decompose")
 @on_any_mesh
 def apply_norm(
     model: Decoder,

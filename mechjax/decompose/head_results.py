@@ -11,9 +11,11 @@ from mechjax.decompose.parts import parts_of
 from mechjax.decompose.recorded import reader_of
 from mechjax.decompose.stack import Stack
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 from mechjax.transform.captured import Activations
 
 
+@needs_decoder("decompose")
 @on_any_mesh
 def head_results(
     model: Decoder, acts: Activations, *, layer: int | None = None, mlp_input: bool = False

@@ -23,10 +23,12 @@ from mechjax.decompose.parts import Kind, parts_of
 from mechjax.decompose.recorded import Reader, read, reader_of
 from mechjax.decompose.stack import Projection, Stack
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 from mechjax.transform.captured import Activations
 from mechjax.transform.select import is_concrete
 
 
+@needs_decoder("decompose")
 @on_any_mesh
 def logit_attribution(
     model: Decoder,

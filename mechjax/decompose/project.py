@@ -7,9 +7,11 @@ from mechjax.decompose.parts import Kind, parts_of
 from mechjax.decompose.recorded import reader_of
 from mechjax.decompose.stack import Projection
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 from mechjax.transform.captured import Activations
 
 
+@needs_decoder("decompose")
 @on_any_mesh
 def project(
     model: Decoder,

@@ -9,12 +9,14 @@ from jaxtyping import Array
 
 from mechjax.base.errors import ArgumentError, SiteError
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 from mechjax.transform.captured import Activations
 
 Layers = Sequence[int] | None
 """The layers of which a site is read; None for a site outside the layers."""
 
 
+@needs_decoder("decompose")
 def sites(model: Decoder, *, neurons: bool = True) -> tuple[str, ...]:
     """The sites that the functions of this package read: `mj.capture(model, mj.decompose.sites(model))(tokens)`.
 

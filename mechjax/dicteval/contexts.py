@@ -40,6 +40,7 @@ from mechjax.dicteval.decoder_lens import DecoderLens, decoder_lens
 from mechjax.dicteval.neighbours import Neighbours, neighbours
 from mechjax.dictionaries import Dictionary, Normalized
 from mechjax.models.decoder import Decoder, as_tokens
+from mechjax.models.needs import needs_decoder
 from mechjax.transform.transforms import capture
 
 _STREAM = ("embed", "pos_embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -129,6 +130,7 @@ class _Found(eqx.Module):
     examples: Examples
 
 
+@needs_decoder("rows")
 @on_any_mesh
 def contexts(
     model: Decoder,

@@ -26,6 +26,7 @@ from mechjax.decompose.frozen import centred, gain
 from mechjax.dicteval.chosen_latents import chosen_latents, single
 from mechjax.dictionaries import Dictionary, Normalized
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 
 _AT_ONCE = 64  # rows whose logits are held at a time
 
@@ -52,6 +53,7 @@ class DecoderLens(Record):
         return {"feature": tuple(map(str, self.latents.tolist()))}
 
 
+@needs_decoder("weights")
 @on_any_mesh
 def decoder_lens(
     model: Decoder, dictionary: Dictionary | Normalized, *, latents: Sequence[int] | None = None, n: int = 10

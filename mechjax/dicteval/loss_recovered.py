@@ -27,6 +27,7 @@ from mechjax.base.whole import whole
 from mechjax.dictionaries import Dictionary
 from mechjax.dictionaries.splice import splice
 from mechjax.models.decoder import Decoder, as_tokens
+from mechjax.models.needs import needs_decoder
 from mechjax.transform.edits import mean_ablate, zero
 from mechjax.transform.means import means
 from mechjax.transform.transforms import intervene
@@ -56,6 +57,7 @@ class LossRecovered(Record):
     tokens: Int[Array, ""]
 
 
+@needs_decoder("dictionaries")
 @on_any_mesh
 def loss_recovered(
     model: Decoder,

@@ -21,6 +21,7 @@ from jaxtyping import Array
 
 from mechjax.base.errors import ArgumentError, ShapeError
 from mechjax.dictionaries.dictionary import Dictionary
+from mechjax.models.needs import needs_decoder
 from mechjax.transform.edits import Edit, apply
 from mechjax.transform.site import site as named
 from mechjax.transform.transforms import intervene
@@ -72,6 +73,7 @@ class _Spliced(eqx.Module):
         return x + (made - plain) + (named(missed, f"{info.name}.error", axes=info.axes, **at) - missed)
 
 
+@needs_decoder("dictionaries", or_config=True)
 def splice(
     model: Any, dictionaries: Mapping[int, Dictionary], *, site: str = "resid_post", error: bool = True
 ) -> Spliced:

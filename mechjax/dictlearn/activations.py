@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from mechjax.base.digests import tree_digest
 from mechjax.base.errors import ArgumentError, CheckpointError
 from mechjax.models import Decoder, Encoder
+from mechjax.models.needs import needs_decoder
 from mechjax.store.rows import batch_of, captured, columns_of
 
 Rows = Float[Array, "_ width"]
@@ -34,6 +35,7 @@ Some = tuple[Rows, Int[np.ndarray, " some"]]
 """Rows, and which of them are given."""
 
 
+@needs_decoder("rows", or_encoder=True)
 def activations(
     model: Decoder | Encoder,
     prompts: Iterable[Any],

@@ -31,6 +31,7 @@ from mechjax.base.errors import ArgumentError, ShapeError, UnsupportedModelError
 from mechjax.graph.units import Spliced, check_units
 from mechjax.models.config import Config
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 from mechjax.models.rewrite.ungroup_kv import ungroup_kv
 
 
@@ -263,6 +264,7 @@ class Graph:
         return self.spans != tuple(map(str, range(len(self.spans))))
 
 
+@needs_decoder("graph")
 def build(
     model: Decoder,
     *,

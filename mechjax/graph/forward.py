@@ -32,10 +32,12 @@ from mechjax.models.block import Block
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder, Tokens, as_tokens, over_blocks
 from mechjax.models.marks import marks_of
+from mechjax.models.needs import needs_decoder
 from mechjax.models.positions import Varying
 from mechjax.transform.context import wanting
 
 
+@needs_decoder("graph")
 @on_any_mesh
 def masked_forward(
     model: Decoder,
@@ -78,6 +80,7 @@ def _logits(
     return model.unembed(masked_stream(model, start, kept, ablated, graph=graph, spans=spans, mask=mask))
 
 
+@needs_decoder("graph")
 @on_any_mesh
 def masked_stream(
     model: Decoder,

@@ -24,6 +24,7 @@ from mechjax.models.block import Block
 from mechjax.models.config import Config
 from mechjax.models.decoder import Decoder
 from mechjax.models.mlp import MLP
+from mechjax.models.needs import needs_decoder
 from mechjax.models.norms import Norm
 
 Reads = Literal["mlp_out", "ln2.normalized"]
@@ -42,6 +43,7 @@ class Spliced(MLP):
     reads: Reads = eqx.field(static=True)
 
 
+@needs_decoder("graph")
 def with_dictionary(model: Decoder, dictionary: Any, *, reads: Reads = "mlp_out") -> Decoder:
     """The model with a dictionary beside each MLP, so that a graph can have its latents as nodes.
 

@@ -16,6 +16,7 @@ from mechjax.graph.units import directions, scaled, units_of, values, written
 from mechjax.models.config import Config
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder, Tokens, as_tokens, through
+from mechjax.models.needs import needs_decoder
 from mechjax.models.norms import Norm
 from mechjax.transform.captured import Activations
 from mechjax.transform.select import is_concrete
@@ -112,6 +113,7 @@ def sites(model: Decoder, graph: Graph | None = None) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+@needs_decoder("graph")
 @on_any_mesh
 def writes(
     model: Decoder,

@@ -11,9 +11,11 @@ from mechjax.base.meshes import on_any_mesh
 from mechjax.heads.scores import HeadScores
 from mechjax.models.decoder import Decoder
 from mechjax.models.factored import copying_score
+from mechjax.models.needs import needs_decoder
 from mechjax.models.rewrite import fold_norm
 
 
+@needs_decoder("weights")
 @on_any_mesh
 def copying(model: Decoder) -> HeadScores:
     """From -1 (suppresses what it sees) through 0 to 1 (copies it), for each head. Costs `d_vocab * d_model^2`.

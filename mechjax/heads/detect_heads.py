@@ -10,6 +10,7 @@ from mechjax.heads.duplicate_token import duplicate_token
 from mechjax.heads.induction import induction
 from mechjax.heads.previous_token import previous_token
 from mechjax.models.decoder import Decoder, Tokens
+from mechjax.models.needs import needs_decoder
 
 _MEASURES = (previous_token, duplicate_token, induction)
 
@@ -37,6 +38,7 @@ class DetectedHeads(Record):
         }
 
 
+@needs_decoder("attention")
 @on_any_mesh
 def detect_heads(model: Decoder, prompts: Tokens) -> DetectedHeads:
     """Score every head as a previous-token, duplicate-token and induction head.

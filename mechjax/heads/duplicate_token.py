@@ -10,8 +10,10 @@ from mechjax.base.meshes import on_any_mesh
 from mechjax.heads.scores import HeadScores, attention_to
 from mechjax.heads.targets import read_tokens, to_duplicates
 from mechjax.models.decoder import Decoder, Tokens
+from mechjax.models.needs import needs_decoder
 
 
+@needs_decoder("attention")
 @on_any_mesh
 def duplicate_token(model: Decoder, prompts: Tokens) -> HeadScores:
     """Attention that each head pays to earlier copies of the query's token, mean over the queries that have any.

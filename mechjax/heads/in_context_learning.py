@@ -17,6 +17,7 @@ from mechjax.base.records import Record
 from mechjax.base.whole import whole
 from mechjax.heads.targets import read_tokens
 from mechjax.models.decoder import Decoder, Tokens
+from mechjax.models.needs import needs_decoder
 from mechjax.transform.select import is_concrete
 
 
@@ -37,6 +38,7 @@ class InContextLearning(Record):
     late: int = eqx.field(static=True)
 
 
+@needs_decoder("tokens")
 @on_any_mesh
 def in_context_learning(
     model: Decoder, prompts: Tokens, *, early: int = 50, late: int = 500

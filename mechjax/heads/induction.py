@@ -10,8 +10,10 @@ from mechjax.base.meshes import on_any_mesh
 from mechjax.heads.scores import HeadScores, attention_to
 from mechjax.heads.targets import after_duplicates, read_tokens
 from mechjax.models.decoder import Decoder, Tokens
+from mechjax.models.needs import needs_decoder
 
 
+@needs_decoder("attention")
 @on_any_mesh
 def induction(model: Decoder, prompts: Tokens) -> HeadScores:
     """Attention that each head pays to tokens that came just after an earlier copy of the query's token.

@@ -9,8 +9,10 @@ from jaxtyping import Array, Key
 from mechjax.base.errors import ArgumentError
 from mechjax.base.prompts import Prompts
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 
 
+@needs_decoder("tokens")
 def repeated_tokens(
     model: Decoder,
     *,

@@ -20,7 +20,8 @@ def from_equinox(model: Any, *, sites: Sites | None = None, **fixed: Any) -> Sub
 
     What its submodules take and return when called are sites, named after their place in the tree: `model.blocks[2]
     .attn` gives `blocks.attn.input` and `blocks.attn.output` at layer 2. Where stacked modules are run by `lax.scan`,
-    the step is the layer. As ever in Equinox the model may be written for one example: `jax.vmap(subject)`.
+    the step is the layer. As ever in Equinox the model may be written for one example: `from_equinox(model).batched()`
+    takes many, and its edits may differ between these; under `jax.vmap(subject)` an edit sees one example.
 
     Args:
         model: A callable `eqx.Module`; not changed. Its arrays are leaves of the subject.

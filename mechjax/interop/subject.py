@@ -5,12 +5,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jax.extend import core as jex
 
 from mechjax.base.errors import JitError, SiteError
 from mechjax.interop.marks import Recorder, mark_number, recording
 from mechjax.interop.naming import Chosen, Name, name_modules, settle
 from mechjax.interop.rewrite import layer_operand, rewrite, without
+from mechjax.interop.unmapped import called, unmapped_sites
 from mechjax.transform.context import tracing
 from mechjax.transform.site import site_p
 from mechjax.transform.table import SiteInfo, site_table
@@ -21,7 +21,8 @@ class Subject(eqx.Module):
 
     Without a transform around it, it is the model's own program, to the last equation. While `capture`, `intervene`,
     `value_and_grad_at` or `list_sites` trace it, the arrays that its modules take and return are sites, named as
-    `mechjax.interop.naming` says. A module called several times has `call_0`, `call_1`, ... in the name.
+    `mechjax.interop.naming` says. A module called several times has `call_0`, `call_1`, ... in the name. Axes that the
+    model itself maps over (`jax.vmap` inside it) are ordinary axes of a site, in front of the others.
     """
 
     chosen: tuple[Chosen, ...] = eqx.field(static=True)
@@ -39,6 +40,14 @@ class Subject(eqx.Module):
             f"a {type(self).__name__} holds arrays, so jax.jit(subject) would bake them in as constants. Use "
             "equinox.filter_jit(subject), or pass it as an argument: jax.jit(lambda f, x: f(x))(subject, x)."
         )
+
+    def batched(self) -> "Subject":
+        """The subject of many examples at once, for a model that is written for one, as Equinox has it.
+
+        `subject.batched()(x)` is `jax.vmap(subject)(x)`, and examples are the first axis of every site, so that an edit
+        may differ between them: what patching needs. Under `jax.vmap(subject)` itself an edit sees one example.
+        """
+        return _Batched(self.chosen, self)
 
     @abc.abstractmethod
     def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -66,9 +75,26 @@ class Subject(eqx.Module):
         closed, shapes, fixed = eqx.filter_make_jaxpr(run)(args, kwargs)
         closed = self._marks_in(closed, recorder)
         names = settle(self._names(recorder, _table(closed)), self.chosen)
-        named = rewrite(closed, lambda eqn: _renamed(eqn, names))
-        outs = jex.jaxpr_as_fun(named)(*jax.tree.leaves(eqx.filter((args, kwargs), eqx.is_array)))
-        return eqx.combine(jax.tree.unflatten(jax.tree.structure(shapes), outs), fixed)
+        named = unmapped_sites(rewrite(closed, lambda eqn: _renamed(eqn, names)))
+        return called(named, shapes, fixed, args, kwargs)
+
+
+class _Batched(Subject):
+    """A subject under `vmap`; what it takes is mapped over its first axis, named arguments too."""
+
+    one: Subject
+
+    def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return jax.vmap(self.one._plain)(args, kwargs)
+
+    def _marked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return jax.vmap(self.one._marked)(args, kwargs)
+
+    def _marks_in(self, closed_jaxpr: Any, recorder: Recorder) -> Any:
+        return self.one._marks_in(closed_jaxpr, recorder)
+
+    def _names(self, recorder: Recorder, table: dict[str, SiteInfo]) -> dict[int, Name]:
+        return self.one._names(recorder, table)
 
 
 def _table(closed_jaxpr: Any) -> dict[str, SiteInfo]:

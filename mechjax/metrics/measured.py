@@ -91,7 +91,7 @@ def value_of(metric: Metric, logits: Float[Array, "batch token"]) -> Float[Array
 
 
 def measured(
-    metric: Metric, ids: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None, d_vocab: int
+    metric: Any, ids: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None, d_vocab: int
 ) -> Measured:
     """The metric on prompts.
 

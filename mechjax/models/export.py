@@ -15,10 +15,12 @@ from mechjax.hub import Tokenizer
 from mechjax.hub.listing import list_files
 from mechjax.models.families import EVERY, Family
 from mechjax.models.families.family import write_config
+from mechjax.models.needs import needs_decoder
 from mechjax.models.params import parameters
 from mechjax.models.structures import structure_of
 
 
+@needs_decoder("weights", or_encoder=True)
 def export(
     model: Any,
     folder: Path | str,

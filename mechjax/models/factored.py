@@ -27,6 +27,7 @@ from mechjax.models.config import Config
 from mechjax.models.contraction import widened
 from mechjax.models.decoder import Decoder
 from mechjax.models.mla import MLA
+from mechjax.models.needs import needs_decoder
 from mechjax.models.norms import Norm
 
 
@@ -197,6 +198,7 @@ class Composition(Record):
         }
 
 
+@needs_decoder("weights")
 @on_any_mesh
 def qk(model: Decoder) -> FactoredMatrix:
     """`W_Q @ W_K^T` of every head (leading axes layer, head): a query head with the keys that it reads.
@@ -225,6 +227,7 @@ def qk(model: Decoder) -> FactoredMatrix:
     return FactoredMatrix(Q.transpose(0, 2, 1, 3), _per_head(K, model).transpose(0, 2, 3, 1))
 
 
+@needs_decoder("weights")
 @on_any_mesh
 def ov(model: Decoder) -> FactoredMatrix:
     """`W_V @ W_O` of every head (leading axes layer, head): a query head with the values that it moves.
@@ -277,6 +280,7 @@ def composition_scores(left: FactoredMatrix, right: FactoredMatrix) -> Float[Arr
     return both / jnp.expand_dims(sizes[0], tuple(range(-sizes[1].ndim, 0))) / sizes[1]
 
 
+@needs_decoder("weights")
 @on_any_mesh
 def composition(model: Decoder, through: Literal["q", "k", "v"]) -> Composition:
     """How much each head's queries, keys or values are made of what each earlier head writes.
@@ -301,6 +305,7 @@ def composition(model: Decoder, through: Literal["q", "k", "v"]) -> Composition:
     return Composition(jnp.where(earlier, scores, jnp.nan), through)
 
 
+@needs_decoder("weights")
 @on_any_mesh
 def copying_score(model: Decoder) -> Float[Array, "layer head"]:
     """From -1 to 1: whether what a head moves makes the tokens that it moves likelier.

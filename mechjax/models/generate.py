@@ -22,6 +22,7 @@ from mechjax.models.cache import Cache
 from mechjax.models.decoder import Decoder, Tokens, as_tokens
 from mechjax.models.families.modules import own_name
 from mechjax.models.generated import Generated
+from mechjax.models.needs import needs_decoder
 from mechjax.models.positions import check_growth
 from mechjax.models.readout import readout
 from mechjax.models.sampling import choose, log_probability
@@ -78,6 +79,7 @@ class _Sampling(eqx.Module):
         return choose(logits, key, self.temperature, self.top_k, self.top_p)
 
 
+@needs_decoder("cache")
 @on_any_mesh
 def generate(
     model: Decoder,

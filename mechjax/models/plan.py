@@ -16,14 +16,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
 from mechjax.base.catalogue import SITES
 from mechjax.base.errors import ArgumentError, CheckpointError
-from mechjax.base.prompts import Prompts
+from mechjax.base.inputs import Inputs, inputs_of
 from mechjax.base.records import Record
 from mechjax.base.units import in_bytes, in_flop, in_words
 from mechjax.hub import Checkpoint, read_config
+from mechjax.interop import Subject
 from mechjax.models.config import Config
 from mechjax.models.init import init
 from mechjax.models.load import load_config, locate
@@ -65,7 +65,7 @@ class Plan(Record):
 
     Attributes:
         name: The model.
-        tokens: Shape of the tokens, (batch, pos).
+        tokens: Shape of the tokens, (batch, pos); of what takes none, of its first input.
         dtype: Of the parameters; several where they differ.
         n_params: Number of parameters.
         param_bytes: What they take.
@@ -74,6 +74,7 @@ class Plan(Record):
         cost: Operations of the call, edits and captures included, and memory in between.
         share: What one device holds, where devices were named.
         chip: Memory of one chip of the described topology, where one was given.
+        inputs: The dtype of the first input: whole numbers are tokens.
     """
 
     name: str = eqx.field(static=True)
@@ -86,6 +87,7 @@ class Plan(Record):
     cost: Cost = eqx.field(static=True)
     share: Share | None = eqx.field(static=True, default=None)
     chip: ChipMemory | None = eqx.field(static=True, default=None)
+    inputs: str = eqx.field(static=True, default="int32")
 
     @property
     def flops(self) -> int:
@@ -119,13 +121,21 @@ class Plan(Record):
 
     def facts(self) -> list[tuple[str, str]]:
         """What matters, as (word, sentence)."""
-        count = math.prod(self.tokens)
+        shape, count = " × ".join(map(str, self.tokens)), math.prod(self.tokens)
+        what, each, said = "tokens", "token", f"{shape} = {count:,}"
+        if not jnp.issubdtype(self.inputs, jnp.integer):
+            what, each, said, count = (
+                "inputs",
+                "example",
+                f"{shape} {self.inputs}",
+                math.prod(self.tokens[:1]),
+            )
         plain = sorted((s for s in self.sites if not s.on_request), key=lambda s: -s.bytes)[:_LARGEST]
         largest = ", ".join(f"{s.name} {in_bytes(s.bytes)}" for s in plain)
         lines = [
             ("parameters", f"{in_words(self.n_params)}, {in_bytes(self.param_bytes)} in {self.dtype}"),
-            ("tokens", f"{' × '.join(map(str, self.tokens))} = {count:,}"),
-            ("forward", f"{in_flop(self.flops)}, {in_flop(self.flops / count)} per token; "
+            (what, said),
+            ("forward", f"{in_flop(self.flops)}, {in_flop(self.flops / count)} per {each}; "
                         f"{self.cost.contractions / max(1, self.flops):.1%} in matrix products"),
             ("in between", f"about {in_bytes(self.cost.peak_bytes)} at once, outputs included"),
             ("sites", f"{len(self.sites)}, {in_bytes(self.site_bytes)} together; largest: {largest}"),
@@ -147,7 +157,7 @@ class Plan(Record):
 
 def plan(
     model: Any,
-    tokens: tuple[int, ...] | Prompts | Int[Array, "*batch pos"] | jax.ShapeDtypeStruct | None = None,
+    tokens: Any = None,
     *,
     capture: str | Sequence[str] | None = None,
     edits: Edit | Sequence[Edit] = (),
@@ -160,9 +170,11 @@ def plan(
 
     Args:
         model: A name or folder as `load` takes it (of which only the config and the headers of the weights' files are
-            read), a `Config`, or any callable pytree with sites, transformed ones included.
+            read), a `Config`, a subject of `mechjax.interop`, or any callable pytree with sites, transformed ones
+            included.
         tokens: A shape such as (batch, pos), or tokens, of which only the shape is looked at. By default one
-            prompt of 128 tokens, or of as many as the model has positions.
+            prompt of 128 tokens, or of as many as the model has positions. Of what takes no tokens, its inputs, arrays
+            or `jax.ShapeDtypeStruct`s: one, a tuple of arguments, or a dictionary of named ones, examples first.
         capture: Sites to capture.
         edits: What to change.
         dtype: Of the parameters, such as "bfloat16"; None keeps the model's own (float32 for a `Config`).
@@ -188,23 +200,25 @@ def plan(
         )
     name, subject = subject_of(model, dtype)
     given = _shapes(_default(model, subject) if tokens is None else tokens)
+    first = _first(given)
     plain = unhold(subject.fn) if isinstance(subject, Transformed) else subject
     call = intervene(subject, edits)
     if capture:
         call = _capture(call, capture)
     params = [x for x in jax.tree.leaves(plain) if _is_shape(x) and jnp.issubdtype(x.dtype, jnp.inexact)]
     shapes, rest = eqx.partition(call, _is_shape)  # edits keep their numbers, so that they are checked
-    out = eqx.filter_eval_shape(lambda shapes, t: eqx.combine(shapes, rest)(t), shapes, given)
+    out = eqx.filter_eval_shape(lambda shapes, t: _called(eqx.combine(shapes, rest), t), shapes, given)
     taken = out[1] if isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], Activations) else None
     return Plan(
         name=name,
-        tokens=jax.tree.leaves(given)[0].shape,
+        tokens=first.shape,
+        inputs=str(first.dtype),
         dtype=", ".join(sorted({str(x.dtype) for x in params})),
         n_params=sum(math.prod(x.shape) for x in params),
         param_bytes=sum(_bytes(x) for x in params),
         sites=_sites(plain, given),
         captured=() if taken is None else _captured(taken),
-        cost=jaxpr_cost(traced(call, given)),
+        cost=jaxpr_cost(traced(_called, call, given)),
         share=None if devices is None else _shared(devices, mesh, plain, call, given),
         chip=None if chip is None else _compiled(call, given, mesh, chip),
     )
@@ -219,7 +233,7 @@ def subject_of(model: Any, dtype: Any) -> tuple[str, Any]:
         name, fn = subject_of(model.fn, dtype)
         return name, Transformed(fn, model.edits, model.reads)
     held = unhold(model) if callable(model) else model
-    name = str(getattr(held, "__name__", type(held).__name__))
+    name = str(getattr(held, "__name__", type(held).__name__)).lstrip("_")
     if isinstance(model, (str, os.PathLike)):
         name, model, dtype = os.fspath(model), load_config(model), dtype or _stored_dtype(model)
     kind = None if dtype is None else _float(dtype)
@@ -261,20 +275,39 @@ def _float(dtype: Any) -> Any:
 
 
 def _default(model: Any, subject: Any) -> tuple[int, int]:
+    if isinstance(subject, Subject):
+        raise ArgumentError(
+            f"{type(subject).__name__.lstrip('_')} is a subject, which may take anything: say what, by shapes, such as "
+            "plan(subject, (8, 128)) of tokens, or plan(subject, {'pixels': jax.ShapeDtypeStruct((8, 32, 32, 3), "
+            "'float32')})."
+        )
     config = model if isinstance(model, Config) else getattr(subject, "config", None)
     return 1, min(_POSITIONS, getattr(config, "n_ctx", _POSITIONS))
 
 
-def _shapes(tokens: Any) -> Any:
+def _shapes(tokens: Any) -> Inputs:
     if isinstance(tokens, tuple) and all(isinstance(n, int) for n in tokens):
         if not tokens or min(tokens) < 1:
             raise ArgumentError(f"tokens={tokens} is no shape of tokens: (batch, pos), both at least 1.")
-        return jax.ShapeDtypeStruct(tokens, jnp.int32)
-    if isinstance(tokens, (Prompts, jax.ShapeDtypeStruct)) or eqx.is_array(tokens):
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tokens)
-    raise ArgumentError(
-        f"tokens must be a shape such as (8, 1024), an array or Prompts, not a {type(tokens).__name__}."
+        return inputs_of(jax.ShapeDtypeStruct(tokens, jnp.int32))
+    given = inputs_of(tokens)
+    if not any(eqx.is_array(x) or _is_shape(x) for x in jax.tree.leaves(given)):
+        raise ArgumentError(
+            f"tokens must be a shape such as (8, 1024), an array or Prompts, not a {type(tokens).__name__}. Of what "
+            "takes no tokens: its arguments, as arrays or jax.ShapeDtypeStruct, one, a tuple or a dictionary of them."
+        )
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if eqx.is_array(x) or _is_shape(x) else x, given
     )
+
+
+def _first(given: Inputs) -> Any:
+    """The first array that goes in, whose first axis is the examples."""
+    return next(x for x in jax.tree.leaves(given) if _is_shape(x))
+
+
+def _called(fn: Any, given: Inputs) -> Any:
+    return fn(*given.args, **given.kwargs)
 
 
 def _is_shape(x: Any) -> bool:
@@ -286,7 +319,7 @@ def _bytes(x: Any) -> int:
 
 
 def _sites(model: Any, tokens: Any) -> tuple[Planned, ...]:
-    found = list_sites(lambda fn, t: fn(t), model, tokens)
+    found = list_sites(_called, model, tokens)
     rows = []
     for name, info in found.items():
         layers = () if not info.stacked or info.layers is None else (info.layers,)
@@ -306,21 +339,26 @@ def _captured(taken: Any) -> tuple[Planned, ...]:
 
 def _shared(devices: str, mesh: Sizes, model: Any, call: Any, tokens: Any) -> Share:
     """What one device holds of the call."""
-    if jax.tree.leaves(tokens)[0].ndim < 2:
+    if _first(tokens).ndim < 2:
         raise ArgumentError(f"devices={devices!r} share examples: give tokens as (batch, pos).")
 
+    def resized(x: Any, batch: int) -> Any:
+        return jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) if _is_shape(x) else x
+
     def program(batch: int) -> Any:
-        return traced(
-            call, jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype), tokens)
-        )
+        return traced(_called, call, jax.tree.map(lambda x: resized(x, batch), tokens))
 
-    return shared(devices, mesh, eqx.filter(model, _is_shape), jax.tree.leaves(tokens)[0].shape[0], program)
+    return shared(devices, mesh, eqx.filter(model, _is_shape), _first(tokens).shape[0], program)
 
 
-def _compiled(call: Any, tokens: Any, mesh: Sizes, chip: str) -> ChipMemory:
+def _compiled(call: Any, tokens: Inputs, mesh: Sizes, chip: str) -> ChipMemory:
     """What a chip's compiler says: weights over `model`, examples over `data`."""
+    if tokens.kwargs:
+        raise ArgumentError(
+            f"chip={chip!r} compiles calls of positional arguments alone; {', '.join(tokens.kwargs)} came by name."
+        )
     arrays, static = eqx.partition(call, lambda x: eqx.is_array(x) or _is_shape(x))
-    batch = jax.tree.leaves(tokens)[0].shape[0]
+    batch = _first(tokens).shape[0]
     sizes = arranged(mesh, arrays, batch, _n_chips(chip), f"chip={chip!r}")
     n_data, n_model = sizes.get("data", 1), sizes.get("model", 1)
     if n_data * n_model != math.prod(sizes.values()):
@@ -332,8 +370,8 @@ def _compiled(call: Any, tokens: Any, mesh: Sizes, chip: str) -> ChipMemory:
         return Placed(tuple(x.shape), str(x.dtype), spec)
 
     placed = jax.tree.map(place, arrays, layout(arrays, sizes))
-    given = jax.tree.map(lambda x: place(x, ("data", *(None,) * (len(x.shape) - 1))), tokens)
-    return memory_per_chip((eqx.combine(placed, static), given), chip, (n_data, n_model))
+    given = jax.tree.map(lambda x: place(x, ("data", *(None,) * (len(x.shape) - 1))), tokens.args)
+    return memory_per_chip((eqx.combine(placed, static), *given), chip, (n_data, n_model))
 
 
 def _n_chips(chip: str) -> int:

@@ -21,6 +21,7 @@ from mechjax.base.meshes import on_any_mesh
 from mechjax.models.cache import Cache, Keys, Prefix
 from mechjax.models.decoder import Decoder
 from mechjax.models.marks import unmarked
+from mechjax.models.needs import needs_decoder
 from mechjax.models.positions import Sequence, arrange
 from mechjax.models.segments import kinds_of
 
@@ -82,6 +83,7 @@ class Resumed(eqx.Module):
         return _final(self, resid, at, mask, positions)
 
 
+@needs_decoder("stream")
 def resume(
     model: Decoder, layer: Int[Array, ""] | int, *, cache: Cache | None = None, start: int = 0
 ) -> Resumed:

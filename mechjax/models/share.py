@@ -148,10 +148,13 @@ def _divided(arrays: Any, batch: int, n: int) -> tuple[int, int]:
     """How many of `n` devices divide the batch and how many the model: of the model's, the most that divide it."""
     for n_model in (size for size in range(n, 0, -1) if n % size == 0 and batch % (n // size) == 0):
         try:
-            layout(arrays, {"model": n_model})
+            specs = _specs(arrays, {"model": n_model})
         except ArgumentError:
             continue
-        return n // n_model, n_model
+        if n_model == 1 or any(
+            "model" in spec for spec in specs
+        ):  # a model without names is whole everywhere
+            return n // n_model, n_model
     return 1, n
 
 

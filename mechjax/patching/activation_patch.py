@@ -10,26 +10,26 @@ arXiv:2309.16042.
 Differs from the papers: nothing; every cell is exact, in one compiled program.
 Cost: for a cell of layer l, layers l to L - 1, of the last of them keys and values and what the metric reads; the
 unembedding only at the position and tokens that the metric reads. In long sweeps of positions of a causal model only
-the positions from the cell's on, but for the width of a bucket. Memory: `chunk_size` cells at a time, by default as
-many as fit in 256 MB of activations.
+the positions from the cell's on, but for the width of a bucket. Of a subject (`mechjax.interop`) or any other function
+nothing is known of what stands before a layer: every cell is a run of all of it. Memory: `chunk_size` cells at a time,
+by default as many as fit in 256 MB of activations.
 Exact: always.    Misleads when: patched activations lie off the distribution (arXiv:2309.16042), backups compensate
 (Hydra effect, arXiv:2307.15771), or the metric saturates.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxtyping import Array, Int
 
 from mechjax.base.meshes import on_any_mesh
-from mechjax.base.prompts import Prompts
-from mechjax.metrics.metric import Metric
+from mechjax.metrics.of_output import Reads
 from mechjax.models.decoder import Decoder
 from mechjax.models.room import backs_off
-from mechjax.patching.finite import check_numbers
 from mechjax.patching.planned import planned
 from mechjax.patching.scores import PatchScores
+from mechjax.patching.sweep import Sweep
 from mechjax.patching.together import all_scores
 from mechjax.patching.units import begun_in, swept_in
 
@@ -37,10 +37,10 @@ from mechjax.patching.units import begun_in, swept_in
 @on_any_mesh
 @backs_off
 def activation_patch(
-    model: Decoder,
-    clean: Prompts | Any,
-    corrupt: Prompts | Any,
-    metric: Metric,
+    model: Decoder | Callable[..., Any],
+    clean: Any,
+    corrupt: Any,
+    metric: Reads,
     *,
     site: str,
     over: Sequence[str] = ("layer", "pos"),
@@ -52,13 +52,16 @@ def activation_patch(
     """Patch every place of a site, one at a time, and read the metric.
 
     Args:
-        model: The decoder.
-        clean: Prompts that show the behaviour, `Prompts` or ids (batch, pos).
-        corrupt: Prompts that do not, with the same tokens at the same places.
-        metric: A metric of `mechjax.metrics`: one number per example.
+        model: The decoder, a subject, or any function with sites (`jax.vmap(subject)`, where it is of one example).
+        clean: What shows the behaviour: of a decoder `Prompts` or ids (batch, pos). Of others whatever they take: an
+            array, a tuple of arguments or a dictionary of named ones, examples first. Of `Prompts`, and of an argument
+            `attention_mask`, the metric learns which tokens are real.
+        corrupt: What does not, with the same tokens at the same places.
+        metric: A metric of `mechjax.metrics`: one number per example. Where not a decoder runs, it reads the output, or
+            what the output calls `logits`; (batch, class) has one position. A function of the output does as well.
         site: The site to patch, such as "resid_pre", "z" or "mlp_post".
         over: The axes to sweep: "layer" and any of the site's axes ("pos", "head", "d_mlp", ...). Axes left out are
-            patched whole; without "layer", all layers at once.
+            patched whole; without "layer", all layers at once. A subject's sites get names of axes by its `sites=`.
         positions: Named positions, one per example, to sweep in place of every column ("pos" must be in `over`).
         mode: "denoise" puts clean activations into the corrupt run, "noise" corrupt ones into the clean run.
         chunk_size: Cells that run at once; None plans it from their memory, or takes that of the folder.
@@ -93,6 +96,7 @@ def activation_patch(
     )
     if store is not None:
         return swept_in(store, plan)
-    scores, *runs = all_scores(plan.sweep)
-    check_numbers(model, (plan.sweep.base, plan.sweep.donor), plan.sweep.mask, *runs, scores)
+    sweep = plan.sweep
+    scores, *runs = all_scores(sweep) if isinstance(sweep, Sweep) else sweep.all_scores()
+    sweep.check(*runs, scores)
     return plan.scores(scores, *runs)

@@ -29,6 +29,7 @@ from mechjax.base.whole import whole
 from mechjax.metrics.measured import FromLayer, FromStart, measured
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder, as_tokens
+from mechjax.models.needs import needs_decoder
 from mechjax.models.positions import varying
 from mechjax.models.scores import visible
 from mechjax.patching.chosen import chosen
@@ -60,6 +61,7 @@ class KnockoutScores(Record):
         return (self.per_example / self.clean).mean(-1)
 
 
+@needs_decoder("attention")
 @on_any_mesh
 def attention_knockout(
     model: Decoder,

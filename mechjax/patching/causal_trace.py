@@ -30,6 +30,7 @@ from mechjax.base.records import Record
 from mechjax.metrics.measured import FromLayer, FromStart, measured
 from mechjax.metrics.metric import Metric
 from mechjax.models.decoder import Decoder, as_tokens
+from mechjax.models.needs import needs_decoder
 from mechjax.models.room import backs_off, runs_that_fit
 from mechjax.patching.chosen import chosen
 from mechjax.patching.finite import check_numbers
@@ -77,6 +78,7 @@ class TraceScores(Record):
         return self.clean - self.corrupt
 
 
+@needs_decoder("stream")
 @on_any_mesh
 @backs_off
 def causal_trace(
@@ -135,7 +137,7 @@ def causal_trace(
         for name, at in (positions or {}).items():
             chosen(f"positions[{name!r}]", at, ids, None)
         drowned = chosen("subject", subject, ids, mask)
-    named = named_positions(positions, ids)
+    named = named_positions(positions, len(ids))
     if named is None:
         named = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32)[:, None], ids.shape[::-1])
     run = FromStart(model, measured(metric, ids, mask, model.config.d_vocab))

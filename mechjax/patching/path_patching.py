@@ -42,6 +42,7 @@ from mechjax.models.block import Block
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder, over_blocks
 from mechjax.models.marks import marks_of
+from mechjax.models.needs import needs_decoder
 from mechjax.models.positions import Varying
 from mechjax.models.room import at_once, backs_off
 from mechjax.tasks.pairing import paired
@@ -100,6 +101,7 @@ class _Runs(eqx.Module):
     measured: Measured
 
 
+@needs_decoder("graph")
 @on_any_mesh
 @backs_off
 def path_patching(

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.catalogue import SITES
+from mechjax.base.digests import tree_digest
 from mechjax.base.whole import whole
 from mechjax.metrics.measured import value_of
 from mechjax.metrics.metric import Metric
@@ -24,6 +25,7 @@ from mechjax.models.config import Config
 from mechjax.models.decoder import Decoder, through
 from mechjax.models.readout import readout
 from mechjax.models.resume import resume
+from mechjax.patching.finite import check_numbers
 from mechjax.patching.grid import Grid
 from mechjax.transform.edits import Edit, replace
 from mechjax.transform.select import is_concrete
@@ -75,6 +77,65 @@ class Sweep(eqx.Module):
         """The cells that are swept."""
         layers = self.model.config.n_layers if "layer" in self.over else None
         return Grid(layers, self.over, self.sizes, self.starts, self.chunk, self.base.shape[1])
+
+    @eqx.filter_jit
+    def prepare(self) -> "Runs":
+        """Run both sides.
+
+        Raises:
+            ArgumentError: The metric gives anything but one number per example.
+        """
+        last = self.model.config.n_layers - 1
+        # Both runs are one program with an axis in front, which compiles in half the time of two.
+        both = jnp.stack([self.donor, self.base])
+        mask, at, columns = jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (2, *x.shape)), (self.mask, self.at, self.columns)
+        )
+        ends = self.site in TAIL
+        wanted = [self.site, f"blocks.{last}.hook_resid_post" if ends else "resid_pre"]
+        (logits, cache), acts = capture(_Whole(self), list(dict.fromkeys(wanted)))(both, mask, at, columns)
+        of_donor, of_base = (value_of(self.metric, of_run) for of_run in logits)
+        streams = acts["resid_post" if ends else "resid_pre"][:, 1]
+        donor = acts[self.site][:, 0] if acts.layers[self.site] else acts[self.site][0]
+        if cache is not None:
+            arrays = (cache.keys[:, 1], cache.values[:, 1], cache.real[1], cache.positions[1])
+            cache = Cache(*arrays, cache.length)
+        return Runs(donor, streams, cache, of_donor, of_base)
+
+    @eqx.filter_jit
+    def scores_of(self, runs: "Runs", layer: Any, cells: Array, start: int) -> Float[Array, "cell batch"]:
+        """The metric of some cells of one group, per example, all at once; `start` is static."""
+        layers = self.model.config.n_layers
+        rest = _Rest(self, runs.cache if self.starts else None, start)
+
+        def cell(index: Array) -> Array:
+            edit = edit_of(self, runs, layer, index)
+            if self.site in TAIL:
+                return self.metric.of(intervene(rest, [edit])(runs.base[-1], jnp.int32(layers)))
+            first = jnp.int32(0) if layer is None else layer
+            stream = self.base if self.site in EMBEDS else runs.base[first][..., start:, :]
+            patched = self.metric.of(intervene(rest, [edit])(stream, first))
+            return jnp.where(self.at < start, runs.of_base, patched)  # an edit changes nothing before it
+
+        return jax.vmap(cell)(cells)
+
+    def check(self, *found: Array) -> None:
+        """Whether metrics are numbers, where that can be seen.
+
+        Raises:
+            ArgumentError: They are not. The first node that is not finite is named, in either run.
+        """
+        check_numbers(self.model, (self.base, self.donor), self.mask, *found)
+
+    def said(self, model: str | None) -> dict[str, Any]:
+        """What tells this sweep from others, in a folder; the checksum of the model, where it is known."""
+        return {
+            "model": model or tree_digest(self.model),
+            "donor": tree_digest((self.donor, self.mask)),
+            "base": tree_digest((self.base, self.mask)),
+            "metric": f"{type(self.metric).__qualname__} {tree_digest(self.metric)}",
+            "shape": list(self.base.shape),
+        }
 
 
 class Runs(eqx.Module):
@@ -173,49 +234,6 @@ def starts_of(
         return ()
     bounds = np.array([i * n_pos // count for i in range(count)])
     return tuple(int(bounds[bounds <= at].max()) for at in first)
-
-
-@eqx.filter_jit
-def prepare(sweep: Sweep) -> Runs:
-    """Run both sides.
-
-    Raises:
-        ArgumentError: The metric gives anything but one number per example.
-    """
-    last = sweep.model.config.n_layers - 1
-    # Both runs are one program with an axis in front, which compiles in half the time of two.
-    both = jnp.stack([sweep.donor, sweep.base])
-    mask, at, columns = jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (2, *x.shape)), (sweep.mask, sweep.at, sweep.columns)
-    )
-    ends = sweep.site in TAIL
-    wanted = [sweep.site, f"blocks.{last}.hook_resid_post" if ends else "resid_pre"]
-    (logits, cache), acts = capture(_Whole(sweep), list(dict.fromkeys(wanted)))(both, mask, at, columns)
-    of_donor, of_base = (value_of(sweep.metric, of_run) for of_run in logits)
-    streams = acts["resid_post" if ends else "resid_pre"][:, 1]
-    donor = acts[sweep.site][:, 0] if acts.layers[sweep.site] else acts[sweep.site][0]
-    if cache is not None:
-        arrays = (cache.keys[:, 1], cache.values[:, 1], cache.real[1], cache.positions[1])
-        cache = Cache(*arrays, cache.length)
-    return Runs(donor, streams, cache, of_donor, of_base)
-
-
-@eqx.filter_jit
-def scores_of(sweep: Sweep, runs: Runs, layer: Any, cells: Array, start: int) -> Float[Array, "cell batch"]:
-    """The metric of some cells of one group, per example, all at once; `start` is static."""
-    layers = sweep.model.config.n_layers
-    rest = _Rest(sweep, runs.cache if sweep.starts else None, start)
-
-    def cell(index: Array) -> Array:
-        edit = edit_of(sweep, runs, layer, index)
-        if sweep.site in TAIL:
-            return sweep.metric.of(intervene(rest, [edit])(runs.base[-1], jnp.int32(layers)))
-        first = jnp.int32(0) if layer is None else layer
-        stream = sweep.base if sweep.site in EMBEDS else runs.base[first][..., start:, :]
-        patched = sweep.metric.of(intervene(rest, [edit])(stream, first))
-        return jnp.where(sweep.at < start, runs.of_base, patched)  # an edit changes nothing before it
-
-    return jax.vmap(cell)(cells)
 
 
 def edit_of(sweep: Sweep, runs: Runs, layer: Any, index: Int[Array, " axis"]) -> Edit:

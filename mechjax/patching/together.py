@@ -23,7 +23,7 @@ from mechjax.models.config import Config
 from mechjax.models.positions import Sequence, Varying
 from mechjax.models.resume import arranged, last_at, read_at, resume
 from mechjax.patching.grid import even
-from mechjax.patching.sweep import EMBEDS, TAIL, Runs, Sweep, edit_of, prepare, read, scores_of, shaped
+from mechjax.patching.sweep import EMBEDS, TAIL, Runs, Sweep, edit_of, read, shaped
 from mechjax.transform.transforms import intervene
 
 STREAM_BYTES = 256e6  # streams of all layers' cells that are held at once
@@ -32,7 +32,7 @@ STREAM_BYTES = 256e6  # streams of all layers' cells that are held at once
 @eqx.filter_jit
 def all_scores(sweep: Sweep) -> tuple[Array, Array, Array]:
     """Scores of every cell, per example, and the metric of the donor run and of the base run, in one program."""
-    runs, grid = prepare(sweep), sweep.grid
+    runs, grid = sweep.prepare(), sweep.grid
     cells, buckets = grid.cells(), list(grid.buckets())
     parts = [_of_bucket(sweep, runs, cells[which], start) for start, which in buckets]
     order = np.argsort(np.concatenate([which for _, which in buckets]))
@@ -45,13 +45,13 @@ def _of_bucket(
     """Scores of the cells that run from a position on, at every layer that is swept."""
     most, layers = sweep.grid.size_of(start), sweep.grid.layers
     if layers is None:
-        return _chunked(lambda c: scores_of(sweep, runs, None, c, start), cells, most)[None]
+        return _chunked(lambda c: sweep.scores_of(runs, None, c, start), cells, most)[None]
     if _fits(sweep, even(len(cells), most)[1], start):
         return jnp.moveaxis(
             _chunked(lambda c: jnp.moveaxis(_layers(sweep, runs, c, start), 0, 1), cells, most), 1, 0
         )
     # lax.map keeps a real branch per layer: layers before the start are skipped, in one program.
-    layer = lambda at: _chunked(lambda c: scores_of(sweep, runs, at, c, start), cells, most)
+    layer = lambda at: _chunked(lambda c: sweep.scores_of(runs, at, c, start), cells, most)
     return lax.map(layer, jnp.arange(layers, dtype=jnp.int32))
 
 

@@ -14,15 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechjax.base.digests import tree_digest
 from mechjax.base.errors import ArgumentError
 from mechjax.base.progress import bar
 from mechjax.base.whole import whole
-from mechjax.patching.finite import check_numbers
 from mechjax.patching.kept import FORMAT, RUNS, UNITS, kept_in, packed, scores_in
 from mechjax.patching.planned import Planned
 from mechjax.patching.scores import PatchScores
-from mechjax.patching.sweep import Sweep, prepare, scores_of
+from mechjax.patching.sweep import Sweep
+from mechjax.patching.whole_runs import WholeSweep
 from mechjax.transform.select import is_concrete
 from mechjax.workers import (
     ALONE,
@@ -64,10 +63,7 @@ def swept_in(store: Store, plan: Planned) -> PatchScores:
     """
     fill(store, plan, sharing=Sharing())
     found = scores_in(store)
-    sweep = plan.sweep
-    check_numbers(
-        sweep.model, (sweep.base, sweep.donor), sweep.mask, found.clean, found.corrupt, found.scores
-    )
+    plan.sweep.check(found.clean, found.corrupt, found.scores)
     return found
 
 
@@ -108,11 +104,9 @@ def fill(
     there = len(names) - len(left(store, names))
     if team.told(int(there == len(names) and RUNS in store)):
         return Worked()
-    runs = prepare(sweep)
+    runs: Any = sweep.prepare()
     of_donor, of_base = whole(runs.of_donor), whole(runs.of_base)
-    check_numbers(
-        sweep.model, (sweep.base, sweep.donor), sweep.mask, jnp.asarray(of_base), jnp.asarray(of_donor)
-    )
+    sweep.check(jnp.asarray(of_base), jnp.asarray(of_donor))
     if team.first and RUNS not in store:
         data = packed({"donor": of_donor, "base": of_base}, RUNS, specification)
         store.write(RUNS, data, over=store.read(RUNS))
@@ -122,7 +116,7 @@ def fill(
         unit = every[index]
         cells = places[unit.cells[np.arange(unit.size).clip(max=len(unit.cells) - 1)]]
         layer = None if unit.layer is None else jnp.int32(unit.layer)
-        scores = whole(scores_of(sweep, runs, layer, jnp.asarray(cells), unit.start))
+        scores = whole(sweep.scores_of(runs, layer, jnp.asarray(cells), unit.start))
         return packed({"scores": scores[: len(unit.cells)]}, unit.name, specification)
 
     what = f"Patching {sweep.site}"
@@ -143,31 +137,32 @@ def fill(
         return work(store, names, do, sharing=sharing, team=team, waits=waits, shift=shift, settled=settled)
 
 
-def _team_of(sweep: Sweep) -> Team:
+def _team_of(sweep: Sweep | WholeSweep) -> Team:
     """The processes that hold the sweep's arrays together; this one alone where it has all of them."""
     arrays = (x for x in jax.tree.leaves(sweep) if isinstance(x, jax.Array))
     return ALONE if all(x.is_fully_addressable for x in arrays) else team_of_processes()
 
 
 def _specification(plan: Planned, n_units: int, model: str | None) -> dict[str, Any]:
-    """What is swept: as it is where it is short, else its checksum."""
+    """What is swept, and how."""
     sweep, grid = plan.sweep, plan.sweep.grid
-    clean, corrupt = (sweep.donor, sweep.base)[:: 1 if plan.mode == "denoise" else -1]
+    own = sweep.said(model)
+    clean, corrupt = ("donor", "base")[:: 1 if plan.mode == "denoise" else -1]
     named = dict(zip(plan.names, whole(sweep.named).tolist(), strict=True)) if plan.names else None
     return {
         "format": FORMAT,
-        "model": model or tree_digest(sweep.model),
-        "clean": tree_digest((clean, sweep.mask)),
-        "corrupt": tree_digest((corrupt, sweep.mask)),
-        "metric": f"{type(sweep.metric).__qualname__} {tree_digest(sweep.metric)}",
+        "model": own["model"],
+        "clean": own[clean],
+        "corrupt": own[corrupt],
+        "metric": own["metric"],
         "site": sweep.site,
         "over": list(sweep.over),
         "mode": plan.mode,
         "positions": named,
         "chunk_size": sweep.chunk,
-        "starts": list(sweep.starts),
+        "starts": list(grid.starts),
         "layers": grid.layers,
         "sizes": list(grid.sizes),
-        "shape": list(sweep.base.shape),
+        "shape": own["shape"],
         "units": n_units,
     }

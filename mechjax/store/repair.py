@@ -9,6 +9,7 @@ from typing import Any
 from mechjax.base.digests import arrays_digest
 from mechjax.base.errors import ArgumentError, CheckpointError
 from mechjax.models import Decoder, Encoder
+from mechjax.models.needs import needs_decoder
 from mechjax.store.arrays import Columns, digest_of, write_metadata, write_shard
 from mechjax.store.capturing import Rows, shards_from
 from mechjax.store.identity import config_digest
@@ -19,6 +20,7 @@ from mechjax.store.read import Store
 from mechjax.store.verify import verify
 
 
+@needs_decoder("rows", or_encoder=True)
 def repair(
     folder: str | Path, model: Decoder | Encoder, prompts: Iterable[Any], *, same_bits: bool = True
 ) -> Store:

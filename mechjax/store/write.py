@@ -27,6 +27,7 @@ from mechjax.base.processes import by_the_first
 from mechjax.base.progress import bar
 from mechjax.hub import Tokenizer
 from mechjax.models import Decoder, Encoder
+from mechjax.models.needs import needs_decoder
 from mechjax.store.arrays import Columns, place, write_metadata, write_shard
 from mechjax.store.capturing import Filled, shards_from
 from mechjax.store.identity import config_digest, tokenizer_digest
@@ -51,6 +52,7 @@ from mechjax.store.source import start_of
 _CHUNK, _SHARDS = 128 << 10, 128 << 20  # bytes of a chunk, and of a shard of every column together
 
 
+@needs_decoder("rows", or_encoder=True)
 def write(
     folder: str | Path,
     model: Decoder | Encoder,

@@ -4,9 +4,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, Bool, Int
 
 from mechjax.base.errors import PairingError
+from mechjax.base.inputs import Inputs, inputs_of
 from mechjax.base.prompts import Prompts
 from mechjax.base.whole import whole
 from mechjax.models.config import Config
@@ -46,6 +48,38 @@ def paired(clean: Any, corrupt: Any, config: Config) -> tuple[Batch, Batch]:
             "same side."
         )
     return sides[0], sides[1]
+
+
+def paired_inputs(clean: Any, corrupt: Any) -> tuple[Inputs, Inputs]:
+    """Both sides of any function, as arguments, which must be of the same shapes and real at the same places.
+
+    Raises:
+        PairingError: they are not; the first array that differs is named.
+    """
+    sides = inputs_of(clean), inputs_of(corrupt)
+    arrays, other = (
+        {keystr(path): x for path, x in tree_leaves_with_path((side.args, side.kwargs))} for side in sides
+    )
+    names = ", ".join(arrays) or "nothing"
+    if jax.tree.structure(sides[0]) != jax.tree.structure(sides[1]):
+        raise PairingError(
+            f"clean and corrupt are different calls: {names} and {', '.join(other) or 'nothing'}. Give both the same "
+            "arguments: an array, a tuple of arguments, or a dictionary of named ones."
+        )
+    for name, x in arrays.items():
+        shapes = [(np.shape(a), getattr(a, "dtype", type(a))) for a in (x, other[name])]
+        if shapes[0] != shapes[1]:
+            raise PairingError(
+                f"{name} is {shapes[0][1]}{list(shapes[0][0])} in clean and {shapes[1][1]}{list(shapes[1][0])} in "
+                "corrupt: patching puts one run's activations into the other's, so give both the same shapes."
+            )
+    masks = [side.mask for side in sides]
+    if all(map(is_concrete, masks)) and not _same_mask(*masks):
+        raise PairingError(
+            "clean and corrupt are padded at different places, so their positions do not correspond. Use inputs of "
+            "equal length, padded on the same side."
+        )
+    return sides
 
 
 def batched(prompts: Any) -> Any:

@@ -1,6 +1,6 @@
 """Mean activations over prompts, the reference of mean ablation."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mechjax.base.errors import ArgumentError, SiteError
+from mechjax.base.inputs import inputs_of
 from mechjax.base.meshes import on_any_mesh
 from mechjax.base.prompts import Prompts
 from mechjax.transform.captured import Activations, Captured
@@ -29,8 +30,10 @@ def means(
     come in as many batches as there are.
 
     Args:
-        fn: A function or module with sites that takes prompts.
-        prompts: A batch (`Prompts` or token ids `[batch, pos]`), or a list of batches.
+        fn: A function or module with sites.
+        prompts: A batch (`Prompts`, token ids `[batch, pos]`, or whatever array `fn` takes, examples first), or a list
+            of batches. A dictionary is a batch of named arguments, of which `attention_mask` says what is padding; in a
+            list, a tuple is a batch of several arguments.
         sites: Names of the sites.
         per: "pos": one mean per position (positions count from the left of each batch, so align your prompts);
             "all": one mean over positions too.
@@ -40,7 +43,8 @@ def means(
 
     Raises:
         ArgumentError: no prompts, another `per`, or batches of different length with `per="pos"`.
-        SiteError: a site without `pos` axis over padded prompts: which of its numbers are padding is not known.
+        SiteError: a site without `pos` axis over padded prompts: which of its numbers are padding is not known. A
+            subject's site whose axes have no names: which of them are examples is not known.
     """
     if per not in ("pos", "all"):
         raise ArgumentError(f"per={per!r}: expected 'pos' or 'all'.")
@@ -49,8 +53,9 @@ def means(
     count: dict[str, Array] = {}
     sites_known: tuple[Captured, ...] = ()
     for batch in batches:
-        _, acts = capture(fn, sites)(batch)
-        mask = batch.mask if isinstance(batch, Prompts) else None
+        given = inputs_of(batch)
+        _, acts = capture(fn, sites)(*given.args, **given.kwargs)
+        mask = given.mask
         for site in acts.sites:
             summed, n = _summed(acts[site.name], site, mask, per)
             if site.name in total and total[site.name].shape != summed.shape:
@@ -73,7 +78,7 @@ def _has(name: str, sites: tuple[Captured, ...]) -> int:
 
 
 def _are_batches(prompts: Sequence[Any]) -> bool:
-    return all(isinstance(p, Prompts) or jnp.ndim(p) > 1 for p in prompts) and bool(prompts)
+    return bool(prompts) and all(isinstance(p, Prompts | Mapping | tuple) or jnp.ndim(p) > 1 for p in prompts)
 
 
 def _kept(axes: tuple[str, ...], per: str) -> tuple[str, ...]:
@@ -84,6 +89,12 @@ def _summed(x: Array, site: Captured, mask: Any, per: str) -> tuple[Array, Array
     """Sum over batch axes (and `pos`), with how many numbers went into each, ready to divide."""
     lead, n_axes = int(site.layers is not None), len(site.axes)
     batch = tuple(range(lead, x.ndim - n_axes))
+    if len(batch) > 1 and not n_axes:
+        raise SiteError(
+            f"means of `{site.name}`: its value has shape {x.shape[lead:]} and its axes have no names, so which of "
+            "them are examples is not known. Name the last ones where the subject is made: sites={'mine': "
+            f"('{site.name}', ('pos', 'd_model'))}}, then ask for 'mine'."
+        )
     if not batch:
         raise ArgumentError(f"means of `{site.name}`: prompts have no batch axis; give [batch, pos].")
     pos = x.ndim - n_axes + site.axes.index("pos") if "pos" in site.axes else None

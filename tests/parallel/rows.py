@@ -84,6 +84,11 @@ def of_method(name, c):
     return EVERY[name](c.model, c.pair, c.metric, mj.graph.build(c.model))
 
 
+def of_any_function(method, c):
+    """The model as a function of which nothing is known."""
+    return method(eqx.Partial(c.model), *c.pair, c.metric, site="mlp_out", over=("layer", "pos"))
+
+
 def subject(config, c):
     """Logits and activations of another model."""
     rng = np.random.default_rng(0)
@@ -347,6 +352,9 @@ ROWS = {
     "masked_forward": masked,
     "masked_stream": masked_stream,
     **{name: partial(of_method, name) for name in EVERY},
+    "activation_patch of any function": partial(of_any_function, mj.patching.activation_patch),
+    "attribution_patch of any function": partial(of_any_function, mj.attribution.attribution_patch),
+    "integrated_gradients of any function": partial(of_any_function, mj.attribution.integrated_gradients),
     **{n: partial(transcoded, n) for n in (
         "circuit_paths", "de_embedding", "feature_attribution", "transcoder_connections"
     )},

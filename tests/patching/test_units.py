@@ -19,6 +19,7 @@ import pytest
 import mechjax as mj
 from mechjax.base.errors import ArgumentError, CheckpointError, SweepError, WriteError
 from mechjax.patching import units
+from mechjax.patching.sweep import Sweep
 from mechjax.workers import Store
 from tests.tolerances import TOL
 
@@ -166,19 +167,19 @@ def test_folder__filled_by_two_processes_at_once__is_shared(done, patch, tmp_pat
 
 
 def test_folder__with_a_unit_that_fails__says_so_and_has_the_rest(done, patch, tmp_path, monkeypatch):
-    real = units.scores_of
+    real = Sweep.scores_of
 
     def poisoned(sweep, runs, layer, cells, start):
         if int(layer) == 1:
             raise ValueError("poison")
         return real(sweep, runs, layer, cells, start)
 
-    monkeypatch.setattr(units, "scores_of", poisoned)
+    monkeypatch.setattr(Sweep, "scores_of", poisoned)
     said = r"3 of 9 units in `.*` failed three times, and were set aside; the first, `unit-000003.safetensors`, with "
     with pytest.raises(SweepError, match=rf"{said}ValueError: poison. Tracebacks are in `.*failed/`"):
         patch(tmp_path)
     assert len(list(tmp_path.glob("unit-*"))) == UNITS - 3
-    monkeypatch.setattr(units, "scores_of", real)
+    monkeypatch.setattr(Sweep, "scores_of", real)
     with pytest.raises(SweepError, match=r"delete that folder to try again\.$"):
         patch(tmp_path)
     for page in (tmp_path / "failed").iterdir():

@@ -19,7 +19,7 @@ import mechjax as mj
 from mechjax.base.errors import ArgumentError, CheckpointError, SweepError
 from mechjax.models import Config
 from mechjax.models.export import export
-from mechjax.patching import units
+from mechjax.patching.sweep import Sweep
 from mechjax.studies import sweep
 from mechjax.studies.sweep_spec import spec_of
 from mechjax.tasks.vocabulary import build_tokenizer
@@ -181,21 +181,21 @@ def test_run__of_another_specification_or_model__names_what_differs(page, copied
 
 
 def test_run__where_a_unit_fails__does_the_rest_and_tries_again(page, done, tmp_path, monkeypatch):
-    real = units.scores_of
+    real = Sweep.scores_of
 
     def poisoned(plan, runs, layer, cells, start):
         if int(layer) == 1 and plan.base.shape[0] == 2:  # of the last part
             raise ValueError("poison")
         return real(plan, runs, layer, cells, start)
 
-    monkeypatch.setattr(units, "scores_of", poisoned)
+    monkeypatch.setattr(Sweep, "scores_of", poisoned)
     assert len(sweep.run(spec_of(page), tmp_path).done) == UNITS - 1
     assert sweep.status(tmp_path).failed == (("part-000002/unit-000001.safetensors", "ValueError: poison"),)
     with pytest.raises(
         SweepError, match=r"1 of 2 units in .*part-000002` failed three times.*ValueError: poison"
     ):
         sweep.result(tmp_path)
-    monkeypatch.setattr(units, "scores_of", real)
+    monkeypatch.setattr(Sweep, "scores_of", real)
     assert sweep.run(spec_of(page), tmp_path).done == ()
     assert sweep.run(spec_of(page), tmp_path, retry=True).done == ("part-000002/unit-000001.safetensors",)
     same(sweep.result(tmp_path), sweep.result(done[0]))

@@ -3,10 +3,12 @@
 from mechjax.base.meshes import on_any_mesh
 from mechjax.models.contraction import widened
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 from mechjax.models.params import parameters
 from mechjax.models.rewrite.premises import presume, rebuild, refusal, untied
 
 
+@needs_decoder("weights")
 @on_any_mesh
 def center_unembed(model: Decoder) -> Decoder:
     """Subtract from the unembedding and its bias their mean over the vocabulary.

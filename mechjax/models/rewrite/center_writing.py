@@ -3,6 +3,7 @@
 from mechjax.base.meshes import on_any_mesh
 from mechjax.models.contraction import widened
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 from mechjax.models.params import parameters
 from mechjax.models.rewrite.premises import presume, rebuild, refusal, untied
 
@@ -14,6 +15,7 @@ _WRITERS = (
 _LEAVE = "Leave this step out: the other rewrites do not need it."
 
 
+@needs_decoder("weights")
 @on_any_mesh
 def center_writing(model: Decoder) -> Decoder:
     """Subtract from everything that is written to the residual stream its mean over `d_model`.

@@ -7,6 +7,7 @@ from mechjax.base.meshes import on_any_mesh
 from mechjax.models.config import Config
 from mechjax.models.contraction import contract, widened
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 from mechjax.models.params import parameters
 from mechjax.models.rewrite.premises import presume, rebuild, refusal, untied
 
@@ -24,6 +25,7 @@ _MLP = (
 )  # fmt: skip
 
 
+@needs_decoder("weights")
 @on_any_mesh
 def fold_norm(model: Decoder) -> Decoder:
     """Fold the scales and biases of the norms into the matrices that read them.

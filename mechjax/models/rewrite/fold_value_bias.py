@@ -5,10 +5,12 @@ import jax.numpy as jnp
 from mechjax.base.meshes import on_any_mesh
 from mechjax.models.contraction import contract, widened
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 from mechjax.models.params import parameters
 from mechjax.models.rewrite.premises import presume, rebuild, refusal
 
 
+@needs_decoder("weights")
 @on_any_mesh
 def fold_value_bias(model: Decoder) -> Decoder:
     """Fold the values' biases into the output's: `b_O + sum over heads of b_V @ W_O`; afterwards `b_V` is 0.

@@ -10,11 +10,13 @@ from mechjax.base.meshes import on_any_mesh
 from mechjax.models.contraction import widened
 from mechjax.models.decoder import Decoder
 from mechjax.models.factored import FactoredMatrix
+from mechjax.models.needs import needs_decoder
 from mechjax.models.params import parameters
 from mechjax.models.rewrite.fold_value_bias import fold_value_bias
 from mechjax.models.rewrite.premises import presume, rebuild, refusal
 
 
+@needs_decoder("weights")
 @on_any_mesh
 def refactor_qk_ov(model: Decoder) -> Decoder:
     """Choose the basis inside each head by the singular value decomposition of its QK and OV circuits.

@@ -4,12 +4,14 @@ import jax.numpy as jnp
 
 from mechjax.base.meshes import on_any_mesh
 from mechjax.models.decoder import Decoder
+from mechjax.models.needs import needs_decoder
 from mechjax.models.params import parameters
 from mechjax.models.rewrite.premises import presume, rebuild
 
 _GROUPED = ("W_K", "W_V", "b_K", "b_V", "k_norm.w", "k_norm.b")
 
 
+@needs_decoder("weights")
 @on_any_mesh
 def ungroup_kv(model: Decoder) -> Decoder:
     """Repeat shared keys and values for each query head that reads them: `k` and `v` have as many as `q`.
