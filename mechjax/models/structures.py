@@ -10,6 +10,8 @@ from mechjax.models.encoder import assemble_encoder
 from mechjax.models.encoder_config import EncoderConfig
 from mechjax.models.model_config import ModelConfig
 from mechjax.models.params import assemble
+from mechjax.models.t5 import assemble_t5
+from mechjax.models.t5_config import T5Config
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Structure:
 STRUCTURES = (
     Structure("decoders", Config, assemble),
     Structure("encoders", EncoderConfig, assemble_encoder),
+    Structure("encoder-decoders", T5Config, assemble_t5),
 )
 """Every structure."""
 

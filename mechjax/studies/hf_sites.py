@@ -29,7 +29,7 @@ def hf_sites(hf: Any, config: Config, tokens: np.ndarray, **inputs: Any) -> Site
         hf: A transformers model of a family that mechjax knows, in evaluation mode. Patterns need its eager attention.
         config: Our config of it.
         tokens: Ids. Shape (batch, pos).
-        **inputs: What else the model is called with, as arrays, such as `attention_mask`.
+        **inputs: What else the model is called with, as arrays, such as `attention_mask` or `decoder_input_ids`.
 
     Returns:
         (site, layer) -> numbers, in float32 (float64 where the model computes in it).
@@ -44,8 +44,11 @@ def hf_sites(hf: Any, config: Config, tokens: np.ndarray, **inputs: Any) -> Site
     n_batch, n_pos = tokens.shape
 
     def keep(site: str, layer: int | None, value: np.ndarray) -> None:
-        own = value.shape[-len(SITES[site].axes) + 1 :]  # positions may be embedded once for all examples
-        sites[site, layer] = np.broadcast_to(value.reshape(-1, n_pos, *own), (n_batch, n_pos, *own))
+        own = value.shape[-len(SITES[site].axes) + 1 :]
+        if value.ndim < len(own) + 2:  # examples and positions are merged, or there are none
+            value = value.reshape(-1, n_pos, *own)
+        # Positions may be embedded once for all examples.
+        sites[site, layer] = np.broadcast_to(value, (n_batch, *value.shape[1:]))
 
     readers = _readers(family, config, keep)
     bare = {path.removeprefix(family.prefix): read for path, read in readers.items()}
@@ -66,9 +69,10 @@ def hf_sites(hf: Any, config: Config, tokens: np.ndarray, **inputs: Any) -> Site
     logits = getattr(output, "logits", getattr(output, "prediction_logits", None))
     if logits is not None:
         sites["logits", None] = _array(torch, logits)
-    for layer, pattern in enumerate(output.attentions or ()):
-        if pattern is not None:
-            sites["pattern", layer] = _array(torch, pattern)
+    for name, site in family.patterns.items():
+        for layer, pattern in enumerate(getattr(output, name, None) or ()):
+            if pattern is not None:
+                sites[site, layer] = _array(torch, pattern)
     return sites
 
 
@@ -114,7 +118,7 @@ def _readers(family: Family, config: Config, keep: _Keep) -> dict[str, _Read]:
 def _places(pattern: str, config: Config) -> list[tuple[str, int | None]]:
     if "{}" not in pattern:
         return [(pattern, None)]
-    return [(pattern.format(layer), layer) for layer in range(config.n_layers)]
+    return [(pattern.format(layer), layer) for layer in config.layers_of(pattern)]
 
 
 def _whole(
