@@ -152,7 +152,7 @@ _TABLE = (
     ),
     SiteEntry(
         "pos_bias", _PATTERN, "What scores gain by the distance of query and key.",
-        condition="models with relative position biases",
+        condition="models with relative position biases", costly=True,
     ),
     SiteEntry(
         "attn_scores", _PATTERN, "Scores entering the softmax, soft-capped and masked (masked: the least float32).",
@@ -356,16 +356,20 @@ _IN_ENCODERS = (
     "ln2.normalized", "mlp_pre", "mlp_pre_linear", "mlp_post", "mlp_out", "resid_post", "ln_final.scale",
     "ln_final.normalized",
 )  # fmt: skip
-_FINAL = {"ln_final.scale": "encoder_final_ln.hook_scale", "ln_final.normalized": "encoder_final_ln.hook_normalized"}
+_LAST_NORM = "ln_final.normalized"
 
 
 def _of_encoder(entry: SiteEntry) -> SiteEntry:
     """The same site of an encoder-decoder's encoder."""
-    block = "blocks.{}."
-    spellings = tuple(s.replace(block, "encoder.{}.") for s in entry.spellings if s.startswith(block))
-    spellings = (_FINAL[entry.name],) if entry.name in _FINAL else spellings
-    meaning = f"In the encoder: {entry.meaning[0].lower()}{entry.meaning[1:]}"
-    return replace(entry, name=_ENCODER + entry.name, meaning=meaning, spellings=spellings, condition=_CROSS)
+    places = {"blocks.{}.": "encoder.{}.", "ln_final.": "encoder_final_ln."}
+    spellings = tuple(
+        s.replace(ours, theirs) for s in entry.spellings for ours, theirs in places.items() if s.startswith(ours)
+    )
+    said = f"{entry.meaning[0].lower()}{entry.meaning[1:]}"
+    said = "output of the last norm, which cross-attention reads." if entry.name == _LAST_NORM else said
+    return replace(
+        entry, name=_ENCODER + entry.name, meaning=f"In the encoder: {said}", spellings=spellings, condition=_CROSS
+    )
 
 
 SITES: dict[str, SiteEntry] = {

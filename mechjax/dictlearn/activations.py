@@ -24,7 +24,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mechjax.base.errors import ArgumentError, CheckpointError
-from mechjax.models import Decoder, Encoder
+from mechjax.models import Model
 from mechjax.store.rows import batch_of, captured, columns_of
 
 Rows = Float[Array, "_ width"]
@@ -33,7 +33,7 @@ Some = tuple[Rows, Int[np.ndarray, " some"]]
 
 
 def activations(
-    model: Decoder | Encoder,
+    model: Model,
     prompts: Iterable[Any],
     site: str,
     *,
@@ -46,7 +46,7 @@ def activations(
     """Shuffled activations of one site, of real tokens alone.
 
     Args:
-        model: The model; of a decoder, layers behind the site's are not run.
+        model: The model; of a decoder, layers behind the site's are not run, of an encoder-decoder the decoder is not.
         prompts: Batches of prompts, `Prompts`, ids (batch, pos), or what `mechjax.text.pack` gives, all of one shape.
         site: Whose activations; axes after the position are laid side by side (heads of `z`, say).
         layer: Of which layer; None for a site outside the layers.

@@ -57,6 +57,16 @@ class ModelConfig(abc.ABC):
         return tuple(range(self.n_layers))
 
     @property
+    def n_texts(self) -> int:
+        """How many texts a call of the model reads."""
+        return 1
+
+    @property
+    def depth(self) -> str:
+        """How many layers there are, in words."""
+        return f"{self.n_layers} layers"
+
+    @property
     def n_params(self) -> int:
         """Number of parameters."""
         return sum(map(math.prod, self.shapes.values()))

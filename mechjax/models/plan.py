@@ -24,10 +24,10 @@ from mechjax.base.prompts import Prompts
 from mechjax.base.records import Record
 from mechjax.base.units import in_bytes, in_flop, in_words
 from mechjax.hub import Checkpoint, read_config
-from mechjax.models.config import Config
-from mechjax.models.init import init
 from mechjax.models.load import load_config, locate
+from mechjax.models.model_config import ModelConfig
 from mechjax.models.share import Share, Sizes, arranged, shared
+from mechjax.models.structures import build
 from mechjax.parallel.described import ChipMemory, Placed, memory_per_chip
 from mechjax.parallel.layout import layout
 from mechjax.transform.captured import Activations
@@ -162,7 +162,7 @@ def plan(
         model: A name or folder as `load` takes it (of which only the config and the headers of the weights' files are
             read), a `Config`, or any callable pytree with sites, transformed ones included.
         tokens: A shape such as (batch, pos), or tokens, of which only the shape is looked at. By default one
-            prompt of 128 tokens, or of as many as the model has positions.
+            prompt of 128 tokens, or of as many as the model has positions. An encoder-decoder reads as many twice.
         capture: Sites to capture.
         edits: What to change.
         dtype: Of the parameters, such as "bfloat16"; None keeps the model's own (float32 for a `Config`).
@@ -192,6 +192,8 @@ def plan(
     call = intervene(subject, edits)
     if capture:
         call = _capture(call, capture)
+    if getattr(getattr(plain, "config", None), "n_texts", 1) > 1:
+        plain, call = Twice(plain), Twice(call)
     params = [x for x in jax.tree.leaves(plain) if _is_shape(x) and jnp.issubdtype(x.dtype, jnp.inexact)]
     shapes, rest = eqx.partition(call, _is_shape)  # edits keep their numbers, so that they are checked
     out = eqx.filter_eval_shape(lambda shapes, t: eqx.combine(shapes, rest)(t), shapes, given)
@@ -213,6 +215,16 @@ def plan(
 _capture = capture
 
 
+class Twice(eqx.Module):
+    """A model that reads two texts, as a function of one shape for both."""
+
+    fn: Any
+
+    def __call__(self, tokens: Any) -> Any:
+        """What it makes of them."""
+        return self.fn(tokens, tokens)
+
+
 def subject_of(model: Any, dtype: Any) -> tuple[str, Any]:
     """What the model is called, and the model with shapes in place of arrays."""
     if isinstance(model, Transformed):
@@ -223,9 +235,10 @@ def subject_of(model: Any, dtype: Any) -> tuple[str, Any]:
     if isinstance(model, (str, os.PathLike)):
         name, model, dtype = os.fspath(model), load_config(model), dtype or _stored_dtype(model)
     kind = None if dtype is None else _float(dtype)
-    if isinstance(model, Config):
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        return name, jax.eval_shape(lambda key: init(model, key=key, dtype=kind or jnp.float32), key)
+    if isinstance(model, ModelConfig):
+        config, of = model, kind or jnp.float32
+        params = {path: jax.ShapeDtypeStruct(shape, of) for path, shape in config.shapes.items()}
+        return name, jax.eval_shape(lambda params: build(config, params), params)
 
     def shape(x: Any) -> Any:
         if not (eqx.is_array(x) or _is_shape(x)):
@@ -261,7 +274,7 @@ def _float(dtype: Any) -> Any:
 
 
 def _default(model: Any, subject: Any) -> tuple[int, int]:
-    config = model if isinstance(model, Config) else getattr(subject, "config", None)
+    config = getattr(subject, "config", None)
     return 1, min(_POSITIONS, getattr(config, "n_ctx", _POSITIONS))
 
 

@@ -10,6 +10,7 @@ whole. UMT5 (Chung et al. 2023, arXiv:2304.09151) has such biases in every layer
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import equinox as eqx
@@ -30,6 +31,9 @@ from mechjax.models.scores import visible
 from mechjax.models.t5_attention import Names, T5Attention
 from mechjax.models.t5_block import Source, Stack, T5Block, Text
 from mechjax.models.t5_config import T5Config
+
+
+_ALONE = "This model is an encoder alone (`n_decoder_layers` = 0): it has no decoder"
 
 
 class T5(eqx.Module):
@@ -66,7 +70,7 @@ class T5(eqx.Module):
             tokens: What the encoder reads: prompts (whose mask is then used), integer ids of shape (*batch, pos), or
                 nested lists of them.
             decoder_tokens: What the decoder reads, in the same forms; `shift_right(labels)` makes it of what is to be
-                predicted. By default the start token alone, whose logits are those of the first token.
+                predicted. An encoder alone reads none.
             mask: True for real tokens of the first text. Padding, wherever it stands, changes no real position, and no
                 token of the decoder sees it; without a mask, the padding id is a token as any other.
             decoder_mask: The same of the second text.
@@ -77,13 +81,20 @@ class T5(eqx.Module):
         Raises:
             TokenError: An id that is no token. (Inside `jit` it cannot be seen, and that example's logits are NaN.)
             ShapeError: Shapes that do not agree.
-            ArgumentError: A text for the decoder of an encoder alone.
+            ArgumentError: No text for the decoder, or one for an encoder alone.
         """
         tokens, mask = as_tokens(tokens, mask, self.config)
         if self.decoder is None:
             if decoder_tokens is not None or decoder_mask is not None:
-                raise ArgumentError("This model is an encoder alone (`n_decoder_layers` = 0): it has no decoder to read.")
+                raise ArgumentError(f"{_ALONE}, which would read `decoder_tokens`: leave them out.")
             return _encode(self, tokens, mask, positions)
+        if decoder_tokens is None:
+            raise ArgumentError(
+                "An encoder-decoder reads two texts, and `decoder_tokens` is missing: `model(tokens, decoder_tokens)`. "
+                "They are `model.shift_right(labels)` where you know what is to be predicted, or the start token "
+                f"{self.config.start_token} and what was generated so far. `model.encode(tokens)` runs the encoder alone; "
+                "methods for decoders, which call `model(tokens)`, do not take it."
+            )
         decoder_tokens, decoder_mask = self._second(tokens.shape[:-1], decoder_tokens, decoder_mask)
         return _forward(self, tokens, mask, positions, decoder_tokens, decoder_mask, decoder_positions)
 
@@ -103,7 +114,7 @@ class T5(eqx.Module):
     def decode(
         self,
         encoded: Float[Array, "*batch pos d_model"],
-        decoder_tokens: Tokens | None = None,
+        decoder_tokens: Tokens,
         *,
         mask: Bool[Array, "*batch pos"] | None = None,
         decoder_mask: Bool[Array, "*batch decoder_pos"] | None = None,
@@ -111,11 +122,16 @@ class T5(eqx.Module):
     ) -> Float[Array, "*batch decoder_pos d_vocab"]:
         """Logits, given what `encode` gave and its mask; other arguments and errors as of a call."""
         if self.decoder is None:
-            raise ArgumentError("This model is an encoder alone (`n_decoder_layers` = 0): it has no decoder.")
+            raise ArgumentError(f"{_ALONE}.")
         if mask is not None and mask.shape != encoded.shape[:-1]:
             raise ShapeError(f"`mask` has shape {mask.shape}, `encoded` {encoded.shape}: all but the last must agree.")
         text = self._second(encoded.shape[:-2], decoder_tokens, decoder_mask)
         return _decode(self, encoded, mask, *text, decoder_positions)
+
+    def encoder_alone(self) -> "T5":
+        """The encoder as a model of its own: `model.encoder_alone()(tokens)` is `model.encode(tokens)`."""
+        config = replace(self.config, n_decoder_layers=0, tied=True, source=None)
+        return T5(self.W_E, self.encoder, None, None, config)
 
     def shift_right(self, labels: Int[Array, "*batch pos"] | np.ndarray) -> Int[Array, "*batch pos"]:
         """The decoder's tokens for what it is to predict: the start token, then all labels but the last.
@@ -155,11 +171,9 @@ class T5(eqx.Module):
         return marks(self.config)(contract(spec, normalized, W, self.config), "logits")
 
     def _second(
-        self, lead: tuple[int, ...], tokens: Tokens | None, mask: Array | None
+        self, lead: tuple[int, ...], tokens: Tokens, mask: Array | None
     ) -> tuple[Array, Array | None]:
         """The decoder's tokens and mask, checked: as many texts as the encoder has."""
-        if tokens is None:
-            tokens = jnp.full((*lead, 1), self.config.start_token, jnp.int32)
         ids, mask = as_tokens(tokens, mask, self.config)
         if ids.shape[:-1] != lead:
             raise ShapeError(
@@ -192,7 +206,7 @@ def through_decoder(
         ArgumentError: An encoder alone.
     """
     if model.decoder is None:
-        raise ArgumentError("This model is an encoder alone (`n_decoder_layers` = 0): it has no decoder.")
+        raise ArgumentError(f"{_ALONE}.")
     n_pos = tokens.shape[-1]
     if cache is None:
         positions = count_positions(n_pos, mask) if positions is None else positions

@@ -87,8 +87,10 @@ class T5Attention(eqx.Module):
         """What attention writes; `seen` says which key each query sees, None that it sees all."""
         wide = q.dtype if jnp.finfo(q.dtype).bits > 32 else jnp.float32
         scores = contract("...qhd,...khd->...hqk", q, k, config, wide)
+        if bias is not None and names.asked("pos_bias"):
+            bias = names(jnp.broadcast_to(bias, scores.shape), "pos_bias")
         if bias is not None:
-            scores = scores + names(jnp.broadcast_to(bias, scores.shape), "pos_bias").astype(wide)
+            scores = scores + bias.astype(wide)
         if seen is not None:
             scores = jnp.where(seen[..., None, :, :], scores, MASKED)
         given = lambda x, site: names(x, site) if names.asked(site) else x

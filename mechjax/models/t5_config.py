@@ -154,6 +154,16 @@ class T5Config(ModelConfig):
         """Number of key and value heads: every head has its own."""
         return self.n_heads
 
+    @property
+    def n_texts(self) -> int:
+        """How many texts a call of the model reads: the encoder's, and the decoder's where there is one."""
+        return 2 if self.n_decoder_layers else 1
+
+    @property
+    def depth(self) -> str:
+        """How many layers there are, in words."""
+        return f"{self.n_layers} layers of the encoder, {self.n_decoder_layers} of the decoder"
+
     def layers_of(self, path: str) -> tuple[int, ...]:
         """The layers that a parameter of the blocks, or a checkpoint's module of them, stacks."""
         return tuple(range(self.n_decoder_layers if path.startswith("decoder.") else self.n_layers))

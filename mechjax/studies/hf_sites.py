@@ -17,12 +17,13 @@ from mechjax.base.optional import require
 from mechjax.models.config import Config
 from mechjax.models.families import EVERY, Family, Rule
 from mechjax.models.families.modules import Module, fused, modules, read_and_given
+from mechjax.models.model_config import ModelConfig
 
 Sites = dict[tuple[str, int | None], np.ndarray]
 """(site, layer) -> its numbers, of shape (batch, pos, ...) or (batch, head, query, key); the layer may be None."""
 
 
-def hf_sites(hf: Any, config: Config, tokens: np.ndarray, **inputs: Any) -> Sites:
+def hf_sites(hf: Any, config: ModelConfig, tokens: np.ndarray, **inputs: Any) -> Sites:
     """Every site that the modules of a Hugging Face model expose, and its logits.
 
     Args:
@@ -103,7 +104,7 @@ def _family(hf: Any) -> Family:
     raise UnsupportedModelError(f"A {name} has no family whose modules are known; known are {known}.")
 
 
-def _readers(family: Family, config: Config, keep: _Keep) -> dict[str, _Read]:
+def _readers(family: Family, config: Any, keep: _Keep) -> dict[str, _Read]:
     """Path of a module -> what is read where it is entered and left."""
     readers = {}
     for module in modules(family, config):
@@ -115,7 +116,7 @@ def _readers(family: Family, config: Config, keep: _Keep) -> dict[str, _Read]:
     return readers
 
 
-def _places(pattern: str, config: Config) -> list[tuple[str, int | None]]:
+def _places(pattern: str, config: ModelConfig) -> list[tuple[str, int | None]]:
     if "{}" not in pattern:
         return [(pattern, None)]
     return [(pattern.format(layer), layer) for layer in config.layers_of(pattern)]
@@ -124,7 +125,7 @@ def _places(pattern: str, config: Config) -> list[tuple[str, int | None]]:
 def _whole(
     module: Module,
     layer: int | None,
-    config: Config,
+    config: Any,
     keep: _Keep,
     entering: np.ndarray | None,
     leaving: np.ndarray | None,
@@ -163,7 +164,7 @@ def _undecided(value: np.ndarray, site: str) -> bool:
     return SITES[site].axes[-1] == "d_head" and value.ndim == 4 and value.shape[1] == value.shape[2]
 
 
-def _own_axes(value: np.ndarray, site: str, config: Config) -> np.ndarray:
+def _own_axes(value: np.ndarray, site: str, config: Any) -> np.ndarray:
     """Heads apart and after positions, where a module has them merged or before."""
     axes = SITES[site].axes
     if axes[-1] != "d_head":
