@@ -13,6 +13,7 @@ from mechjax.base.progress import bar
 from mechjax.hub import Tokenizer
 from mechjax.metrics import logit_diff
 from mechjax.models.encoder import Encoder
+from mechjax.models.t5 import T5
 from mechjax.models.load import load
 from mechjax.patching import activation_patch
 from mechjax.tasks.answer import answer_token
@@ -56,6 +57,11 @@ def patch(
         raise ArgumentError(
             f"`{model}` is an encoder: it predicts masked tokens from both sides and has no next word to bring back. "
             "Give `mechjax patch` a decoder; in Python `mj.intervene(model, mj.replace(site, value))` edits both."
+        )
+    if isinstance(decoder, T5):
+        raise ArgumentError(
+            f"`{model}` is an encoder-decoder: it reads two texts, and a prompt is one. Give `mechjax patch` a decoder; in "
+            "Python `mj.intervene(model, mj.replace(site, value))(tokens, decoder_tokens)` edits either side."
         )
     if tokenizer is None:
         raise ArgumentError(

@@ -66,13 +66,17 @@ class T5Attention(eqx.Module):
         `normalized` is what `norm` makes of `read`; without a norm, heads are not told apart.
         """
         weights = {"q": self.W_Q, "k": self.W_K, "v": self.W_V}
-        found = []
-        for letter in letters:
-            spec, x = "...m,mhd->...hd", normalized
-            if norm is not None and names.asked(f"{letter}_input"):
-                spec, x = "...hm,mhd->...hd", _split(read, normalized, norm, f"{letter}_input", config, names)
-            found.append(names(contract(spec, x, weights[letter], config), letter))
-        return found
+        apart = {
+            letter: _split(read, normalized, norm, f"{letter}_input", config, names)
+            for letter in letters
+            if norm is not None and names.asked(f"{letter}_input")
+        }
+
+        def project(letter: str) -> Array:
+            spec = "...hm,mhd->...hd" if letter in apart else "...m,mhd->...hd"
+            return names(contract(spec, apart.get(letter, normalized), weights[letter], config), letter)
+
+        return [project(letter) for letter in letters]
 
     def mix(
         self,

@@ -215,6 +215,8 @@ def _plans(spec: SweepSpec) -> tuple[_Plans, str]:
     model, tokenizer = load(spec.model, dtype=spec.dtype, revision=spec.revision, mesh=mesh)
     if isinstance(model, Encoder):
         raise ArgumentError(f"`{spec.model}` is an encoder: activation patching sweeps decoders.")
+    if isinstance(model, T5):
+        raise ArgumentError(f"`{spec.model}` is an encoder-decoder: activation patching sweeps decoders.")
     if tokenizer is None:
         raise ArgumentError(
             f"`{spec.model}` has no tokenizer.json, so it cannot read text. Add one to its folder."
