@@ -363,12 +363,19 @@ def _of_encoder(entry: SiteEntry) -> SiteEntry:
     """The same site of an encoder-decoder's encoder."""
     places = {"blocks.{}.": "encoder.{}.", "ln_final.": "encoder_final_ln."}
     spellings = tuple(
-        s.replace(ours, theirs) for s in entry.spellings for ours, theirs in places.items() if s.startswith(ours)
+        s.replace(ours, theirs)
+        for s in entry.spellings
+        for ours, theirs in places.items()
+        if s.startswith(ours)
     )
     said = f"{entry.meaning[0].lower()}{entry.meaning[1:]}"
     said = "output of the last norm, which cross-attention reads." if entry.name == _LAST_NORM else said
     return replace(
-        entry, name=_ENCODER + entry.name, meaning=f"In the encoder: {said}", spellings=spellings, condition=_CROSS
+        entry,
+        name=_ENCODER + entry.name,
+        meaning=f"In the encoder: {said}",
+        spellings=spellings,
+        condition=_CROSS,
     )
 
 
@@ -378,7 +385,7 @@ SITES: dict[str, SiteEntry] = {
 }
 """Every site by name, in forward order."""
 
-# TransformerLens calls blocks of an encoder-decoder `decoder.3`; they have three norms, of which ours of MLPs is the last.
+# TransformerLens calls blocks of an encoder-decoder `decoder.3`; they have three norms, the MLP's being the last.
 _IN_DECODERS = (
     ("blocks.{}.ln2.", "decoder.{}.ln3."), ("blocks.{}.", "decoder.{}."), ("ln_final.", "decoder_final_ln."),
 )  # fmt: skip

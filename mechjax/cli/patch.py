@@ -13,8 +13,8 @@ from mechjax.base.progress import bar
 from mechjax.hub import Tokenizer
 from mechjax.metrics import logit_diff
 from mechjax.models.encoder import Encoder
-from mechjax.models.t5 import T5
 from mechjax.models.load import load
+from mechjax.models.t5 import T5
 from mechjax.patching import activation_patch
 from mechjax.tasks.answer import answer_token
 from mechjax.tasks.pairing import aligned
@@ -60,8 +60,8 @@ def patch(
         )
     if isinstance(decoder, T5):
         raise ArgumentError(
-            f"`{model}` is an encoder-decoder: it reads two texts, and a prompt is one. Give `mechjax patch` a decoder; in "
-            "Python `mj.intervene(model, mj.replace(site, value))(tokens, decoder_tokens)` edits either side."
+            f"`{model}` is an encoder-decoder: it reads two texts, a prompt is one. Give `mechjax patch` a decoder; "
+            "in Python `mj.intervene(model, mj.replace(site, value))(tokens, decoder_tokens)` edits either side."
         )
     if tokenizer is None:
         raise ArgumentError(

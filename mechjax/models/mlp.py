@@ -33,7 +33,7 @@ class MLP(eqx.Module):
     def __call__(
         self, x: Float[Array, "*batch pos d_model"], config: Any, mark: Mark
     ) -> Float[Array, "*batch pos d_model"]:
-        """`W_out act(W_in x)`, or `W_out (act(W_gate x) * W_in x)`, with biases; `config` is any with an `activation`."""
+        """`W_out act(W_in x)`, or `W_out (act(W_gate x) * W_in x)`, with biases; any config with `activation` does."""
         act = ACTIVATIONS[config.activation]
         linear = _affine(x, self.W_in, self.b_in, config)
         if self.W_gate is None:

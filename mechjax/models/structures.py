@@ -14,7 +14,6 @@ from mechjax.models.params import assemble
 from mechjax.models.t5 import T5, assemble_t5
 from mechjax.models.t5_config import T5Config
 
-
 Model = Decoder | Encoder | T5
 """A model of any structure."""
 

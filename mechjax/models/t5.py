@@ -32,7 +32,6 @@ from mechjax.models.t5_attention import Names, T5Attention
 from mechjax.models.t5_block import Source, Stack, T5Block, Text
 from mechjax.models.t5_config import T5Config
 
-
 _ALONE = "This model is an encoder alone (`n_decoder_layers` = 0): it has no decoder"
 
 
@@ -92,8 +91,8 @@ class T5(eqx.Module):
             raise ArgumentError(
                 "An encoder-decoder reads two texts, and `decoder_tokens` is missing: `model(tokens, decoder_tokens)`. "
                 "They are `model.shift_right(labels)` where you know what is to be predicted, or the start token "
-                f"{self.config.start_token} and what was generated so far. `model.encode(tokens)` runs the encoder alone; "
-                "methods for decoders, which call `model(tokens)`, do not take it."
+                f"{self.config.start_token} and what was generated so far. `model.encode(tokens)` runs the encoder "
+                "alone; methods for decoders, which call `model(tokens)`, do not take it."
             )
         decoder_tokens, decoder_mask = self._second(tokens.shape[:-1], decoder_tokens, decoder_mask)
         return _forward(self, tokens, mask, positions, decoder_tokens, decoder_mask, decoder_positions)
@@ -116,7 +115,7 @@ class T5(eqx.Module):
         encoded: Float[Array, "*batch pos d_model"],
         decoder_tokens: Tokens,
         *,
-        mask: Bool[Array, "*batch pos"] | None = None,
+        mask: Bool[Array, "*own_batch own_pos"] | None = None,
         decoder_mask: Bool[Array, "*batch decoder_pos"] | None = None,
         decoder_positions: Int[Array, "*batch decoder_pos"] | None = None,
     ) -> Float[Array, "*batch decoder_pos d_vocab"]:
@@ -124,7 +123,9 @@ class T5(eqx.Module):
         if self.decoder is None:
             raise ArgumentError(f"{_ALONE}.")
         if mask is not None and mask.shape != encoded.shape[:-1]:
-            raise ShapeError(f"`mask` has shape {mask.shape}, `encoded` {encoded.shape}: all but the last must agree.")
+            raise ShapeError(
+                f"`mask` has shape {mask.shape}, `encoded` {encoded.shape}: all but the last must agree."
+            )
         text = self._second(encoded.shape[:-2], decoder_tokens, decoder_mask)
         return _decode(self, encoded, mask, *text, decoder_positions)
 
@@ -140,14 +141,14 @@ class T5(eqx.Module):
         """
         ids = jnp.asarray(labels)
         if not jnp.issubdtype(ids.dtype, jnp.integer) or ids.ndim == 0:
-            raise TokenError(f"`labels` must be integer ids of shape (*batch, pos), got {ids.dtype} {ids.shape}.")
+            raise TokenError(
+                f"`labels` must be integer ids of shape (*batch, pos), got {ids.dtype} {ids.shape}."
+            )
         start = jnp.int32(self.config.start_token)
         ids = jnp.where(ids < 0, start, ids.astype(jnp.int32))
         return jnp.concatenate((jnp.full((*ids.shape[:-1], 1), start), ids[..., :-1]), -1)
 
-    def embed(
-        self, tokens: Int[Array, "*batch pos"], stack: Stack
-    ) -> Float[Array, "*batch pos d_model"]:
+    def embed(self, tokens: Int[Array, "*batch pos"], stack: Stack) -> Float[Array, "*batch pos d_model"]:
         """The residual stream entering the first block of a stack."""
         rows = self.W_E.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return Names(marks(self.config), stack.prefix)(rows, "embed")
@@ -262,7 +263,9 @@ def assemble_t5(config: T5Config, params: Mapping[str, Any]) -> T5:
             ln2=build(Norm, f"{block}ln2."),
             mlp=build(MLP, f"{block}mlp."),
         )
-        return build(Stack, f"{path}.", blocks=blocks, ln_final=build(Norm, f"{path}.ln_final."), prefix=prefix)
+        return build(
+            Stack, f"{path}.", blocks=blocks, ln_final=build(Norm, f"{path}.ln_final."), prefix=prefix
+        )
 
     decoder = stack("decoder", "", cross=True) if config.n_decoder_layers else None
     return build(T5, "", encoder=stack("encoder", "encoder.", cross=False), decoder=decoder, config=config)

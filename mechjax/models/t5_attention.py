@@ -84,7 +84,7 @@ class T5Attention(eqx.Module):
         k: Float[Array, "*batch key head d_head"],
         v: Float[Array, "*batch key head d_head"],
         bias: Float[Array, "... head query key"] | None,
-        seen: Bool[Array, "... query key"] | None,
+        seen: Bool[Array, "... #query key"] | None,
         config: T5Config,
         names: Names,
     ) -> Float[Array, "*batch pos d_model"]:

@@ -131,7 +131,7 @@ class Stack(eqx.Module):
         *,
         keeps: bool = False,
     ) -> tuple[Float[Array, "*batch pos d_model"], Cache | None, tuple[Array, ...] | None]:
-        """The stream after all blocks, normed; the cache; and, if it `keeps` them, cross-attention's keys and values."""
+        """The stream after all blocks, normed; the cache; cross-attention's keys and values, if it `keeps` them."""
         both_ways = self.blocks.cross is None
         n_layers = self.blocks.ln1.w.shape[0] if self.blocks.ln1.w is not None else 0
         made = lambda W: biases(W, text.queries, text.keys, config, both_ways=both_ways)

@@ -19,9 +19,7 @@ from mechjax.store.read import Store
 from mechjax.store.verify import verify
 
 
-def repair(
-    folder: str | Path, model: Model, prompts: Iterable[Any], *, same_bits: bool = True
-) -> Store:
+def repair(folder: str | Path, model: Model, prompts: Iterable[Any], *, same_bits: bool = True) -> Store:
     """Make the shards that are missing or damaged again, from the model and the prompts.
 
     Args:

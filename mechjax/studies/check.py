@@ -316,7 +316,9 @@ def _float(x: Array) -> np.ndarray:
     return np.asarray(x, np.float64 if x.dtype == jnp.float64 else np.float32)
 
 
-def _theirs(folder: Path, config: ModelConfig, tokens: np.ndarray, dtype: str) -> tuple[str | None, Sites | str]:
+def _theirs(
+    folder: Path, config: ModelConfig, tokens: np.ndarray, dtype: str
+) -> tuple[str | None, Sites | str]:
     """(whose, what transformers computes), or (None, why it does not)."""
     try:
         transformers = require("transformers", extra="torch")

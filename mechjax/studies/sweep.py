@@ -23,6 +23,7 @@ from mechjax.base.prompts import Prompts
 from mechjax.models.decoder import Decoder
 from mechjax.models.encoder import Encoder
 from mechjax.models.load import load
+from mechjax.models.t5 import T5
 from mechjax.parallel import make_mesh, shard
 from mechjax.patching.kept import RUNS, State, kept_in, problems_of, scores_in, state_of
 from mechjax.patching.planned import Planned, planned

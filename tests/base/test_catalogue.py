@@ -44,7 +44,9 @@ def test_sites__of_models_that_have_them__stand_in_the_tables_order_with_its_axe
 
 
 def test_costly_sites__when_nobody_asks__are_not_formed(tiny_model, tiny_tokens):
-    costly = {name for name, entry in SITES.items() if entry.costly and not name.startswith(("encoder.", "cross_"))}
+    costly = {
+        name for name, entry in SITES.items() if entry.costly and not name.startswith(("encoder.", "cross_"))
+    }
     assert costly == {
         "q_input", "k_input", "v_input", "attn_scores", "pattern", "result",
         "expert_pre", "expert_pre_linear", "expert_post", "expert_out", "pos_bias",
@@ -82,7 +84,10 @@ def test_spellings__every_one__leads_to_its_site_alone():
         ("decoder.3.ln3.hook_scale", ("ln2.scale", 3)),
         ("decoder_final_ln.hook_scale", ("ln_final.scale", None)),
         ("cross_pattern3", ("cross_pattern", 3)),
-        ("encoder.block[3].layer[0].SelfAttention.q.output", ("encoder.block.{}.layer.0.SelfAttention.q.output", 3)),
+        (
+            "encoder.block[3].layer[0].SelfAttention.q.output",
+            ("encoder.block.{}.layer.0.SelfAttention.q.output", 3),
+        ),
         ("transformer.h[3].mlp.output", ("transformer.h.{}.mlp.output", 3)),
         ("transformer.h[3].attn.output[0]", ("transformer.h.{}.attn.output", 3)),
         ("model.layers[7].output[0]", ("model.layers.{}.output", 7)),

@@ -88,7 +88,7 @@ def subject(config, c):
     """Logits and activations of another model."""
     rng = np.random.default_rng(0)
     params = {k: jnp.asarray(0.5 * rng.standard_normal(n), jnp.float32) for k, n in config.shapes.items()}
-    out, acts = mj.capture(c.put(build(config, params)), ["resid_post", "z"])(c.pair[0])
+    out, acts = mj.capture(c.put(build(config, params)), ["resid_post", "z"])(*c.pair[: config.n_texts])
     return eqx.filter(out, eqx.is_array), acts["resid_post"], acts["z"]
 
 
@@ -275,6 +275,7 @@ SUBJECTS = {
     "grouped keys": SMALL,
     "experts": EXPERTS,
     "encoder": mj.models.EncoderConfig(d_vocab=20, n_ctx=8, d_model=8, n_layers=2, n_heads=4, d_mlp=16),
+    "encoder-decoder": mj.models.T5Config(d_vocab=20, d_model=8, n_layers=2, n_heads=4, d_mlp=16, tied=False),
     "latent attention": dataclasses.replace(CONFIG, **LLAMA | {"latent": MLA, "d_head": 5, "rotary_dim": 2}),
 }
 

@@ -43,7 +43,7 @@ CASES = {
     "umt5": ("UMT5ForConditionalGeneration", _LATER, True),
 }
 """Name -> (class of transformers, what its config is given, whether an unembedding of its own is stored)."""
-QUICK = ("t5", "t5_v1_1", "t5_encoder", "umt5")
+QUICK = ("t5_v1_1", "t5_encoder")
 every_case = pytest.mark.parametrize("name", quick(QUICK, CASES))
 
 
@@ -73,7 +73,11 @@ def inputs_of(texts, mask=None, second_mask=None):
 def theirs(hf, texts, *masks):
     with torch.no_grad():
         output = hf(**inputs_of(texts, *masks))
-    return getattr(output, "logits", output.last_hidden_state if "logits" not in output else None).float().numpy()
+    return (
+        getattr(output, "logits", output.last_hidden_state if "logits" not in output else None)
+        .float()
+        .numpy()
+    )
 
 
 @cache
@@ -119,14 +123,15 @@ def test_sites__every_module_of_transformers__equal_its_hooks(name):
     crossed = {"attn_in", "q", "k", "v", "pattern", "z", "attn_out"}
     exposed = {f"encoder.{site}" for site in block}
     if second:
-        exposed |= block | {f"cross_{site}" for site in crossed} | {"ln_cross.normalized", "resid_cross", "logits"}
+        exposed |= (
+            block | {f"cross_{site}" for site in crossed} | {"ln_cross.normalized", "resid_cross", "logits"}
+        )
     assert {site for site, _ in found} == exposed
     assert {layer for site, layer in found if site == "encoder.z"} == set(range(N_LAYERS))
     assert {layer for site, layer in found if site == "cross_z"} == set(range(N_DECODER if second else 0))
     seen = module_values(hf, texts[0], **second)
-    assert len(assert_spelled(model, acts, seen)) == (40 if second else 14) + 2 * (len(second) + 1) * (
-        model.config.mlp == "gated"
-    )
+    gated = model.config.mlp == "gated"
+    assert len(assert_spelled(model, acts, seen)) == 17 + gated + (26 + gated if second else 0)
 
 
 @every_case
@@ -140,7 +145,9 @@ def test_sites__not_exposed_by_transformers__follow_from_those_that_are(name):
         assert_close(acts[f"{prefix}result"].sum(-2), np.asarray(acts[f"{prefix}attn_out"]))
         for letter in "qkv":
             read = acts[f"{prefix}attn_in"][..., None, :]
-            assert_close(acts[f"{prefix}{letter}_input"], np.broadcast_to(read, acts[f"{prefix}{letter}_input"].shape))
+            assert_close(
+                acts[f"{prefix}{letter}_input"], np.broadcast_to(read, acts[f"{prefix}{letter}_input"].shape)
+            )
         raw = np.einsum("lbqhd,lbkhd->lbhqk", acts[f"{prefix}q"], acts[f"{prefix}k"])
         gained = raw + np.asarray(acts[f"{prefix}pos_bias"])
         real = np.asarray(acts[f"{prefix}pattern"]) > 0  # the others are masked
@@ -153,7 +160,11 @@ def test_sites__not_exposed_by_transformers__follow_from_those_that_are(name):
             bias = attention.compute_bias(n, n).detach().numpy()
             right = np.broadcast_to(bias, acts[f"{prefix}pos_bias"][layer].shape)
             assert_close(acts[f"{prefix}pos_bias"][layer], right)
-    norms = [(f"{prefix}ln{i}", f"{prefix}{read}_in") for prefix in stacks.values() for i, read in ((1, "attn"), (2, "mlp"))]
+    norms = [
+        (f"{prefix}ln{i}", f"{prefix}{read}_in")
+        for prefix in stacks.values()
+        for i, read in ((1, "attn"), (2, "mlp"))
+    ]
     if len(texts) == 2:
         assert_close(jax.nn.softmax(acts["cross_attn_scores"], -1), np.asarray(acts["cross_pattern"]))
         assert_close(acts["cross_result"].sum(-2), np.asarray(acts["cross_attn_out"]))
@@ -167,7 +178,9 @@ def test_sites__not_exposed_by_transformers__follow_from_those_that_are(name):
 def test_residual_stream__every_layer__is_the_sum_of_what_is_written(name):
     acts = everything(name)[1]
     for prefix in ("encoder.", "")[: len(pair(name)[2])]:
-        written = acts[f"{prefix}attn_out"] + acts[f"{prefix}mlp_out"] + (0 if prefix else acts["cross_attn_out"])
+        written = (
+            acts[f"{prefix}attn_out"] + acts[f"{prefix}mlp_out"] + (0 if prefix else acts["cross_attn_out"])
+        )
         stream = acts[f"{prefix}embed"] + jnp.cumsum(written, 0)
         assert_close(stream, np.asarray(acts[f"{prefix}resid_post"]))
 
@@ -183,14 +196,16 @@ MASKS = {
 @pytest.mark.parametrize("name", quick({"t5"}, ["t5", "umt5", "t5_encoder"]))
 def test_padding__of_either_text__equals_transformers_at_real_positions(name):
     hf, model, texts = pair(name)
-    for side, (mask, second) in MASKS.items():
+    for mask, second in MASKS.values():
         if len(texts) == 1 and second is not None:
             continue
-        masks = {} if len(texts) == 1 else {"decoder_mask": None if second is None else jnp.asarray(second)}
-        ours = np.asarray(model(*texts, mask=None if mask is None else jnp.asarray(mask), **masks))
-        read = second if len(texts) == 2 else mask
-        read = np.ones(ours.shape[:2], bool) if read is None else read
-        assert_close(ours[read], theirs(hf, texts, mask, second)[read]), side
+        given = [
+            np.ones(text.shape, bool) if x is None else x
+            for text, x in zip(texts, (mask, second), strict=False)
+        ]
+        masks = dict(zip(("mask", "decoder_mask"), map(jnp.asarray, given), strict=False))
+        ours, real = np.asarray(model(*texts, **masks)), given[-1]
+        assert_close(ours[real], theirs(hf, texts, mask, second)[real])
 
 
 @pytest.mark.parametrize("name", quick({"t5_v1_1"}, ["t5", "t5_v1_1", "umt5"]))
@@ -211,14 +226,13 @@ def test_edits__of_either_stack_and_between_them__equal_hooks_that_edit():
     hf, model, texts = pair("t5_v1_1")
     edits = {  # ours, its module, what to multiply there
         "encoder": (mj.scale("encoder.resid_post", 0.3, layer=0, pos=[2, 5]), "encoder.block.0", np.s_[:, [2, 5]]),
-        "keys": (mj.scale("cross_k", -1.0, layer=1, head=2), "decoder.block.1.layer.1.EncDecAttention.k", np.s_[..., 20:]),
+        "keys": (mj.scale("cross_k", -1.0, layer=1, kv_head=2), "decoder.block.1.layer.1.EncDecAttention.k", np.s_[..., 20:]),
         "cross": (mj.scale("resid_cross", 0.5, layer=2, pos=4), "decoder.block.2.layer.1", np.s_[:, 4]),
         "path": (
-            mj.scale("decoder.block.0.layer.2.DenseReluDense.wi_1.output", 2.0, d_mlp=3),
+            mj.scale("decoder.block[0].layer[2].DenseReluDense.wi_1.output", 2.0, d_mlp=3),
             "decoder.block.0.layer.2.DenseReluDense.wi_1", np.s_[..., 3],
         ),
     }  # fmt: skip
-    edits["path"] = (mj.scale("mlp_pre_linear", 2.0, layer=0, d_mlp=3), *edits["path"][1:])
     plain = theirs(hf, texts)
     modules = dict(hf.named_modules())
     factors = {"encoder": 0.3, "keys": -1.0, "cross": 0.5, "path": 2.0}
@@ -276,10 +290,10 @@ def test_gradients__at_sites_and_of_every_parameter__equal_autograd():
 def test_buckets__of_every_distance__are_transformers():
     from transformers.models.t5.modeling_t5 import T5Attention
 
-    for n_buckets, furthest in ((4, 10), (6, 100), (8, 20), (32, 128), (32, 100), (64, 256)):
+    far = np.arange(300, dtype=np.int32)
+    for n_buckets, furthest in ((6, 100), (8, 20), (32, 128), (32, 100), (64, 256)):
         config = replace(pair("t5")[1].config, n_buckets=n_buckets, max_distance=furthest, n_heads=1)
         table = jnp.arange(float(n_buckets))[:, None]  # each bucket's bias is its number
-        far = np.arange(furthest + 40, dtype=np.int32)
         for both_ways in (True, False):
             ours = biases(table, jnp.asarray(far), jnp.asarray(far), config, both_ways=both_ways)[0]
             apart = torch.from_numpy(far)[None] - torch.from_numpy(far)[:, None]
@@ -297,7 +311,7 @@ CONTROLS = {
 }
 
 
-@pytest.mark.parametrize("choice", quick({"scaled", "max_distance"}, CONTROLS))
+@pytest.mark.parametrize("choice", quick({"not scaled"}, CONTROLS))
 def test_control__a_choice_changed__changes_the_logits(choice):
     name, change = CONTROLS[choice]
     hf, model, texts = pair(name)
@@ -323,16 +337,25 @@ def rewritten(folder, tensors=lambda tensors: tensors, **config):
     held = safetensors.numpy.load_file(folder / "model.safetensors")
     safetensors.numpy.save_file(tensors(held), folder / "model.safetensors", metadata={"format": "pt"})
     said = json.loads((folder / "config.json").read_text()) | config
-    (folder / "config.json").write_text(json.dumps({key: value for key, value in said.items() if value is not ...}))
+    (folder / "config.json").write_text(
+        json.dumps({key: value for key, value in said.items() if value is not ...})
+    )
     return folder
 
 
 def test_load__of_folders_as_they_were_published__gives_the_same(tmp_path):
     hf, model, texts = pair("t5_v1_1")
     hf.save_pretrained(tmp_path / "new")
-    published = {"tie_word_embeddings": False, "scale_decoder_outputs": ..., "dense_act_fn": ..., "is_gated_act": ...}
+    published = {
+        "tie_word_embeddings": False,
+        "scale_decoder_outputs": ...,
+        "dense_act_fn": ...,
+        "is_gated_act": ...,
+    }
     hf.save_pretrained(tmp_path / "old")
-    copies = lambda t: t | {f"{side}.embed_tokens.weight": t["shared.weight"].copy() for side in ("encoder", "decoder")}
+    copies = lambda t: (
+        t | {f"{side}.embed_tokens.weight": t["shared.weight"].copy() for side in ("encoder", "decoder")}
+    )
     old = rewritten(tmp_path / "old", copies, **published)
     for folder in (tmp_path / "new", old):
         assert mj.load(folder)[0].config == model.config
@@ -372,7 +395,7 @@ def test_load__of_a_whole_checkpoint_as_an_encoder__leaves_the_decoder(tmp_path)
         (lambda t: t, {"encoder_layers": 3}, UnsupportedModelError, "unknown for t5: `encoder_layers` = 3"),
         (lambda t: t, {"num_decoder_layers": -1}, UnsupportedModelError, "`num_decoder_layers` = -1; it must be"),
         (lambda t: t, {"num_layers": 2**40}, ArgumentError, "`n_layers` = 1099511627776 must be a whole number"),
-        (lambda t: t, {"vocab_size": 2**30, "d_ff": 2**30}, ArgumentError, "parameters is refused"),
+        (lambda t: t, {"vocab_size": 2**30, "d_model": 2**20}, ArgumentError, "parameters is refused"),
         (lambda t: t, {"decoder_start_token_id": 31}, ArgumentError, "`start_token` = 31 is no token"),
     ],
 )  # fmt: skip
@@ -387,7 +410,9 @@ def test_export__of_what_a_family_cannot_express__is_refused(tmp_path):
         mj.export(pair("t5")[1], tmp_path / "m", family="mt5")
     with pytest.raises(UnsupportedModelError, match="The t5 family cannot express `bias_per_layer` = True"):
         mj.export(pair("umt5")[1], tmp_path / "m", family="t5")
-    with pytest.raises(UnsupportedModelError, match=r"gpt2 family is one of decoders; .* one of encoder-decoders: t5, "):
+    with pytest.raises(
+        UnsupportedModelError, match=r"gpt2 family is one of decoders; .* one of encoder-decoders: t5, "
+    ):
         mj.export(pair("t5")[1], tmp_path / "m", family="gpt2")
 
 

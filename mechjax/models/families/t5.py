@@ -1,5 +1,7 @@
-"""T5 and T5 v1.1 (Raffel et al. 2019, arXiv:1910.10683), Flan-T5, mT5 (Xue et al. 2020, arXiv:2010.11934) and UMT5
-(Chung et al. 2023, arXiv:2304.09151): encoder-decoders, and T5's encoder alone.
+"""T5, T5 v1.1, Flan-T5, mT5 and UMT5: encoder-decoders, and T5's encoder alone.
+
+T5: Raffel et al. 2019, arXiv:1910.10683; mT5: Xue et al. 2020, arXiv:2010.11934; UMT5: Chung et al. 2023,
+arXiv:2304.09151.
 
 RMSNorm before each part, no biases, learned biases of distances; T5 ties the unembedding and scales what it reads, the
 later ones do neither. What config.json says of tying is not what transformers does: it ties what is not stored
@@ -158,7 +160,9 @@ _CROSS_READS = {
     "decoder.blocks.cross.W_V": (None, ("cross_v",)),
     "decoder.blocks.cross.W_O": ("cross_z", ("cross_attn_out",)),
 }
-_READS = {"W_E": (None, ())} | _CROSS_READS  # each stack embeds by a module of its own, which shares the weight
+_READS = {
+    "W_E": (None, ())
+} | _CROSS_READS  # each stack embeds by a module of its own, which shares the weight
 _ENCODER_MODULES = {
     "encoder.embed_tokens": (None, "encoder.embed"),
     "encoder.block.{}": ("encoder.resid_pre", "encoder.resid_post"),
