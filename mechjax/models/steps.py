@@ -159,6 +159,21 @@ def taken_apart(edit: Edit, steps: Array | None, prompt: SiteInfo, step: SiteInf
     return Timed(on_prompt, _of_a_token(edit, prompt, None), gate, axis, there, mask.any())
 
 
+def of_prompts_alone(edit: Edit, steps: Array | None, info: SiteInfo) -> Timed:
+    """How an edit acts of a site that generated tokens have no part of.
+
+    Raises:
+        SiteError: It names generated tokens.
+    """
+    if steps is not None:
+        raise SiteError(
+            f"at_steps: {edit.describe()}: `{info.name}` is computed once, before any token is generated. Edit it "
+            "without at_steps, or a site of the decoder."
+        )
+    always = jnp.bool_(True)
+    return Timed(edit, None, None, place_of(info), always, always)
+
+
 def within_prompts(edit: Edit, info: SiteInfo) -> Edit:
     """The edit with positions of generated tokens moved into the prompts: everything else can be checked of it."""
     last = {axis: info.size(axis) - 1 for axis in PLACES if axis in info.axes}

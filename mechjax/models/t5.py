@@ -29,7 +29,7 @@ from mechjax.models.norms import Norm
 from mechjax.models.positions import Places, count_positions
 from mechjax.models.scores import visible
 from mechjax.models.t5_attention import Names, T5Attention
-from mechjax.models.t5_block import Source, Stack, T5Block, Text
+from mechjax.models.t5_block import KeysValues, Source, Stack, T5Block, Text
 from mechjax.models.t5_config import T5Config
 
 _ALONE = "This model is an encoder alone (`n_decoder_layers` = 0): it has no decoder"
@@ -200,7 +200,7 @@ def through_decoder(
     cache: Cache | None = None,
     *,
     keeps: bool = False,
-) -> tuple[Float[Array, "*batch pos d_model"], Cache | None, tuple[Float[Array, "..."], ...] | None]:
+) -> tuple[Float[Array, "*batch pos d_model"], Cache | None, KeysValues | None]:
     """The decoder's output, normed; the cache, which must have admitted the tokens; cross-attention's keys and values.
 
     Raises:
@@ -229,7 +229,7 @@ def _encode(model: T5, tokens: Array, mask: Array | None, positions: Array | Non
 def _decode(
     model: T5, encoded: Array, mask: Array | None, tokens: Array, own: Array | None, positions: Array | None
 ) -> Array:
-    return model.unembed(through_decoder(model, tokens, Source(encoded, None, mask), own, positions)[0])
+    return model.unembed(through_decoder(model, tokens, Source(encoded, mask), own, positions)[0])
 
 
 @eqx.filter_jit
@@ -242,7 +242,7 @@ def _forward(
     decoder_mask: Array | None,
     decoder_positions: Array | None,
 ) -> Array:
-    source = Source(model.encoded(tokens, mask, positions), None, mask)
+    source = Source(model.encoded(tokens, mask, positions), mask)
     return model.unembed(through_decoder(model, decoder_tokens, source, decoder_mask, decoder_positions)[0])
 
 

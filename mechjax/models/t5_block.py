@@ -37,18 +37,22 @@ class Text(eqx.Module):
     seen: Bool[Array, "... query key"] | None
 
 
+KeysValues = tuple[
+    Float[Array, "*layer_batch source head d_head"], Float[Array, "*layer_batch source head d_head"]
+]
+"""Keys and values of cross-attention."""
+
+
 class Source(eqx.Module):
     """What cross-attention reads: the encoder's output, or the keys and values that were made of it.
 
     Attributes:
-        encoded: The encoder's output. Shape (*batch, key, d_model).
-        kept: Keys and values of it; in a stack, of all layers.
-        real: Which of its tokens are real; None where all. Shape (*batch, key).
+        read: The output, of shape (*batch, source, d_model); or keys and values, of one layer, or of all in a stack.
+        real: Which of its tokens are real; None where all. Shape (*batch, source).
     """
 
-    encoded: Float[Array, "*batch key d_model"] | None
-    kept: tuple[Float[Array, "*layer_batch key head d_head"], ...] | None
-    real: Bool[Array, "*batch key"] | None
+    read: Float[Array, "*batch source d_model"] | KeysValues
+    real: Bool[Array, "*batch source"] | None
 
 
 class T5Block(eqx.Module):
@@ -71,7 +75,7 @@ class T5Block(eqx.Module):
         names: Names,
         source: Source | None = None,
         cache: Cache | None = None,
-    ) -> tuple[Float[Array, "*batch pos d_model"], Cache | None, tuple[Array, ...] | None]:
+    ) -> tuple[Float[Array, "*batch pos d_model"], Cache | None, KeysValues | None]:
         """The residual after this block, the cache, and what cross-attention's keys and values are."""
         resid = names(over_examples(resid), "resid_pre")
         read = names(resid, "attn_in")
@@ -92,18 +96,18 @@ class T5Block(eqx.Module):
     @staticmethod
     def _crossed(
         cross: T5Attention, norm: Norm, resid: Array, source: Source, config: T5Config, names: Names
-    ) -> tuple[Array, tuple[Array, ...]]:
+    ) -> tuple[Array, KeysValues]:
         """What cross-attention writes, and its keys and values."""
         own = Names(names.mark, f"{names.prefix}cross_")
         read = own(resid, "attn_in")
         normalized = norm(read, config, under(names, "ln_cross"))
         (q,) = cross.project("q", read, normalized, None, config, own)
-        if source.kept is None:
-            kept = tuple(cross.project("kv", source.encoded, source.encoded, None, config, own))
+        if isinstance(source.read, tuple):
+            k, v = source.read
         else:
-            kept = source.kept
+            k, v = cross.project("kv", source.read, source.read, None, config, own)
         seen = None if source.real is None else source.real[..., None, :]
-        return own(cross.mix(q, *kept, None, seen, config, own), "attn_out"), kept
+        return own(cross.mix(q, k, v, None, seen, config, own), "attn_out"), (k, v)
 
 
 class Stack(eqx.Module):
@@ -130,7 +134,7 @@ class Stack(eqx.Module):
         cache: Cache | None = None,
         *,
         keeps: bool = False,
-    ) -> tuple[Float[Array, "*batch pos d_model"], Cache | None, tuple[Array, ...] | None]:
+    ) -> tuple[Float[Array, "*batch pos d_model"], Cache | None, KeysValues | None]:
         """The stream after all blocks, normed; the cache; cross-attention's keys and values, if it `keeps` them."""
         both_ways = self.blocks.cross is None
         n_layers = self.blocks.ln1.w.shape[0] if self.blocks.ln1.w is not None else 0
@@ -140,13 +144,13 @@ class Stack(eqx.Module):
         def step(carry: tuple[Array, Any], xs: Any) -> tuple[tuple[Array, Any], Any]:
             block, W_rel, kept, layer = xs
             names = Names(marks_of(layer, config, layers=n_layers), self.prefix)
-            here = source if kept is None or source is None else Source(None, kept, source.real)
+            here = source if kept is None or source is None else Source(kept, source.real)
             bias = made(W_rel) if shared is None else shared
             resid, cache, kept = block(carry[0], text, bias, layer, config, names, here, carry[1])
             return (resid, cache), kept if keeps else None
 
         own = self.W_rel if config.bias_per_layer else None
-        given = None if source is None else source.kept
+        given = source.read if source is not None and isinstance(source.read, tuple) else None
         xs = (self.blocks, own, given, jnp.arange(n_layers, dtype=jnp.int32))
         (resid, cache), kept = lax.scan(step, (resid, cache), xs)
         mark = Names(marks(config), self.prefix)
