@@ -31,6 +31,10 @@ class UnsupportedModelError(MechjaxError, ValueError):
     """An architecture, config key or weight layout that mechjax does not implement."""
 
 
+class StructureError(MechjaxError, AttributeError):
+    """What models of another structure have, asked of one that does not, as methods for decoders ask."""
+
+
 class CheckpointError(MechjaxError, ValueError):
     """A folder or file that is missing, truncated, hostile or inconsistent."""
 

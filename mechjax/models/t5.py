@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mechjax.base.errors import ArgumentError, JitError, ShapeError, TokenError
+from mechjax.base.errors import ArgumentError, JitError, ShapeError, StructureError, TokenError
 from mechjax.base.meshes import on_any_mesh
 from mechjax.models.cache import Cache
 from mechjax.models.contraction import contract
@@ -183,6 +183,14 @@ class T5(eqx.Module):
             )
         return ids, mask
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise StructureError(
+            f"An encoder-decoder has no `{name}`, which a decoder may have: its blocks are in `encoder` and `decoder`, "
+            "and methods that read this take decoders. `capture`, `intervene` and `value_and_grad_at` take every model."
+        )
+
     def __hash__(self) -> NoReturn:
         raise JitError(
             "A model cannot be hashed, which `jax.jit(model)` needs: its weights would become constants. "
@@ -200,7 +208,7 @@ def through_decoder(
     cache: Cache | None = None,
     *,
     keeps: bool = False,
-) -> tuple[Float[Array, "*batch pos d_model"], Cache | None, KeysValues | None]:
+) -> tuple[Float[Array, "*batch pos d_model"], Any, KeysValues | None]:
     """The decoder's output, normed; the cache, which must have admitted the tokens; cross-attention's keys and values.
 
     Raises:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mechjax.base.errors import ArgumentError
+from mechjax.base.errors import ArgumentError, StructureError
 from mechjax.models.checked import check_choices, check_count, check_positive
 from mechjax.models.model_config import MAX_LAYERS, MAX_PARAMETERS, ModelConfig
 
@@ -113,6 +113,14 @@ class T5Config(ModelConfig):
                 "`tied` = False is an unembedding, which an encoder alone (`n_decoder_layers` = 0) does not have: "
                 "leave it out."
             )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise StructureError(
+            f"An encoder-decoder's config has no `{name}`, which a decoder's may have: methods that read it take "
+            "decoders. `capture`, `intervene` and `value_and_grad_at` take every model."
+        )
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

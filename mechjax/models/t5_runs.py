@@ -40,14 +40,14 @@ class T5Prefill(eqx.Module):
     ) -> tuple[Array, ...]:
         """Logits of shape (*batch, d_vocab) at each prompt's last real token, keys and values, and those crossed."""
         given = Source(self.model.encoded(source, source_mask, None), source_mask)
-        cache = cache.admit(tokens.shape[-1], mask, None)
-        out, cache, crossed = through_decoder(self.model, tokens, given, cache=cache, keeps=True)
+        admitted = cache.admit(tokens.shape[-1], mask, None)
+        out, after, crossed = through_decoder(self.model, tokens, given, cache=admitted, keeps=True)
         at = Prompts(tokens, mask).resolve(-1)[..., None, None]
         if wanted("logits"):  # else the vocabulary is formed at one position alone
             logits = jnp.take_along_axis(self.model.unembed(out), at, -2, mode="fill")
         else:
             logits = self.model.unembed(jnp.take_along_axis(out, at, -2, mode="fill"))
-        return logits[..., 0, :], cache.keys, cache.values, *(crossed or ())
+        return logits[..., 0, :], after.keys, after.values, *(crossed or ())
 
 
 class T5Step(eqx.Module):
@@ -57,9 +57,9 @@ class T5Step(eqx.Module):
 
     def __call__(self, tokens: Array, cache: T5Cache) -> tuple[Array, Array, Array]:
         """Logits of shape (*batch, d_vocab), keys and values."""
-        given, cache = Source(cache.crossed, cache.source), cache.admit(1, None, None)
-        out, cache, _ = through_decoder(self.model, tokens[..., None], given, cache=cache)
-        return self.model.unembed(out)[..., 0, :], cache.keys, cache.values
+        given, admitted = Source(cache.crossed, cache.source), cache.admit(1, None, None)
+        out, after, _ = through_decoder(self.model, tokens[..., None], given, cache=admitted)
+        return self.model.unembed(out)[..., 0, :], after.keys, after.values
 
 
 class T5Runs(eqx.Module):

@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import mechjax as mj
-from mechjax.base.errors import ArgumentError, JitError, ShapeError, SiteError, TokenError
+from mechjax.base.errors import ArgumentError, JitError, ShapeError, SiteError, StructureError, TokenError
 from mechjax.dictlearn import activations
 from mechjax.models import T5, T5Config
 from mechjax.models.structures import build
@@ -97,6 +97,8 @@ def test_program__of_more_layers__is_no_longer():
         (lambda m: m.decode(jnp.ones((2, 5, 8)), SECOND, mask=jnp.ones((2, 4), bool)), ShapeError, "`mask` has shape"),
         (lambda m: m.shift_right(np.ones((2, 3))), TokenError, "`labels` must be integer ids"),
         (hash, JitError, "A model cannot be hashed"),
+        (lambda m: m.blocks, StructureError, "An encoder-decoder has no `blocks`.* methods that read this take decoders"),
+        (lambda m: m.config.norms, StructureError, "An encoder-decoder's config has no `norms`, which a decoder's may"),
     ],
 )  # fmt: skip
 def test_call__of_what_cannot_be__is_refused(model, call, error, message):
@@ -147,6 +149,12 @@ def test_activations__of_an_encoder_decoder__are_the_encoders(model):
     assert_allclose(order(rows), order(right), **TOL["float32", "layout"])
     with pytest.raises(SiteError, match="no site `resid_post`"):
         activations(model, [TOKENS], "resid_post", **options)
+
+
+def test_raises__structure__is_an_attribute_that_is_not_there(model):
+    with pytest.raises(StructureError, match="has no `arrange`"):
+        model.arrange(3)
+    assert not hasattr(model, "ln_final") and getattr(model.config, "windows", None) is None
 
 
 def test_plan__of_a_config__counts_its_parameters_and_both_stacks_sites():
