@@ -21,6 +21,7 @@ from mechjax.transform.table import SiteInfo
 
 PLACES = ("pos", "query")
 """Axes along which a site has a row for each token that runs."""
+_CROSSED = ("cross_attn_scores", "cross_pattern")
 
 
 class AtSteps(eqx.Module):
@@ -208,9 +209,10 @@ def _spread(edit: Edit, info: SiteInfo, axis: str) -> bool:
 
 
 def _from_the_end(edit: Edit, n_prompt: int) -> Edit:
-    """The edit with negative positions resolved."""
+    """The edit with negative positions resolved; keys of cross-attention are another text's, which does not grow."""
+    grow = PLACES if edit.site in _CROSSED else (*PLACES, "key")
     index = {
-        axis: jnp.where(i < 0, i + n_prompt, i) if axis in (*PLACES, "key") and i.dtype != jnp.bool_ else i
+        axis: jnp.where(i < 0, i + n_prompt, i) if axis in grow and i.dtype != jnp.bool_ else i
         for axis, i in edit.index.items()
     }
     return eqx.tree_at(lambda e: e.index, edit, index)

@@ -35,6 +35,7 @@ def test_generate__with_edits_and_captures__equals_the_whole_text_again():
     edits = [
         mj.scale("encoder.z", 0.3, layer=1, head=2, pos=[1, -1]), mj.scale("cross_v", 0.5, layer=2),
         mj.scale("mlp_post", 0.2, layer=0), mj.zero("z", layer=1, head=0, pos=7),
+        mj.scale("cross_pattern", 0.5, layer=0, key=-2),
     ]  # fmt: skip
     start, mask = texts[1][:, :4], jnp.asarray(PADDED)
     found = mj.generate(
