@@ -7,7 +7,7 @@ a site's numbers differs between families (`models/families/modules.py`); nnsigh
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _EVERY, _MLPS = "every model", "models with MLPs (not attention-only ones)"
 _POST_NORMS, _QK_NORM = "models with norms after attention and MLP", "models with norms on queries and keys"
@@ -16,6 +16,9 @@ _PRE_NORMS = "models with norms before attention and MLP"
 _NORMS = "models with norms"
 _SECOND_NORM = "models with MLPs that have a norm of their own before them"
 _EXPERTS, _SHARED = "models with experts", "models with shared experts"
+_CROSS = "encoder-decoders"
+_ENCODER = "encoder."
+"""What sites of an encoder-decoder's encoder begin with."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,10 @@ _TABLE = (
         ("blocks.{}.attn.hook_rot_k",), condition="models with rotary positions",
     ),
     SiteEntry(
+        "pos_bias", _PATTERN, "What scores gain by the distance of query and key.",
+        condition="models with relative position biases", costly=True,
+    ),
+    SiteEntry(
         "attn_scores", _PATTERN, "Scores entering the softmax, soft-capped and masked (masked: the least float32).",
         ("blocks.{}.attn.hook_attn_scores",), costly=True,
     ),
@@ -180,6 +187,54 @@ _TABLE = (
         "resid_mid", _RESID, "Residual stream between attention and MLP.",
         ("blocks.{}.hook_resid_mid",),
         condition="models with MLPs and serial residuals (in parallel ones nothing stands between)",
+    ),
+    SiteEntry(
+        "cross_attn_in", _RESID, "What queries of cross-attention read, before its norm.",
+        ("decoder.{}.hook_cross_attn_in",), condition=_CROSS,
+    ),
+    SiteEntry(
+        "ln_cross.scale", _SCALE, "What the norm before cross-attention divides by.",
+        ("decoder.{}.ln2.hook_scale",), condition=_CROSS,
+    ),
+    SiteEntry(
+        "ln_cross.normalized", _RESID, "Output of the norm before cross-attention, its scale applied.",
+        ("decoder.{}.ln2.hook_normalized",), condition=_CROSS,
+    ),
+    SiteEntry(
+        "cross_q", _QUERIES, "Queries of cross-attention, of the decoder's tokens.",
+        ("decoder.{}.cross_attn.hook_q",), condition=_CROSS,
+    ),
+    SiteEntry(
+        "cross_k", _KEYS, "Keys of cross-attention, of the encoder's tokens.",
+        ("decoder.{}.cross_attn.hook_k",), condition=_CROSS,
+    ),
+    SiteEntry(
+        "cross_v", _KEYS, "Values of cross-attention, of the encoder's tokens.",
+        ("decoder.{}.cross_attn.hook_v",), condition=_CROSS,
+    ),
+    SiteEntry(
+        "cross_attn_scores", _PATTERN, "Scores of cross-attention entering the softmax, masked.",
+        ("decoder.{}.cross_attn.hook_attn_scores",), condition=_CROSS, costly=True,
+    ),
+    SiteEntry(
+        "cross_pattern", _PATTERN, "Which of the encoder's tokens each of the decoder's attends to.",
+        ("decoder.{}.cross_attn.hook_pattern",), condition=_CROSS, costly=True,
+    ),
+    SiteEntry(
+        "cross_z", _QUERIES, "Each head's mixture of cross-attention's values, before the output weights.",
+        ("decoder.{}.cross_attn.hook_z",), condition=_CROSS,
+    ),
+    SiteEntry(
+        "cross_result", ("pos", "head", "d_model"), "What each head of cross-attention writes to the residual stream.",
+        ("decoder.{}.cross_attn.hook_result",), condition=_CROSS, costly=True,
+    ),
+    SiteEntry(
+        "cross_attn_out", _RESID, "What cross-attention writes to the residual stream.",
+        ("decoder.{}.hook_cross_attn_out",), condition=_CROSS,
+    ),
+    SiteEntry(
+        "resid_cross", _RESID, "Residual stream between cross-attention and MLP.",
+        ("decoder.{}.hook_resid_mid_cross",), condition=_CROSS,
     ),
     SiteEntry(
         "mlp_in", _RESID, "What the MLP reads, before its norm; editing it leaves the residual stream alone.",
@@ -295,14 +350,59 @@ _TABLE = (
     ),
 )  # fmt: skip
 
-SITES: dict[str, SiteEntry] = {entry.name: entry for entry in _TABLE}
+_IN_ENCODERS = (
+    "embed", "resid_pre", "attn_in", "ln1.scale", "ln1.normalized", "q_input", "k_input", "v_input", "q", "k", "v",
+    "pos_bias", "attn_scores", "pattern", "z", "result", "attn_out", "resid_mid", "mlp_in", "ln2.scale",
+    "ln2.normalized", "mlp_pre", "mlp_pre_linear", "mlp_post", "mlp_out", "resid_post", "ln_final.scale",
+    "ln_final.normalized",
+)  # fmt: skip
+_LAST_NORM = "ln_final.normalized"
+
+
+def _of_encoder(entry: SiteEntry) -> SiteEntry:
+    """The same site of an encoder-decoder's encoder."""
+    places = {"blocks.{}.": "encoder.{}.", "ln_final.": "encoder_final_ln."}
+    spellings = tuple(
+        s.replace(ours, theirs)
+        for s in entry.spellings
+        for ours, theirs in places.items()
+        if s.startswith(ours)
+    )
+    said = f"{entry.meaning[0].lower()}{entry.meaning[1:]}"
+    said = "output of the last norm, which cross-attention reads." if entry.name == _LAST_NORM else said
+    return replace(
+        entry,
+        name=_ENCODER + entry.name,
+        meaning=f"In the encoder: {said}",
+        spellings=spellings,
+        condition=_CROSS,
+    )
+
+
+SITES: dict[str, SiteEntry] = {
+    entry.name: entry
+    for entry in (*(_of_encoder(entry) for entry in _TABLE if entry.name in _IN_ENCODERS), *_TABLE)
+}
 """Every site by name, in forward order."""
+
+# TransformerLens calls blocks of an encoder-decoder `decoder.3`; they have three norms, the MLP's being the last.
+_IN_DECODERS = (
+    ("blocks.{}.ln2.", "decoder.{}.ln3."), ("blocks.{}.", "decoder.{}."), ("ln_final.", "decoder_final_ln."),
+)  # fmt: skip
+
+
+def _in_decoder(spelling: str) -> str:
+    """A spelling as a decoder has it that stands beside an encoder."""
+    ours, theirs = next((pair for pair in _IN_DECODERS if spelling.startswith(pair[0])), ("", ""))
+    return theirs + spelling.removeprefix(ours)
+
 
 _BY_SPELLING = {
     known: entry.name
-    for entry in _TABLE
+    for entry in SITES.values()
     for spelling in entry.spellings
-    for known in (spelling, spelling.removeprefix("blocks.{}."))  # without its layer: of all layers
+    # Without its layer: of all layers.
+    for known in (spelling, spelling.removeprefix("blocks.{}."), _in_decoder(spelling))
 }
 
 # TransformerLens' `get_act_name`: a name, a layer, and for norms which norm ("z5", "pre5", "scale5ln1").

@@ -12,8 +12,9 @@ from mechjax.base.errors import ArgumentError, PairingError
 from mechjax.base.progress import bar
 from mechjax.hub import Tokenizer
 from mechjax.metrics import logit_diff
-from mechjax.models.encoder import Encoder
+from mechjax.models.decoder import Decoder
 from mechjax.models.load import load
+from mechjax.models.structures import structure_of
 from mechjax.patching import activation_patch
 from mechjax.tasks.answer import answer_token
 from mechjax.tasks.pairing import aligned
@@ -52,10 +53,11 @@ def patch(
     if page is not None:
         check_writable(page)
     decoder, tokenizer = load(model)
-    if isinstance(decoder, Encoder):
+    if not isinstance(decoder, Decoder):
         raise ArgumentError(
-            f"`{model}` is an encoder: it predicts masked tokens from both sides and has no next word to bring back. "
-            "Give `mechjax patch` a decoder; in Python `mj.intervene(model, mj.replace(site, value))` edits both."
+            f"`{model}` is one of the {structure_of(decoder.config).name}, and has no next word of a prompt to bring "
+            "back. Give `mechjax patch` a decoder; in Python `mj.patching.activation_patch` sweeps a model of any "
+            "structure, and `mj.intervene(model, mj.replace(site, value))` edits it."
         )
     if tokenizer is None:
         raise ArgumentError(

@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mechjax.base.digests import tree_digest
 from mechjax.base.errors import ArgumentError, CheckpointError
-from mechjax.models import Decoder, Encoder
+from mechjax.models import Model
 from mechjax.models.needs import needs_decoder
 from mechjax.store.rows import batch_of, captured, columns_of
 
@@ -35,9 +35,9 @@ Some = tuple[Rows, Int[np.ndarray, " some"]]
 """Rows, and which of them are given."""
 
 
-@needs_decoder("rows", or_encoder=True)
+@needs_decoder("rows", also=Model)
 def activations(
-    model: Decoder | Encoder,
+    model: Model,
     prompts: Iterable[Any],
     site: str,
     *,
@@ -50,7 +50,7 @@ def activations(
     """Shuffled activations of one site, of real tokens alone.
 
     Args:
-        model: The model; of a decoder, layers behind the site's are not run.
+        model: The model; of a decoder, layers behind the site's are not run, of an encoder-decoder the decoder is not.
         prompts: Batches of prompts, `Prompts`, ids (batch, pos), or what `mechjax.text.pack` gives, all of one shape.
         site: Whose activations; axes after the position are laid side by side (heads of `z`, say).
         layer: Of which layer; None for a site outside the layers.

@@ -22,6 +22,7 @@ from mechjax.models.cache import Cache, Keys
 from mechjax.models.config import Config
 from mechjax.models.contraction import contract
 from mechjax.models.marks import Mark, marks, under
+from mechjax.models.model_config import ModelConfig
 from mechjax.models.norms import Norm
 from mechjax.models.positions import (
     Sequence,
@@ -306,7 +307,7 @@ def _at(stacked: Any, layer: Array | int) -> Any:
 
 
 def as_tokens(
-    tokens: Tokens, mask: Bool[Array, "*batch pos"] | None, config: Config
+    tokens: Tokens, mask: Bool[Array, "*batch pos"] | None, config: ModelConfig
 ) -> tuple[Int[Array, "*batch pos"], Bool[Array, "*batch pos"] | None]:
     """Ids and mask as arrays, checked as far as they can be seen."""
     if isinstance(tokens, Prompts):
@@ -329,7 +330,7 @@ def as_tokens(
         raise ShapeError(
             f"Token ids need a shape (*batch, pos) with at least one position, got {tokens.shape}."
         )
-    if config.positions == "learned" and tokens.shape[-1] > config.n_ctx:
+    if isinstance(config, Config) and config.positions == "learned" and tokens.shape[-1] > config.n_ctx:
         raise ShapeError(
             f"{tokens.shape[-1]} tokens, but the model has {config.n_ctx} learned positions (`n_ctx`): shorten "
             "the prompts."
@@ -337,13 +338,13 @@ def as_tokens(
     if mask is not None and mask.shape != tokens.shape:
         raise ShapeError(f"`mask` has shape {mask.shape}, tokens have {tokens.shape}: they must be equal.")
     if not isinstance(tokens, Tracer):
-        ids = whole(tokens)
+        ids, d_vocab = whole(tokens), config.letters["v"]
         real = True if mask is None or isinstance(mask, Tracer) else whole(mask, bool)
-        wrong = ids[((ids < 0) | (ids >= config.d_vocab)) & real]
+        wrong = ids[((ids < 0) | (ids >= d_vocab)) & real]
         if wrong.size:
             raise TokenError(
-                f"Token id {int(wrong[0])} is out of range: the model has {config.d_vocab} tokens, 0 to "
-                f"{config.d_vocab - 1}. Were these ids made by another model's tokenizer?"
+                f"Token id {int(wrong[0])} is out of range: the model has {d_vocab} tokens, 0 to "
+                f"{d_vocab - 1}. Were these ids made by another model's tokenizer?"
             )
     tokens = jnp.asarray(tokens, jnp.int32)
     if mask is None:

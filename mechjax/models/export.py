@@ -17,10 +17,10 @@ from mechjax.models.families import EVERY, Family
 from mechjax.models.families.family import write_config
 from mechjax.models.needs import needs_decoder
 from mechjax.models.params import parameters
-from mechjax.models.structures import structure_of
+from mechjax.models.structures import Model, structure_of
 
 
-@needs_decoder("weights", or_encoder=True)
+@needs_decoder("weights", also=Model)
 def export(
     model: Any,
     folder: Path | str,

@@ -24,46 +24,26 @@ from mechjax.models.families.modules import own_name
 from mechjax.models.generated import Generated
 from mechjax.models.needs import needs_decoder
 from mechjax.models.positions import check_growth
-from mechjax.models.readout import readout
+from mechjax.models.runs import DecoderRuns
 from mechjax.models.sampling import choose, log_probability
-from mechjax.models.steps import PLACES, AtSteps, Timed, flat, place_of, taken_apart, within_prompts
+from mechjax.models.steps import (
+    PLACES,
+    AtSteps,
+    Timed,
+    flat,
+    of_prompts_alone,
+    place_of,
+    taken_apart,
+    within_prompts,
+)
+from mechjax.models.t5 import T5
+from mechjax.models.t5_runs import T5Runs, t5_runs
 from mechjax.transform.captured import Activations
-from mechjax.transform.context import wanted
 from mechjax.transform.edits import Edit
 from mechjax.transform.request import Read
 from mechjax.transform.select import as_array, is_concrete
 from mechjax.transform.static import hold, with_static
 from mechjax.transform.transforms import Transformed, reads_of, settle
-
-_TAIL = ("ln_final.scale", "ln_final.normalized", "logits")
-
-
-class Prefill(eqx.Module):
-    """The run of the prompts: the logits at each one's last real token, and the cache's keys and values."""
-
-    model: Decoder
-
-    def __call__(self, tokens: Array, mask: Array, cache: Cache) -> tuple[Array, Array, Array]:
-        """Logits of shape (*batch, d_vocab), keys and values."""
-        resid, cache = self.model.proceed(tokens, cache, mask=mask)
-        at = Prompts(tokens, mask).resolve(-1)
-        if any(map(wanted, _TAIL)):  # else the vocabulary is formed at one position alone
-            logits = self.model.unembed(resid)
-            logits = jnp.take_along_axis(logits, at[..., None, None], -2, mode="fill")[..., 0, :]
-        else:
-            logits = readout(self.model, resid, at)
-        return logits, cache.keys, cache.values
-
-
-class Step(eqx.Module):
-    """The run of one generated token."""
-
-    model: Decoder
-
-    def __call__(self, tokens: Array, cache: Cache) -> tuple[Array, Array, Array]:
-        """Logits of shape (*batch, d_vocab), keys and values."""
-        resid, cache = self.model.proceed(tokens[..., None], cache)
-        return self.model.unembed(resid)[..., 0, :], cache.keys, cache.values
 
 
 class _Sampling(eqx.Module):
@@ -79,14 +59,15 @@ class _Sampling(eqx.Module):
         return choose(logits, key, self.temperature, self.top_k, self.top_p)
 
 
-@needs_decoder("cache")
+@needs_decoder("cache", also=T5)
 @on_any_mesh
 def generate(
-    model: Decoder,
+    model: Decoder | T5,
     prompts: Tokens,
     n_tokens: int,
     *,
     mask: Bool[Array, "*batch pos"] | None = None,
+    decoder_prompts: Tokens | None = None,
     key: PRNGKeyArray | None = None,
     temperature: float | Float[Array, ""] = 0.0,
     top_k: int | Int[Array, ""] | None = None,
@@ -101,11 +82,16 @@ def generate(
     New numbers (tokens, edits, keys, temperatures, stops) never compile again; another shape of the prompts or another
     `n_tokens` does. Padding of the prompts may stand anywhere.
 
+    Of an encoder-decoder the encoder reads `prompts`, once, and the decoder goes on with `decoder_prompts`: these are
+    what is said below of prompts. Sites of the encoder, and keys and values of cross-attention, have no part of a
+    generated token: their positions are those of the encoder's text.
+
     Args:
-        model: The decoder.
+        model: The decoder, or an encoder-decoder.
         prompts: Prompts, integer ids of shape (*batch, pos), or nested lists of them.
         n_tokens: How many tokens are generated for each prompt; a row that stops is filled up.
         mask: True for real tokens, where `prompts` does not say it itself.
+        decoder_prompts: What the decoder of an encoder-decoder begins with; by default its start token.
         key: Random key for drawing tokens; none is needed at temperature 0.
         temperature: What logits are divided by before a token is drawn; 0 takes the most likely token.
         top_k: Draw from the `top_k` most likely tokens only.
@@ -126,23 +112,36 @@ def generate(
         SiteError: A site, layer, position or step that is not there.
         ShapeError: A value that does not fit, or more tokens than the model has learned positions.
     """
-    if not isinstance(model, Decoder):
-        raise ArgumentError(
-            f"generate takes a decoder, got {type(model).__name__}. Edits and captures of a generation are its own "
-            "arguments: generate(model, prompts, n_tokens, edits=[...], capture=[...])."
-        )
     if isinstance(n_tokens, bool) or not isinstance(n_tokens, int) or n_tokens < 1:
         raise ArgumentError(f"`n_tokens` = {n_tokens!r} must be a whole number from 1.")
-    tokens, mask = as_tokens(prompts, mask, model.config)
-    mask = jnp.ones(tokens.shape, bool) if mask is None else mask
+    runs, tokens, mask = _runs(model, prompts, mask, decoder_prompts)
     _check_room(model, mask, n_tokens)
     sampling = _sampling(key, temperature, top_k, top_p)
     ids = None if stop is None else _stops(stop, model.config.d_vocab)
     reads = reads_of(capture, layers) if capture else ()
     reads = tuple(with_static(read, site=own_name(read.site, model.config)) for read in reads)
     placed = [(with_static(e, site=own_name(e.site, model.config)), steps) for e, steps in flat(edits)]
-    timed = _timed(model, tokens, placed, reads, n_tokens)
-    return _generated(model, tokens, mask, n_tokens, sampling, ids, timed, reads)
+    timed = _timed(runs, tokens, placed, reads, n_tokens)
+    return _generated(runs, tokens, mask, n_tokens, sampling, ids, timed, reads)
+
+
+def _runs(
+    model: Any, prompts: Tokens, mask: Array | None, decoder_prompts: Tokens | None
+) -> tuple[DecoderRuns | T5Runs, Array, Array]:
+    """What is run, and the tokens and mask that it goes on with."""
+    if isinstance(model, T5):
+        return t5_runs(model, prompts, mask, decoder_prompts)
+    if not isinstance(model, Decoder):
+        raise ArgumentError(
+            f"generate takes a decoder, got {type(model).__name__}. Edits and captures of a generation are its own "
+            "arguments: generate(model, prompts, n_tokens, edits=[...], capture=[...])."
+        )
+    if decoder_prompts is not None:
+        raise ArgumentError(
+            "`decoder_prompts` are those of an encoder-decoder; a decoder goes on with `prompts`."
+        )
+    tokens, mask = as_tokens(prompts, mask, model.config)
+    return DecoderRuns(model), tokens, jnp.ones(tokens.shape, bool) if mask is None else mask
 
 
 def _sampling(key: Any, temperature: Any, top_k: Any, top_p: Any) -> _Sampling:
@@ -181,7 +180,7 @@ def _stops(stop: Any, d_vocab: int) -> Array:
     return ids.astype(jnp.int32)
 
 
-def _check_room(model: Decoder, mask: Array, n_tokens: int) -> None:
+def _check_room(model: Decoder | T5, mask: Array, n_tokens: int) -> None:
     """Refuse prompts without tokens, and more of them than the model has positions for, where that can be seen."""
     if not is_concrete(mask) or not mask.size:
         return
@@ -189,6 +188,8 @@ def _check_room(model: Decoder, mask: Array, n_tokens: int) -> None:
     if int(counts.min()) == 0:
         row = int(counts.reshape(-1).argmin())
         raise ShapeError(f"Prompt {row} has no token to go on from: give each at least one.")
+    if isinstance(model, T5):  # which takes texts of any length
+        return
     longest = int(counts.max()) + n_tokens - 1
     check_growth(model.config, counts, counts + (n_tokens - 1))
     if model.config.positions == "learned" and longest > model.config.n_ctx:
@@ -200,37 +201,51 @@ def _check_room(model: Decoder, mask: Array, n_tokens: int) -> None:
 
 
 def _timed(
-    model: Decoder, tokens: Array, edits: list[tuple[Edit, Any]], reads: tuple[Read, ...], n_tokens: int
+    runs: DecoderRuns | T5Runs,
+    tokens: Array,
+    edits: list[tuple[Edit, Any]],
+    reads: tuple[Read, ...],
+    n_tokens: int,
 ) -> tuple[Timed, ...]:
     """The edits of the prompts and of the steps, checked before anything is compiled."""
     if not edits and not reads:
         return ()
-    config, lead = model.config, tokens.shape[:-1]
-    shape = jax.ShapeDtypeStruct
-    n_slots = tokens.shape[-1] + n_tokens - 1
-    cache = jax.eval_shape(lambda: Cache.empty(config, lead, n_slots, model.W_E.dtype))
-    prompt_args = (shape(tokens.shape, jnp.int32), shape(tokens.shape, bool), cache)
+    lead, shape = tokens.shape[:-1], jax.ShapeDtypeStruct
+    cache = jax.eval_shape(lambda: runs.empty(lead, tokens.shape[-1] + n_tokens - 1))
+    prompt_args = (shape(tokens.shape, jnp.int32), shape(tokens.shape, bool), cache, *runs.beside)
     step_args = (shape(lead, jnp.int32), cache)
     # Sites are found by reading whole what is edited, which asks nothing of the edits' places and values yet.
     whole = tuple(Read(name) for name in dict.fromkeys([e.site for e, _ in edits] + [r.site for r in reads]))
-    of_prompt = Transformed(hold(Prefill(model)), (), whole).sites(*prompt_args)
-    of_step = Transformed(hold(Step(model)), (), whole).sites(*step_args)
+    later = tuple(read for read in whole if not runs.once(read.site))
+    of_prompt = Transformed(hold(runs.prefill), (), whole).sites(*prompt_args)
+    of_step = Transformed(hold(runs.step), (), later).sites(*step_args)
     for read in reads:
         place_of(of_prompt[read.site])
-    placed = tuple(within_prompts(edit, of_prompt[edit.site]) for edit, steps in edits if steps is None)
-    Transformed(hold(Prefill(model)), placed, reads).sites(*prompt_args)
+    placed = tuple(
+        edit if runs.once(edit.site) else within_prompts(edit, of_prompt[edit.site])
+        for edit, steps in edits
+        if steps is None
+    )
+    Transformed(hold(runs.prefill), placed, reads).sites(*prompt_args)
     parts = tuple(
-        taken_apart(edit, steps, of_prompt[edit.site], of_step[edit.site], n_tokens - 1)
+        of_prompts_alone(edit, steps, of_prompt[edit.site])
+        if runs.once(edit.site)
+        else taken_apart(edit, steps, of_prompt[edit.site], of_step[edit.site], n_tokens - 1)
         for edit, steps in edits
     )
     on_step = tuple(part.step for part in parts if part.step is not None)
-    Transformed(hold(Step(model)), on_step, reads).sites(*step_args)
+    Transformed(hold(runs.step), on_step, _later(reads, runs)).sites(*step_args)
     return parts
+
+
+def _later(reads: tuple[Read, ...], runs: DecoderRuns | T5Runs) -> tuple[Read, ...]:
+    """What is read of generated tokens."""
+    return tuple(read for read in reads if not runs.once(read.site))
 
 
 @eqx.filter_jit
 def _generated(
-    model: Decoder,
+    runs: DecoderRuns | T5Runs,
     tokens: Array,
     mask: Array,
     n_tokens: int,
@@ -240,10 +255,10 @@ def _generated(
     reads: tuple[Read, ...],
 ) -> Generated:
     n_prompt, n_steps = tokens.shape[-1], n_tokens - 1
-    cache = Cache.empty(model.config, tokens.shape[:-1], n_prompt + n_steps, model.W_E.dtype)
+    cache = runs.empty(tokens.shape[:-1], n_prompt + n_steps)
     on_prompt = tuple(part.prompt for part in timed if part.prompt is not None)
-    (logits, *kept), before, prompt_hits = Transformed(hold(Prefill(model)), on_prompt, reads).observe(
-        tokens, mask, cache
+    (logits, *kept), before, prompt_hits = Transformed(hold(runs.prefill), on_prompt, reads).observe(
+        tokens, mask, cache, *runs.beside
     )
     cache = _filled(cache, n_prompt, mask, kept)
     first = sampling(logits, 0)
@@ -255,7 +270,7 @@ def _generated(
             for part, gate in zip(timed, gates, strict=True)
             if part.step is not None
         )
-        out, acts, hits = Transformed(hold(Step(model)), edits, reads).observe(token, cache)
+        out, acts, hits = Transformed(hold(runs.step), edits, _later(reads, runs)).observe(token, cache)
         return out, acts.arrays, acts.ran, [hit.all() for hit in hits]
 
     def step(carry: Any, xs: Any) -> Any:
@@ -282,7 +297,8 @@ def _generated(
     every = jnp.moveaxis(jnp.concatenate([first[None], later]), 0, -1)
     log_probs = jnp.concatenate([log_probability(logits, first)[None], later_log_probs])
     lengths = 1 + alive.sum(0, dtype=jnp.int32)
-    arrays = {site.name: _along_positions(arrays[site.name], site.axes) for site in before.sites}
+    sites = tuple(site for site in before.sites if site.name in arrays)
+    arrays = {site.name: _along_positions(arrays[site.name], site.axes) for site in sites}
     outs = (every, jnp.moveaxis(log_probs, 0, -1), lengths, before.arrays, arrays)
     tokens_made, log_probs, lengths, of_prompts, of_steps = settle(
         *_judged(timed, prompt_hits, hits, alive), outs
@@ -290,14 +306,16 @@ def _generated(
     prompt_acts = acts = None
     if reads:
         prompt_acts = Activations(of_prompts, before.ran, before.sites)
-        acts = Activations(of_steps, {name: each.any(0) for name, each in ran.items()}, before.sites)
+        acts = Activations(of_steps, {name: each.any(0) for name, each in ran.items()}, sites)
     return Generated(tokens_made, log_probs, lengths, Prompts(tokens, mask), stop, prompt_acts, acts)
 
 
 def _filled(cache: Cache, n_pos: int, mask: Array | None, kept: Sequence[Array]) -> Cache:
     """The cache after a run that gave its keys and values."""
+    keys, values, *crossed = kept
     cache = cache.admit(n_pos, mask, None).advance(n_pos)
-    return eqx.tree_at(lambda c: (c.keys, c.values), cache, tuple(kept))
+    cache = eqx.tree_at(lambda c: (c.keys, c.values), cache, (keys, values))
+    return eqx.tree_at(lambda c: c.crossed, cache, tuple(crossed)) if crossed else cache
 
 
 def _gated(step: Edit, axis: str, gate: Array | None) -> Edit:

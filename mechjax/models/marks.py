@@ -20,13 +20,20 @@ def marks(config: ModelConfig, start: int = 0) -> Mark:
 
 
 def marks_of(
-    layer: Int[Array, ""] | int, config: ModelConfig, having: tuple[int, ...] | None = None, start: int = 0
+    layer: Int[Array, ""] | int,
+    config: ModelConfig,
+    having: tuple[int, ...] | None = None,
+    start: int = 0,
+    layers: int | None = None,
 ) -> Mark:
     """Names the activations of one layer of those that there are, or of those `having` them; `layer` may be traced.
 
+    There are as many as the config says, or `layers`, where a model has several stacks of them.
+
     Where only the positions from `start` on run, names count from the first all the same.
     """
-    also, layers = spellings(config), config.n_layers
+    also = spellings(config)
+    layers = config.n_layers if layers is None else layers
     starts = _starts(start)
     return lambda x, name: site(
         x, name, layer=layer, layers=layers, axes=SITES[name].axes, having=having, also=also.get(name, ()),

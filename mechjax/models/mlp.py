@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
 from jaxtyping import Array, Float
 
-from mechjax.models.config import Config
 from mechjax.models.contraction import contract
 from mechjax.models.marks import Mark
+from mechjax.models.model_config import ModelConfig
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -30,9 +31,9 @@ class MLP(eqx.Module):
     b_out: Float[Array, "*layer d_model"] | None
 
     def __call__(
-        self, x: Float[Array, "*batch pos d_model"], config: Config, mark: Mark
+        self, x: Float[Array, "*batch pos d_model"], config: Any, mark: Mark
     ) -> Float[Array, "*batch pos d_model"]:
-        """`W_out act(W_in x)`, or `W_out (act(W_gate x) * W_in x)`, with biases."""
+        """`W_out act(W_in x)`, or `W_out (act(W_gate x) * W_in x)`, with biases; any config with `activation` does."""
         act = ACTIVATIONS[config.activation]
         linear = _affine(x, self.W_in, self.b_in, config)
         if self.W_gate is None:
@@ -43,6 +44,6 @@ class MLP(eqx.Module):
         return _affine(mark(post, "mlp_post"), self.W_out, self.b_out, config)
 
 
-def _affine(x: Array, W: Array, b: Array | None, config: Config) -> Array:
+def _affine(x: Array, W: Array, b: Array | None, config: ModelConfig) -> Array:
     y = contract("...i,io->...o", x, W, config)
     return y if b is None else y + b

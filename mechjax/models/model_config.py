@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import jax
+import jax.numpy as jnp
+
 MAX_LAYERS = 2**16
 """More layers than this are refused: a config that asks for them is hostile or mistaken."""
 MAX_PARAMETERS = 2**40
@@ -28,6 +31,8 @@ class ModelConfig(abc.ABC):
     """
 
     __no_type_check__: ClassVar[bool] = True  # configs check themselves, with better messages, for users too
+    reads_pixels: ClassVar[bool] = False
+    """Whether models are called with images, not with tokens."""
 
     d_model: int
     n_layers: int
@@ -55,6 +60,20 @@ class ModelConfig(abc.ABC):
     def layers_of(self, path: str) -> tuple[int, ...]:
         """The layers that a parameter of the blocks stacks."""
         return tuple(range(self.n_layers))
+
+    @property
+    def n_texts(self) -> int:
+        """How many texts a call of the model reads."""
+        return 1
+
+    def inputs(self, batch: int, n_pos: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shape and dtype of what a model is called with: so many prompts of so many tokens, of each text that it reads."""
+        return (jax.ShapeDtypeStruct((batch, n_pos), jnp.int32),) * self.n_texts
+
+    @property
+    def depth(self) -> str:
+        """How many layers there are, in words."""
+        return f"{self.n_layers} layers"
 
     @property
     def n_params(self) -> int:

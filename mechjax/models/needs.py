@@ -13,7 +13,6 @@ from typing import Any, ParamSpec, TypeVar
 
 from mechjax.base.errors import NeedsDecoderError
 from mechjax.models.decoder import Decoder
-from mechjax.models.encoder import Encoder
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -78,16 +77,16 @@ REASONS: dict[str, Need] = {
 
 
 def needs_decoder(
-    reason: str, *, or_encoder: bool = False, or_config: bool = False
+    reason: str, *, also: Any = (), or_config: bool = False
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """A function whose `model` must be a decoder, which refuses any other by name.
 
     Args:
         reason: A key of `REASONS`; kept as the function's `needs`.
-        or_encoder: Whether mechjax's encoder will do.
+        also: Another class of mechjax's models, or several, that will do.
         or_config: Whether any callable with a `config` will.
     """
-    kinds = (Decoder, Encoder) if or_encoder else (Decoder,)
+    kinds = (Decoder, also)
 
     def of(fn: Callable[_P, _R]) -> Callable[_P, _R]:
         arguments = inspect.signature(fn).bind_partial

@@ -24,10 +24,10 @@ from mechjax.base.records import Record
 from mechjax.base.units import in_bytes, in_flop, in_words
 from mechjax.hub import Checkpoint, read_config
 from mechjax.interop import Subject
-from mechjax.models.config import Config
-from mechjax.models.init import init
 from mechjax.models.load import load_config, locate
+from mechjax.models.model_config import ModelConfig
 from mechjax.models.share import Share, Sizes, arranged, shared
+from mechjax.models.structures import build
 from mechjax.parallel.described import ChipMemory, Placed, memory_per_chip
 from mechjax.parallel.layout import layout
 from mechjax.transform.captured import Activations
@@ -173,8 +173,9 @@ def plan(
             read), a `Config`, a subject of `mechjax.interop`, or any callable pytree with sites, transformed ones
             included.
         tokens: A shape such as (batch, pos), or tokens, of which only the shape is looked at. By default one
-            prompt of 128 tokens, or of as many as the model has positions. Of what takes no tokens, its inputs, arrays
-            or `jax.ShapeDtypeStruct`s: one, a tuple of arguments, or a dictionary of named ones, examples first.
+            prompt of 128 tokens, or of as many as the model has positions. An encoder-decoder reads as many twice. Of
+            what takes no tokens, its inputs, arrays or `jax.ShapeDtypeStruct`s: one, a tuple of arguments, or a
+            dictionary of named ones, examples first.
         capture: Sites to capture.
         edits: What to change.
         dtype: Of the parameters, such as "bfloat16"; None keeps the model's own (float32 for a `Config`).
@@ -199,7 +200,7 @@ def plan(
             f"mesh={mesh} divides described devices, but none were named: say devices='v5e-8' or chip='v5e:2x4'."
         )
     name, subject = subject_of(model, dtype)
-    given = _shapes(_default(model, subject) if tokens is None else tokens)
+    given = _shapes(tokens, subject)
     first = _first(given)
     plain = unhold(subject.fn) if isinstance(subject, Transformed) else subject
     call = intervene(subject, edits)
@@ -237,9 +238,10 @@ def subject_of(model: Any, dtype: Any) -> tuple[str, Any]:
     if isinstance(model, (str, os.PathLike)):
         name, model, dtype = os.fspath(model), load_config(model), dtype or _stored_dtype(model)
     kind = None if dtype is None else _float(dtype)
-    if isinstance(model, Config):
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        return name, jax.eval_shape(lambda key: init(model, key=key, dtype=kind or jnp.float32), key)
+    if isinstance(model, ModelConfig):
+        config, of = model, kind or jnp.float32
+        params = {path: jax.ShapeDtypeStruct(shape, of) for path, shape in config.shapes.items()}
+        return name, jax.eval_shape(lambda params: build(config, params), params)
 
     def shape(x: Any) -> Any:
         if not (eqx.is_array(x) or _is_shape(x)):
@@ -274,28 +276,32 @@ def _float(dtype: Any) -> Any:
     return kind
 
 
-def _default(model: Any, subject: Any) -> tuple[int, int]:
-    if isinstance(subject, Subject):
+def _shapes(tokens: Any, subject: Any) -> Inputs:
+    """What a model is called with, as shapes."""
+    if tokens is None and isinstance(subject, Subject):
         raise ArgumentError(
             f"{type(subject).__name__.lstrip('_')} is a subject, which may take anything: say what, by shapes, such as "
             "plan(subject, (8, 128)) of tokens, or plan(subject, {'pixels': jax.ShapeDtypeStruct((8, 32, 32, 3), "
             "'float32')})."
         )
-    config = model if isinstance(model, Config) else getattr(subject, "config", None)
-    return 1, min(_POSITIONS, getattr(config, "n_ctx", _POSITIONS))
-
-
-def _shapes(tokens: Any) -> Inputs:
+    config = getattr(subject, "config", None)
+    n_pos = min(_POSITIONS, getattr(config, "n_ctx", _POSITIONS))
+    usual = (jax.ShapeDtypeStruct((1, n_pos), jnp.int32),)
+    one = config.inputs(1, n_pos) if isinstance(config, ModelConfig) else usual
+    if tokens is None:
+        return inputs_of(one)
     if isinstance(tokens, tuple) and all(isinstance(n, int) for n in tokens):
         if not tokens or min(tokens) < 1:
             raise ArgumentError(f"tokens={tokens} is no shape of tokens: (batch, pos), both at least 1.")
-        return inputs_of(jax.ShapeDtypeStruct(tokens, jnp.int32))
+        return inputs_of(tuple(jax.ShapeDtypeStruct(tokens, x.dtype) for x in one))
     given = inputs_of(tokens)
     if not any(eqx.is_array(x) or _is_shape(x) for x in jax.tree.leaves(given)):
         raise ArgumentError(
             f"tokens must be a shape such as (8, 1024), an array or Prompts, not a {type(tokens).__name__}. Of what "
             "takes no tokens: its arguments, as arrays or jax.ShapeDtypeStruct, one, a tuple or a dictionary of them."
         )
+    if len(given.args) == 1 and not given.kwargs:  # of a model of two texts, both
+        given = Inputs(given.args * len(one), {})
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if eqx.is_array(x) or _is_shape(x) else x, given
     )

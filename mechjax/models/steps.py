@@ -21,6 +21,7 @@ from mechjax.transform.table import SiteInfo
 
 PLACES = ("pos", "query")
 """Axes along which a site has a row for each token that runs."""
+_CROSSED = ("cross_attn_scores", "cross_pattern")
 
 
 class AtSteps(eqx.Module):
@@ -159,6 +160,21 @@ def taken_apart(edit: Edit, steps: Array | None, prompt: SiteInfo, step: SiteInf
     return Timed(on_prompt, _of_a_token(edit, prompt, None), gate, axis, there, mask.any())
 
 
+def of_prompts_alone(edit: Edit, steps: Array | None, info: SiteInfo) -> Timed:
+    """How an edit acts of a site that generated tokens have no part of.
+
+    Raises:
+        SiteError: It names generated tokens.
+    """
+    if steps is not None:
+        raise SiteError(
+            f"at_steps: {edit.describe()}: `{info.name}` is computed once, before any token is generated. Edit it "
+            "without at_steps, or a site of the decoder."
+        )
+    always = jnp.bool_(True)
+    return Timed(edit, None, None, place_of(info), always, always)
+
+
 def within_prompts(edit: Edit, info: SiteInfo) -> Edit:
     """The edit with positions of generated tokens moved into the prompts: everything else can be checked of it."""
     last = {axis: info.size(axis) - 1 for axis in PLACES if axis in info.axes}
@@ -193,9 +209,10 @@ def _spread(edit: Edit, info: SiteInfo, axis: str) -> bool:
 
 
 def _from_the_end(edit: Edit, n_prompt: int) -> Edit:
-    """The edit with negative positions resolved."""
+    """The edit with negative positions resolved; keys of cross-attention are another text's, which does not grow."""
+    grow = PLACES if edit.site in _CROSSED else (*PLACES, "key")
     index = {
-        axis: jnp.where(i < 0, i + n_prompt, i) if axis in (*PLACES, "key") and i.dtype != jnp.bool_ else i
+        axis: jnp.where(i < 0, i + n_prompt, i) if axis in grow and i.dtype != jnp.bool_ else i
         for axis, i in edit.index.items()
     }
     return eqx.tree_at(lambda e: e.index, edit, index)

@@ -6,10 +6,16 @@ from typing import Any
 
 from mechjax.base.errors import ArgumentError
 from mechjax.models.config import Config
-from mechjax.models.encoder import assemble_encoder
+from mechjax.models.decoder import Decoder
+from mechjax.models.encoder import Encoder, assemble_encoder
 from mechjax.models.encoder_config import EncoderConfig
 from mechjax.models.model_config import ModelConfig
 from mechjax.models.params import assemble
+from mechjax.models.t5 import T5, assemble_t5
+from mechjax.models.t5_config import T5Config
+
+Model = Decoder | Encoder | T5
+"""A model of any structure."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Structure:
 STRUCTURES = (
     Structure("decoders", Config, assemble),
     Structure("encoders", EncoderConfig, assemble_encoder),
+    Structure("encoder-decoders", T5Config, assemble_t5),
 )
 """Every structure."""
 

@@ -1,6 +1,7 @@
 """Activations as rows: one for each token, of several sites and layers from one run of the model.
 
-A decoder is run up to the last layer that is asked for, and what nobody reads there is left out by the compiler.
+A decoder is run up to the last layer that is asked for, and what nobody reads there is left out by the compiler. Of an
+encoder-decoder the encoder alone is run.
 """
 
 import math
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mechjax.base.errors import SiteError
 from mechjax.base.prompts import Prompts
 from mechjax.base.whole import whole
-from mechjax.models import Decoder, Encoder
+from mechjax.models import T5, Decoder, Model
 from mechjax.models.decoder import as_tokens
 from mechjax.models.first_layers import first_layers
 from mechjax.transform import capture
@@ -83,7 +83,7 @@ class Batch:
     real: Bool[np.ndarray, "token"]
 
 
-def batch_of(model: Decoder | Encoder, prompts: Any, *, skip_first: bool) -> Batch:
+def batch_of(model: Model, prompts: Any, *, skip_first: bool) -> Batch:
     """Prompts as arrays, and which of their tokens give a row.
 
     Args:
@@ -122,7 +122,7 @@ def filled(batch: Batch, examples: int) -> Batch:
 
 @eqx.filter_jit
 def captured(
-    model: Decoder | Encoder,
+    model: Model,
     batch: tuple[Int[Array, "batch pos"], Array | None, Array | None],
     columns: tuple[Column, ...],
     dtype: str | None = None,
@@ -148,16 +148,21 @@ def captured(
     return tuple(rows)
 
 
-def _needed(model: Decoder | Encoder, columns: tuple[Column, ...]) -> Decoder | Encoder:
+def _reader(model: Model) -> Model:
+    """What reads prompts: of an encoder-decoder, its encoder."""
+    return model.encoder_alone() if isinstance(model, T5) else model
+
+
+def _needed(model: Model, columns: tuple[Column, ...]) -> Model:
     """The model up to the last layer that is asked for; all of it for a site outside the layers."""
     layers = [column.layer for column in columns if column.layer is not None]
-    if isinstance(model, Encoder) or len(layers) < len(columns):
-        return model
+    if not isinstance(model, Decoder) or len(layers) < len(columns):
+        return _reader(model)
     return first_layers(model, max(layers) + 1)
 
 
 def columns_of(
-    model: Decoder | Encoder, sites: str | Sequence[str], layers: int | Sequence[int] | None
+    model: Model, sites: str | Sequence[str], layers: int | Sequence[int] | None
 ) -> tuple[Column, ...]:
     """The columns that `captured` gives, in its order. Nothing is computed.
 
@@ -165,8 +170,8 @@ def columns_of(
         SiteError: A site or layer that is not there, one that is asked for twice, or a site that has no vector at each
             position.
     """
-    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    _, acts = eqx.filter_eval_shape(capture(model, sites, layers=layers), ids)
+    model = _reader(model)
+    _, acts = eqx.filter_eval_shape(capture(model, sites, layers=layers), *model.config.inputs(1, 1))
     columns = []
     for site in acts.sites:
         array = acts.arrays[site.name]

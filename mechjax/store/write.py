@@ -26,7 +26,7 @@ from mechjax.base.errors import ArgumentError, WriteError
 from mechjax.base.processes import by_the_first
 from mechjax.base.progress import bar
 from mechjax.hub import Tokenizer
-from mechjax.models import Decoder, Encoder
+from mechjax.models import Model
 from mechjax.models.needs import needs_decoder
 from mechjax.store.arrays import Columns, place, write_metadata, write_shard
 from mechjax.store.capturing import Filled, shards_from
@@ -52,10 +52,10 @@ from mechjax.store.source import start_of
 _CHUNK, _SHARDS = 128 << 10, 128 << 20  # bytes of a chunk, and of a shard of every column together
 
 
-@needs_decoder("rows", or_encoder=True)
+@needs_decoder("rows", also=Model)
 def write(
     folder: str | Path,
-    model: Decoder | Encoder,
+    model: Model,
     prompts: Iterable[Any],
     sites: str | Sequence[str],
     *,
@@ -109,7 +109,7 @@ def write(
 
 
 def _specification(
-    model: Decoder | Encoder, columns: tuple[Column, ...], dtype: str, shard_rows: int | None, rows: int | None,
+    model: Model, columns: tuple[Column, ...], dtype: str, shard_rows: int | None, rows: int | None,
     skip_first: bool, not_finite: NotFinite, tokenizer: Tokenizer | None, source: str | None,
 ) -> Specification:  # fmt: skip
     """What was asked for.
@@ -142,7 +142,7 @@ def _power_of_two(most: int) -> int:
     return min(1 << max(most.bit_length() - 1, 0), 1024)
 
 
-def _begun(folder: Path, said: Specification, model: Decoder | Encoder, prompts: Any) -> Manifest:
+def _begun(folder: Path, said: Specification, model: Model, prompts: Any) -> Manifest:
     """The manifest of the folder, a new one where it is empty."""
     for stale in (*folder.glob(".saving-*"), *folder.glob("array-*/.saving-*")):  # of who was killed
         stale.unlink(missing_ok=True)
@@ -163,7 +163,7 @@ def _begun(folder: Path, said: Specification, model: Decoder | Encoder, prompts:
     return manifest
 
 
-def _written(folder: Path, model: Decoder | Encoder, prompts: Iterable[Any], manifest: Manifest) -> Manifest:
+def _written(folder: Path, model: Model, prompts: Iterable[Any], manifest: Manifest) -> Manifest:
     """The manifest once everything is written."""
     said, stored = manifest.specification, manifest.rows
     left = None if said.rows is None else said.rows - stored

@@ -8,6 +8,8 @@ On the checkpoint's own weights and a few short prompts:
 - an example alone gives what it gives among others;
 - a prompt that comes in pieces, its keys and values kept in a cache, gives what it gives at once.
 
+The decoder of an encoder-decoder reads the same prompts backwards, after its start token.
+
 Where one weight differs between the two sides, the first site in forward order that differs says which component it is
 in. Cost: a few forward passes of each side and as many compilations; one side's weights are in memory at a time.
 Misleads where the prompts do not reach what differs: rows of the embedding of tokens that do not occur, windows longer
@@ -35,12 +37,16 @@ from mechjax.models.config import Config
 from mechjax.models.encoder import Encoder
 from mechjax.models.encoder_config import EncoderConfig
 from mechjax.models.load import load, load_config, locate
+from mechjax.models.model_config import ModelConfig
 from mechjax.models.positions import other_angles
+from mechjax.models.t5 import T5
+from mechjax.models.t5_config import T5Config
 from mechjax.studies.checked import Checked, tolerances_of, verdict_of
 from mechjax.studies.hf_sites import Sites, hf_sites
 from mechjax.transform import capture, list_sites
 
 _N_PROMPTS, _N_POS, _LONGEST = 3, 16, 128
+_ENCODER = "encoder."  # what sites of an encoder-decoder's encoder begin with
 
 Found = Sequence[tuple[str, np.ndarray, np.ndarray]]
 """What is compared: where, ours, and what it should be."""
@@ -48,12 +54,18 @@ Found = Sequence[tuple[str, np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Run:
-    """A model, prompts, and what it computes on them."""
+    """A model, prompts, and what it computes on them; `second` are the decoder's, beside an encoder."""
 
     model: Any
     tokens: np.ndarray
+    second: np.ndarray | None
     logits: np.ndarray
     sites: Sites
+
+    def again(self, tokens: np.ndarray, second: np.ndarray | None = None, **masks: np.ndarray) -> np.ndarray:
+        """What the model gives of other prompts."""
+        texts = (tokens,) if second is None else (tokens, second)
+        return _float(self.model(*texts, **{name: jnp.asarray(mask) for name, mask in masks.items()}))
 
 
 def check(
@@ -68,7 +80,7 @@ def check(
 
     Args:
         name_or_folder: A shipped model, a folder in Hugging Face layout, or a name on the Hub.
-        tokens: Prompts of equal length, without padding; random ids by default.
+        tokens: Prompts of equal length, without padding; random ids by default. Of an encoder-decoder, the encoder's.
         seed: Which random ids.
         dtype: Of the weights on both sides; None keeps the checkpoint's. "float32" compares a bfloat16 checkpoint
             without the rounding, in twice the memory.
@@ -131,17 +143,25 @@ def sum_of_writes(run: Run) -> Found:
 
     In an encoder every sum is normed: `resid_mid == ln1(resid_pre + attn_out)`, and so on.
     """
-    sites = run.sites
     if isinstance(run.model, Encoder):
-        return _normed_sums(run.model, sites)
-    start = [sites[name, None] for name in ("embed", "pos_embed") if (name, None) in sites]
-    found = [("entering layer 0", sites["resid_pre", 0], np.sum(start, 0))]
-    for layer in sorted(layer for name, layer in sites if name == "resid_post" and layer is not None):
-        read = [sites[name, layer] for name in ("resid_pre", "attn_out", "mlp_out") if (name, layer) in sites]
-        found.append((f"layer {layer}", sites["resid_post", layer], np.sum(read, 0)))
+        return _normed_sums(run.model, run.sites)
+    stacks = [prefix for prefix in (_ENCODER, "") if (f"{prefix}resid_pre", 0) in run.sites]
+    return [row for prefix in stacks for row in _sums(prefix, run.sites)]
+
+
+def _sums(prefix: str, sites: Sites) -> Found:
+    """The sums of one stack of layers, whose sites begin with `prefix`."""
+    where = "encoder's " if prefix else ""
+    start = [sites[prefix + name, None] for name in ("embed", "pos_embed") if (prefix + name, None) in sites]
+    found = [(f"entering {where}layer 0", sites[f"{prefix}resid_pre", 0], np.sum(start, 0))]
+    after = f"{prefix}resid_post"
+    for layer in sorted(layer for name, layer in sites if name == after and layer is not None):
+        names = (prefix + name for name in ("resid_pre", "attn_out", "cross_attn_out", "mlp_out"))
+        read = [sites[name, layer] for name in names if (name, layer) in sites]
+        found.append((f"{where}layer {layer}", sites[after, layer], np.sum(read, 0)))
         if layer:
-            before = sites["resid_post", layer - 1]
-            found.append((f"entering layer {layer}", sites["resid_pre", layer], before))
+            entering = sites[f"{prefix}resid_pre", layer]
+            found.append((f"entering {where}layer {layer}", entering, sites[after, layer - 1]))
     return found
 
 
@@ -171,31 +191,40 @@ def _normed_sums(model: Encoder, sites: Sites) -> Found:
 
 def padding(run: Run) -> Found:
     """Prompts with padding, on the right and on the left, against the same prompts without."""
-    n = run.tokens.shape[1]
+    tokens, second, n = run.tokens, run.second, run.tokens.shape[1]
     short = n - min(3, n // 2)
-    alone = _float(run.model(run.tokens[:, :short]))
-    real = np.broadcast_to(np.arange(n) < short, run.tokens.shape)
-    right = _float(run.model(run.tokens, mask=jnp.asarray(real)))[:, :short]
-    left = _float(run.model(np.roll(run.tokens, n - short, 1), mask=jnp.asarray(real[:, ::-1])))[
-        :, n - short :
+    real = np.broadcast_to(np.arange(n) < short, tokens.shape)
+    later = np.roll(tokens, n - short, 1)
+    alone, at_right = run.again(tokens[:, :short], second), run.again(tokens, second, mask=real)
+    at_left = run.again(later, second, mask=real[:, ::-1])
+    if second is None:
+        return [("right", at_right[:, :short], alone), ("left", at_left[:, n - short :], alone)]
+    given, own = run.again(tokens, second[:, :short]), np.roll(second, n - short, 1)
+    return [
+        ("right", at_right, alone),
+        ("left", at_left, alone),
+        ("decoder's right", run.again(tokens, second, decoder_mask=real)[:, :short], given),
+        ("decoder's left", run.again(tokens, own, decoder_mask=real[:, ::-1])[:, n - short :], given),
     ]
-    return [("right", right, alone), ("left", left, alone)]
 
 
 def batch(run: Run) -> Found:
     """Each example alone against all at once."""
-    rows = range(len(run.tokens))
-    return [(f"example {i}", _float(run.model(run.tokens[i]))[None], run.logits[i : i + 1]) for i in rows]
+    found = []
+    for i, tokens in enumerate(run.tokens):
+        alone = run.again(tokens, None if run.second is None else run.second[i])
+        found.append((f"example {i}", alone[None], run.logits[i : i + 1]))
+    return found
 
 
 def cached(run: Run) -> Found:
     """Prompts in two pieces, and token by token, through a cache, against the same prompts at once.
 
-    Nothing for an encoder, which has no cache, and for prompts past a length where angles change, which cached keys
-    cannot follow.
+    Nothing for an encoder, which has no cache, for an encoder-decoder, whose cache is that of its generation, and for
+    prompts past a length where angles change, which cached keys cannot follow.
     """
     (n_rows, n), model = run.tokens.shape, run.model
-    if isinstance(model, Encoder):
+    if isinstance(model, (Encoder, T5)):
         return []
     config: Config = model.config
     if any(length < n for length in other_angles(config)):
@@ -231,13 +260,12 @@ class _Row:
     verdict: Any
 
 
-def _prompts(tokens: Any, config: Config, seed: int) -> np.ndarray:
+def _prompts(tokens: Any, config: Any, seed: int) -> np.ndarray:
     if tokens is None:
         if seed < 0:
             raise ArgumentError(f"seed={seed} is negative: pass a whole number from 0.")
-        windows = [window for window in config.windows or () if window is not None]
-        n_pos = max(_N_POS, min(windows, default=0) + 4)
-        n_pos = min(n_pos, _LONGEST, config.n_ctx)
+        n_pos = max(_N_POS, min(_windows(config), default=0) + 4)
+        n_pos = min(n_pos, _LONGEST, getattr(config, "n_ctx", _LONGEST))
         while n_pos in (
             config.n_heads,
             config.n_kv_heads,
@@ -256,9 +284,24 @@ def _prompts(tokens: Any, config: Config, seed: int) -> np.ndarray:
     return ids.astype(np.int32)
 
 
+def _windows(config: ModelConfig) -> list[int]:
+    """How many positions queries see, in layers where they do not see all."""
+    windows = config.windows if isinstance(config, Config) else None
+    return [window for window in windows or () if window is not None]
+
+
+def _second(config: ModelConfig, tokens: np.ndarray) -> np.ndarray | None:
+    """What a decoder reads that stands beside an encoder: the start token, then the prompts backwards."""
+    if not isinstance(config, T5Config) or not config.n_decoder_layers:
+        return None
+    return np.concatenate((np.full_like(tokens[:, :1], config.start_token), tokens[:, :0:-1]), 1)
+
+
 def _run(model: Any, tokens: np.ndarray) -> Run:
-    asked = [name for name in list_sites(model, tokens) if not SITES[name].costly or name == "pattern"]
-    logits, acts = capture(model, asked)(tokens)
+    second = _second(model.config, tokens)
+    texts = (tokens,) if second is None else (tokens, second)
+    asked = [name for name in list_sites(model, *texts) if not SITES[name].costly or name.endswith("pattern")]
+    logits, acts = capture(model, asked)(*texts)
     sites: Sites = {}
     for name in asked:
         value = _float(acts[name])
@@ -266,14 +309,16 @@ def _run(model: Any, tokens: np.ndarray) -> Run:
         sites |= (
             {(name, None): value} if layers is None else {(name, l): value[i] for i, l in enumerate(layers)}
         )
-    return Run(model, tokens, _float(logits), sites)
+    return Run(model, tokens, second, _float(logits), sites)
 
 
 def _float(x: Array) -> np.ndarray:
     return np.asarray(x, np.float64 if x.dtype == jnp.float64 else np.float32)
 
 
-def _theirs(folder: Path, config: Config, tokens: np.ndarray, dtype: str) -> tuple[str | None, Sites | str]:
+def _theirs(
+    folder: Path, config: ModelConfig, tokens: np.ndarray, dtype: str
+) -> tuple[str | None, Sites | str]:
     """(whose, what transformers computes), or (None, why it does not)."""
     try:
         transformers = require("transformers", extra="torch")
@@ -290,9 +335,11 @@ def _theirs(folder: Path, config: Config, tokens: np.ndarray, dtype: str) -> tup
             return None, f"transformers cannot run it: {type(error).__name__}: {error}"
 
 
-def _inputs(config: Config, tokens: np.ndarray) -> dict[str, np.ndarray]:
+def _inputs(config: ModelConfig, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """Every token is one, whatever its id: models that find padding by its id must not."""
     inputs = {"attention_mask": np.ones(tokens.shape, np.int64)}
+    if (second := _second(config, tokens)) is not None:
+        inputs |= {"decoder_input_ids": second, "decoder_attention_mask": inputs["attention_mask"]}
     if isinstance(config, EncoderConfig):
         inputs["position_ids"] = np.broadcast_to(
             np.arange(tokens.shape[1]) + config.position_offset, tokens.shape
@@ -306,9 +353,10 @@ def _in_transformers(transformers: Any, folder: Path, dtype: str) -> Any:
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     names = config.architectures or []
     kind = getattr(transformers, names[0], None) if names else None
+    auto = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
     spelled = "torch_dtype" if int(transformers.__version__.partition(".")[0]) < 5 else "dtype"
     return (
-        (kind or transformers.AutoModelForCausalLM)
+        (kind or getattr(transformers, auto))
         .from_pretrained(
             folder,
             attn_implementation="eager",
@@ -337,15 +385,15 @@ def _quiet(transformers: Any) -> Generator[None, None, None]:
             logging.enable_progress_bar()
 
 
-def _by_site(ours: Sites, theirs: Sites, config: Config, dtype: str) -> tuple[list[_Row], str | None]:
+def _by_site(ours: Sites, theirs: Sites, config: ModelConfig, dtype: str) -> tuple[list[_Row], str | None]:
     """One row per site, logits first, and the first place in forward order that differs."""
     order = {name: i for i, name in enumerate(SITES)}
-    inside = min(order[name] for name, entry in SITES.items() if entry.layered)
 
-    def place(key: tuple[str, int | None]) -> tuple[int, int]:
+    def place(key: tuple[str, int | None]) -> tuple[bool, float, int]:
         name, layer = key
-        outside = -1 if order[name] < inside else config.n_layers
-        return (outside if layer is None else layer), order[name]
+        prefix = _ENCODER if name.startswith(_ENCODER) else ""
+        outside = -1.0 if order[name] < order[f"{prefix}resid_pre"] else float("inf")
+        return not prefix, (outside if layer is None else layer), order[name]
 
     shared = sorted(ours.keys() & theirs.keys(), key=place)
     difference = {key: _difference(ours[key], theirs[key]) for key in shared}
@@ -385,9 +433,9 @@ def _difference(ours: np.ndarray, right: np.ndarray) -> float:
     return float(np.abs(ours - right).max() / (np.abs(right).max() or 1.0))
 
 
-def _notes(config: Config, n_pos: int, dtype: str, first: str | None) -> tuple[str, ...]:
+def _notes(config: ModelConfig, n_pos: int, dtype: str, first: str | None) -> tuple[str, ...]:
     notes = []
-    if unreached := {window for window in config.windows or () if window is not None and window >= n_pos}:
+    if unreached := {window for window in _windows(config) if window >= n_pos}:
         listed = ", ".join(map(str, sorted(unreached)))
         notes.append(f"Windows of {listed} positions are longer than the prompts of {n_pos}: not exercised.")
     if first and dtype in ("float16", "bfloat16"):

@@ -17,19 +17,20 @@ from mechjax.base.optional import require
 from mechjax.models.config import Config
 from mechjax.models.families import EVERY, Family, Rule
 from mechjax.models.families.modules import Module, fused, modules, read_and_given
+from mechjax.models.model_config import ModelConfig
 
 Sites = dict[tuple[str, int | None], np.ndarray]
 """(site, layer) -> its numbers, of shape (batch, pos, ...) or (batch, head, query, key); the layer may be None."""
 
 
-def hf_sites(hf: Any, config: Config, tokens: np.ndarray, **inputs: Any) -> Sites:
+def hf_sites(hf: Any, config: ModelConfig, tokens: np.ndarray, **inputs: Any) -> Sites:
     """Every site that the modules of a Hugging Face model expose, and its logits.
 
     Args:
         hf: A transformers model of a family that mechjax knows, in evaluation mode. Patterns need its eager attention.
         config: Our config of it.
         tokens: Ids. Shape (batch, pos).
-        **inputs: What else the model is called with, as arrays, such as `attention_mask`.
+        **inputs: What else the model is called with, as arrays, such as `attention_mask` or `decoder_input_ids`.
 
     Returns:
         (site, layer) -> numbers, in float32 (float64 where the model computes in it).
@@ -44,8 +45,11 @@ def hf_sites(hf: Any, config: Config, tokens: np.ndarray, **inputs: Any) -> Site
     n_batch, n_pos = tokens.shape
 
     def keep(site: str, layer: int | None, value: np.ndarray) -> None:
-        own = value.shape[-len(SITES[site].axes) + 1 :]  # positions may be embedded once for all examples
-        sites[site, layer] = np.broadcast_to(value.reshape(-1, n_pos, *own), (n_batch, n_pos, *own))
+        own = value.shape[-len(SITES[site].axes) + 1 :]
+        if value.ndim < len(own) + 2:  # examples and positions are merged, or there are none
+            value = value.reshape(-1, n_pos, *own)
+        # Positions may be embedded once for all examples.
+        sites[site, layer] = np.broadcast_to(value, (n_batch, *value.shape[1:]))
 
     readers = _readers(family, config, keep)
     bare = {path.removeprefix(family.prefix): read for path, read in readers.items()}
@@ -66,9 +70,10 @@ def hf_sites(hf: Any, config: Config, tokens: np.ndarray, **inputs: Any) -> Site
     logits = getattr(output, "logits", getattr(output, "prediction_logits", None))
     if logits is not None:
         sites["logits", None] = _array(torch, logits)
-    for layer, pattern in enumerate(output.attentions or ()):
-        if pattern is not None:
-            sites["pattern", layer] = _array(torch, pattern)
+    for name, site in family.patterns.items():
+        for layer, pattern in enumerate(getattr(output, name, None) or ()):
+            if pattern is not None:
+                sites[site, layer] = _array(torch, pattern)
     return sites
 
 
@@ -99,7 +104,7 @@ def _family(hf: Any) -> Family:
     raise UnsupportedModelError(f"A {name} has no family whose modules are known; known are {known}.")
 
 
-def _readers(family: Family, config: Config, keep: _Keep) -> dict[str, _Read]:
+def _readers(family: Family, config: Any, keep: _Keep) -> dict[str, _Read]:
     """Path of a module -> what is read where it is entered and left."""
     readers = {}
     for module in modules(family, config):
@@ -111,16 +116,16 @@ def _readers(family: Family, config: Config, keep: _Keep) -> dict[str, _Read]:
     return readers
 
 
-def _places(pattern: str, config: Config) -> list[tuple[str, int | None]]:
+def _places(pattern: str, config: ModelConfig) -> list[tuple[str, int | None]]:
     if "{}" not in pattern:
         return [(pattern, None)]
-    return [(pattern.format(layer), layer) for layer in range(config.n_layers)]
+    return [(pattern.format(layer), layer) for layer in config.layers_of(pattern)]
 
 
 def _whole(
     module: Module,
     layer: int | None,
-    config: Config,
+    config: Any,
     keep: _Keep,
     entering: np.ndarray | None,
     leaving: np.ndarray | None,
@@ -159,7 +164,7 @@ def _undecided(value: np.ndarray, site: str) -> bool:
     return SITES[site].axes[-1] == "d_head" and value.ndim == 4 and value.shape[1] == value.shape[2]
 
 
-def _own_axes(value: np.ndarray, site: str, config: Config) -> np.ndarray:
+def _own_axes(value: np.ndarray, site: str, config: Any) -> np.ndarray:
     """Heads apart and after positions, where a module has them merged or before."""
     axes = SITES[site].axes
     if axes[-1] != "d_head":

@@ -21,8 +21,8 @@ from mechjax.base.digests import tree_digest
 from mechjax.base.errors import ArgumentError, CheckpointError
 from mechjax.base.prompts import Prompts
 from mechjax.models.decoder import Decoder
-from mechjax.models.encoder import Encoder
 from mechjax.models.load import load
+from mechjax.models.structures import structure_of
 from mechjax.parallel import make_mesh, shard
 from mechjax.patching.kept import RUNS, State, kept_in, problems_of, scores_in, state_of
 from mechjax.patching.planned import Planned, planned
@@ -213,8 +213,11 @@ def _plans(spec: SweepSpec) -> tuple[_Plans, str]:
     """The plan of every part, and the checksum of the model."""
     mesh = _mesh(*spec.mesh) if spec.mesh else None
     model, tokenizer = load(spec.model, dtype=spec.dtype, revision=spec.revision, mesh=mesh)
-    if isinstance(model, Encoder):
-        raise ArgumentError(f"`{spec.model}` is an encoder: activation patching sweeps decoders.")
+    if not isinstance(model, Decoder):
+        raise ArgumentError(
+            f"`{spec.model}` is one of the {structure_of(model.config).name}: this sweep patches decoders, from prompts. "
+            "In Python `mj.patching.activation_patch` sweeps a model of any structure."
+        )
     if tokenizer is None:
         raise ArgumentError(
             f"`{spec.model}` has no tokenizer.json, so it cannot read text. Add one to its folder."

@@ -89,12 +89,25 @@ def of_any_function(method, c):
     return method(eqx.Partial(c.model), *c.pair, c.metric, site="mlp_out", over=("layer", "pos"))
 
 
-def subject(config, c):
-    """Logits and activations of another model."""
+def other(config, c):
+    """Another model."""
     rng = np.random.default_rng(0)
     params = {k: jnp.asarray(0.5 * rng.standard_normal(n), jnp.float32) for k, n in config.shapes.items()}
-    out, acts = mj.capture(c.put(build(config, params)), ["resid_post", "z"])(c.pair[0])
+    return c.put(build(config, params))
+
+
+def subject(config, c):
+    """Logits and activations of another model."""
+    out, acts = mj.capture(other(config, c), ["resid_post", "z"])(*c.pair[: config.n_texts])
     return eqx.filter(out, eqx.is_array), acts["resid_post"], acts["z"]
+
+
+def answered(c):
+    """What an encoder-decoder generates."""
+    edits = [mj.scale("encoder.z", 0.5, layer=1, head=2)]
+    model = other(SUBJECTS["encoder-decoder"], c)
+    found = mj.generate(model, c.pair[0], 3, edits=edits, capture=["cross_pattern"])
+    return found.tokens, found.log_probs, found.acts["cross_pattern"]
 
 
 def edited(c):
@@ -280,6 +293,7 @@ SUBJECTS = {
     "grouped keys": SMALL,
     "experts": EXPERTS,
     "encoder": mj.models.EncoderConfig(d_vocab=20, n_ctx=8, d_model=8, n_layers=2, n_heads=4, d_mlp=16),
+    "encoder-decoder": mj.models.T5Config(d_vocab=20, d_model=8, n_layers=2, n_heads=4, d_mlp=16, tied=False),
     "latent attention": dataclasses.replace(CONFIG, **LLAMA | {"latent": MLA, "d_head": 5, "rotary_dim": 2}),
 }
 
@@ -296,6 +310,7 @@ ROWS = {
     "means of each position": lambda c: mj.means(c.model, c.pair[0], ["pattern", "resid_mid"], per="pos"),
     "generate": generated,
     "generate by drawing": partial(generated, temperature=0.7, key=KEY, top_k=5),
+    "generate with an encoder-decoder": answered,
     "resume": resumed,
     "accumulated_resid": partial(decomposed, "accumulated_resid"),
     "apply_norm": normed,

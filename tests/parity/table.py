@@ -14,7 +14,7 @@ import numpy as np
 import mechjax as mj
 from mechjax.models.families import FAMILIES, OTHERS, config_from_hf
 from mechjax.studies.hf_sites import hf_sites
-from tests.parity import cases, test_encoders, test_experts
+from tests.parity import cases, test_encoders, test_experts, test_t5
 
 README = Path(__file__).parents[2] / "README.md"
 BETWEEN = re.compile(
@@ -22,10 +22,11 @@ BETWEEN = re.compile(
 )
 
 
-def measured(hf: Any, model: Any, tokens: np.ndarray) -> dict[str, float]:
-    """Site -> largest relative difference, over its layers."""
-    theirs = hf_sites(hf, model.config, tokens)
-    _, acts = mj.capture(model, sorted({site for site, _ in theirs}))(tokens)
+def measured(hf: Any, model: Any, tokens: np.ndarray, second: np.ndarray | None = None) -> dict[str, float]:
+    """Site -> largest relative difference, over its layers; `second` is what a decoder beside an encoder reads."""
+    texts, named = ((tokens,), {}) if second is None else ((tokens, second), {"decoder_input_ids": second})
+    theirs = hf_sites(hf, model.config, tokens, **named)
+    _, acts = mj.capture(model, sorted({site for site, _ in theirs}))(*texts)
     found: dict[str, float] = {}
     for (site, layer), value in theirs.items():
         ours = np.asarray(acts[site] if layer is None else acts[site][(acts.layers[site] or ()).index(layer)])
@@ -34,8 +35,8 @@ def measured(hf: Any, model: Any, tokens: np.ndarray) -> dict[str, float]:
     return found
 
 
-def every_case() -> Iterator[tuple[Any, Any, np.ndarray]]:
-    """Every case of the parity tests: (in transformers, in mechjax, tokens)."""
+def every_case() -> Iterator[tuple[Any, ...]]:
+    """Every case of the parity tests: (in transformers, in mechjax, tokens, perhaps the decoder's)."""
     for name in cases.CASES:
         case = cases.pair(name)
         yield case.hf, case.model, case.tokens
@@ -43,6 +44,9 @@ def every_case() -> Iterator[tuple[Any, Any, np.ndarray]]:
         yield *test_experts.pair(name), test_experts.TOKENS
     for name in test_encoders.CASES:
         yield test_encoders.pair(name)[:3]
+    for name in test_t5.CASES:
+        hf, model, texts = test_t5.pair(name)
+        yield hf, model, *texts
 
 
 def table() -> str:
@@ -52,10 +56,10 @@ def table() -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     by_family: dict[str, dict[str, float]] = {}
-    for hf, model, tokens in every_case():
+    for hf, model, *texts in every_case():
         _, family = config_from_hf({"architectures": [type(hf).__name__], **hf.config.to_dict()})
         seen = by_family.setdefault(family.name, {})
-        for site, apart in measured(hf, model, tokens).items():
+        for site, apart in measured(hf, model, *texts).items():
             seen[site] = max(seen.get(site, 0.0), apart)
     for family in (*FAMILIES, *OTHERS):
         seen = dict(by_family[family.name])

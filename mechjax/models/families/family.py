@@ -5,7 +5,7 @@ Every key of a config is read, ignored by name, or refused by name: nothing that
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -50,6 +50,8 @@ class Family:
         older: Endings of tensor names, and how old checkpoints spell them.
         modules: Modules without parameters of their own (`{}` for the layer): the sites that they read and give.
         reads: Where the module of a parameter reads or gives other sites than a decoder's (`modules.READ_AND_GIVEN`).
+        patterns: Fields of a Hugging Face output that hold patterns of every layer, and our sites.
+        settled: The config, once the names of the stored tensors are known, where config.json alone does not tell.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Family:
     older: Mapping[str, str] = field(default_factory=dict)
     modules: Mapping[str, tuple[str | None, str | None]] = field(default_factory=dict)
     reads: Mapping[str, tuple[str | None, tuple[str, ...]]] = field(default_factory=dict)
+    patterns: Mapping[str, str] = field(default_factory=lambda: {"attentions": "pattern"})
+    settled: Callable[[Any, Collection[str]], Any] | None = None
 
     def spellings(self, name: str) -> tuple[str, ...]:
         """What checkpoints may call a tensor: as the whole model has it, as the bare one, and both in old spelling."""

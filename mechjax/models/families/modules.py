@@ -17,7 +17,9 @@ from mechjax.models.families.rule import Rule
 from mechjax.models.model_config import ModelConfig
 from mechjax.models.shapes import norm_places
 
-READ_AND_GIVEN: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
+_ReadAndGiven = tuple[str | None, tuple[str, ...]]
+
+_ONE_STACK: Mapping[str, _ReadAndGiven] = {
     "W_E": (None, ("embed",)),
     "ln_embed.w": (None, ("ln_embed.normalized", "embed")),
     "W_pos": (None, ("pos_embed",)),
@@ -44,6 +46,18 @@ READ_AND_GIVEN: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "ln_final.w": (None, ("ln_final.normalized",)),
     "W_nsp": (None, ("nsp_logits",)),
 }
+
+
+def _of_stack(path: str, prefix: str) -> Mapping[str, _ReadAndGiven]:
+    """The same of one of several stacks, whose sites begin with `prefix`."""
+    named = lambda site: None if site is None else prefix + site
+    return {
+        f"{path}.{own}": (named(reads), tuple(prefix + site for site in gives))
+        for own, (reads, gives) in _ONE_STACK.items()
+    }
+
+
+READ_AND_GIVEN = {**_ONE_STACK, **_of_stack("encoder", "encoder."), **_of_stack("decoder", "")}
 """Parameter -> the site that its module reads, and those that it gives; a spelling means the first of these."""
 
 
@@ -150,9 +164,10 @@ def read_and_given(path: str, family: Family, config: ModelConfig) -> tuple[str 
     """The site that a parameter's module reads and those that it gives, were nothing done to them afterwards."""
     if path in family.reads:
         return family.reads[path]
-    if path == "blocks.mlp.W_in" and getattr(config, "mlp", "plain") == "gated":
-        return None, ("mlp_pre_linear",)
-    return READ_AND_GIVEN[path]
+    reads, gives = READ_AND_GIVEN[path]
+    if path.endswith("blocks.mlp.W_in") and getattr(config, "mlp", "plain") == "gated":
+        return reads, tuple(f"{site}_linear" for site in gives)
+    return reads, gives
 
 
 def _kept(sites: tuple[str, ...], path: str, config: ModelConfig) -> tuple[str, ...]:
