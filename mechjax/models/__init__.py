@@ -24,3 +24,6 @@ from mechjax.models.rewrite import fold_value_bias as fold_value_bias
 from mechjax.models.rewrite import refactor_qk_ov as refactor_qk_ov
 from mechjax.models.rewrite import ungroup_kv as ungroup_kv
 from mechjax.models.steps import at_steps as at_steps
+from mechjax.models.vit import Seen as Seen
+from mechjax.models.vit import ViT as ViT
+from mechjax.models.vit_config import ViTConfig as ViTConfig

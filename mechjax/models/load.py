@@ -63,7 +63,7 @@ def load(
 
     Returns:
         The model, of the class that its structure has (`models/structures.py`): a `Decoder`, for BERT and RoBERTa an
-        `Encoder`; and its tokenizer, or None where there is no tokenizer.json.
+        `Encoder`, for images a `ViT`; and its tokenizer, or None where there is no tokenizer.json.
 
     Raises:
         CheckpointError: Missing, truncated or hostile files; missing, left-over or misshapen weights.
@@ -75,6 +75,7 @@ def load(
     folder = locate(name_or_folder, revision)
     config, family = _understand(folder, precision)
     checkpoint = Checkpoint(folder)
+    config = family.settled(config, checkpoint.entries)
     planned = _plan(checkpoint, config, family)
     kept = _choose_dtype(dtype, checkpoint, planned)
     where = {} if mesh is None else _shardings(config, kept, mesh)
@@ -95,7 +96,7 @@ def load(
 
 
 def load_config(name_or_folder: str | os.PathLike[str], *, revision: str | None = None) -> Any:
-    """The config of what `load` would load; reads no weights, and fetches none from the Hub.
+    """The config of what `load` would load; reads no weights (at most their names), and fetches none from the Hub.
 
     Raises:
         CheckpointError: No such folder, or a broken config.json.
@@ -103,7 +104,14 @@ def load_config(name_or_folder: str | os.PathLike[str], *, revision: str | None 
         HubError: A name that cannot be fetched.
         ArgumentError: A revision of what is not on the Hub, or absurd config numbers.
     """
-    return _understand(locate(name_or_folder, revision, weights=False))[0]
+    folder = locate(name_or_folder, revision, weights=False)
+    config, family = _understand(folder)
+    if not family.absent:
+        return config
+    try:
+        return family.settled(config, Checkpoint(folder).entries)
+    except CheckpointError:  # only its small files are here
+        return config
 
 
 def zoo() -> dict[str, Path]:

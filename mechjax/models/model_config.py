@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import jax
+import jax.numpy as jnp
+
 MAX_LAYERS = 2**16
 """More layers than this are refused: a config that asks for them is hostile or mistaken."""
 MAX_PARAMETERS = 2**40
@@ -55,6 +58,10 @@ class ModelConfig(abc.ABC):
     def layers_of(self, path: str) -> tuple[int, ...]:
         """The layers that a parameter of the blocks stacks."""
         return tuple(range(self.n_layers))
+
+    def inputs(self, batch: int, n_pos: int | None = None) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of what a model is called with: so many prompts of so many tokens, 8 by default."""
+        return jax.ShapeDtypeStruct((batch, 8 if n_pos is None else n_pos), jnp.int32)
 
     @property
     def n_params(self) -> int:

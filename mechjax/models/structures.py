@@ -10,6 +10,8 @@ from mechjax.models.encoder import assemble_encoder
 from mechjax.models.encoder_config import EncoderConfig
 from mechjax.models.model_config import ModelConfig
 from mechjax.models.params import assemble
+from mechjax.models.vit import assemble_vit
+from mechjax.models.vit_config import ViTConfig
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Structure:
 STRUCTURES = (
     Structure("decoders", Config, assemble),
     Structure("encoders", EncoderConfig, assemble_encoder),
+    Structure("vision transformers", ViTConfig, assemble_vit),
 )
 """Every structure."""
 

@@ -5,8 +5,8 @@ Every key of a config is read, ignored by name, or refused by name: nothing that
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mechjax.base.errors import UnsupportedModelError
@@ -50,6 +50,8 @@ class Family:
         older: Endings of tensor names, and how old checkpoints spell them.
         modules: Modules without parameters of their own (`{}` for the layer): the sites that they read and give.
         reads: Where the module of a parameter reads or gives other sites than a decoder's (`modules.READ_AND_GIVEN`).
+        moved: Modules whose path in newer transformers is not that of their tensors: theirs -> the newer one.
+        absent: Tensors whose absence from a checkpoint says what its config does not: our fields where it lacks them.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Family:
     older: Mapping[str, str] = field(default_factory=dict)
     modules: Mapping[str, tuple[str | None, str | None]] = field(default_factory=dict)
     reads: Mapping[str, tuple[str | None, tuple[str, ...]]] = field(default_factory=dict)
+    moved: Mapping[str, str] = field(default_factory=dict)
+    absent: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def spellings(self, name: str) -> tuple[str, ...]:
         """What checkpoints may call a tensor: as the whole model has it, as the bare one, and both in old spelling."""
@@ -78,6 +82,13 @@ class Family:
         """The rules of the tensors that a model of this config has."""
         paths = config.shapes.keys()
         return tuple(rule for rule in self.weights if paths >= set(rule.paths) and rule.when(config))
+
+    def settled(self, config: Any, names: Container[str]) -> Any:
+        """The config of a checkpoint that holds tensors of these names."""
+        for name, fields in self.absent.items():
+            if not any(spelled in names for spelled in self.spellings(name)):
+                config = replace(config, **fields)
+        return config
 
     def match(self, name: str, config: ModelConfig) -> tuple[Rule, int | None] | None:
         """The rule and layer of a tensor, its name with or without the family's prefix; None for one without a rule."""
@@ -163,7 +174,8 @@ def write_config(config: ModelConfig, family: Family) -> dict[str, Any]:
         UnsupportedModelError: This family cannot express the config; the fields that it cannot are named.
     """
     hf = {"architectures": [family.architectures[0]], "model_type": family.model_type} | family.to_hf(config)
-    back = read_config(hf, family, precision=config.precision)
+    names = {name for rule in family.rules_for(config) for name in rule.names(config)} if family.absent else ()
+    back = family.settled(read_config(hf, family, precision=config.precision), names)
     computes = family.kind.__dataclass_fields__.keys() - {"source"}
     lost = [
         n
@@ -180,7 +192,7 @@ def activation(key: str) -> Callable[[HfConfig], str]:
     """Reads an activation by its Hugging Face name."""
     names = {
         "gelu": "gelu", "gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new",
-        "silu": "silu", "swish": "silu", "relu": "relu",
+        "silu": "silu", "swish": "silu", "relu": "relu", "quick_gelu": "quick_gelu",
     }  # fmt: skip
 
     def read(hf: HfConfig) -> str:

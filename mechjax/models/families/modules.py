@@ -6,7 +6,7 @@ their own are listed by their families.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from mechjax.base.errors import ArgumentError, did_you_mean
@@ -65,6 +65,9 @@ def modules(family: Family, config: ModelConfig) -> tuple[Module, ...]:
             found[module.path] = module
     for path, (reads, gives) in family.modules.items():
         found[path] = Module(path, reads, () if gives is None else _kept((gives,), path, config))
+    for old, new in family.moved.items():
+        if old in found:
+            found.setdefault(new, replace(found[old], path=new))
     return tuple(module for module in found.values() if module.reads or module.gives)
 
 
