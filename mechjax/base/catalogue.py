@@ -53,7 +53,7 @@ _NEURONS = ("pos", "d_mlp")
 
 _TABLE = (
     SiteEntry(
-        "patch_embed", ("patch", "d_model"), "What each patch of an image is projected to, before class tokens precede it.",
+        "patch_embed", ("patch", "d_model"), "What each patch of an image is projected to, without class tokens.",
         condition="vision transformers", layered=False,
     ),
     SiteEntry(
@@ -307,7 +307,7 @@ _TABLE = (
         condition="vision transformers with a projection", layered=False,
     ),
     SiteEntry(
-        "patch_mean", ("d_model",), "Mean of the normed stream over patches, which the head reads beside the class token.",
+        "patch_mean", ("d_model",), "Mean of the normed stream over patches, which the head reads too.",
         condition="vision transformers whose head reads the mean of the patches", layered=False,
     ),
     SiteEntry(

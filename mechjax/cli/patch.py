@@ -57,6 +57,11 @@ def patch(
             f"`{model}` is an encoder: it predicts masked tokens from both sides and has no next word to bring back. "
             "Give `mechjax patch` a decoder; in Python `mj.intervene(model, mj.replace(site, value))` edits both."
         )
+    if decoder.config.reads_pixels:
+        raise ArgumentError(
+            f"`{model}` reads images and has no next word to bring back. Give `mechjax patch` a decoder; in Python "
+            "`mj.intervene(model, mj.replace(site, value))` edits both."
+        )
     if tokenizer is None:
         raise ArgumentError(
             f"`{model}` has no tokenizer.json, so it cannot read text. Add one to its folder."

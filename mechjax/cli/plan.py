@@ -5,6 +5,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mechjax.base.errors import ArgumentError
 from mechjax.base.units import in_bytes
 from mechjax.models.load import load_config
 from mechjax.models.plan import Planned
@@ -27,7 +28,7 @@ def plan(
 
     Args:
         model: A shipped model, a folder in Hugging Face layout (config.json is enough), or a name on the Hub.
-        batch: How many prompts.
+        batch: How many prompts, or images.
         pos: How many tokens each; 128 by default, or as many as the model has positions.
         capture: Sites to capture.
         dtype: Of the parameters, such as bfloat16; the model's own by default.
@@ -36,10 +37,13 @@ def plan(
         mesh: How many of them divide the batch, and how many the model; by default as many divide the model as can,
             the others the batch.
     """
-    pos = min(128, load_config(model).n_ctx) if pos is None else pos
-    found = make_plan(
-        model, (batch, pos), capture=capture, dtype=dtype, devices=devices, chip=chip, mesh=mesh
-    )
+    config = load_config(model)
+    if pos is not None and config.reads_pixels:
+        raise ArgumentError(
+            f"`{model}` reads images, each of which is {config.n_ctx} positions: leave out --pos."
+        )
+    given = config.inputs(batch, min(128, config.n_ctx) if pos is None else pos)
+    found = make_plan(model, given, capture=capture, dtype=dtype, devices=devices, chip=chip, mesh=mesh)
     console = Console()
     console.print(Text(found.name, style="bold"))
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

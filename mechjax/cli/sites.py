@@ -22,11 +22,15 @@ def sites(model: tyro.conf.Positional[str]) -> None:
     config = load_config(model)
     params = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in config.shapes.items()}
     shapes = jax.eval_shape(lambda params: build(config, params), params)  # sites need no numbers
-    found = list_sites(
-        lambda decoder, tokens: decoder(tokens), shapes, jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    )
+    given = config.inputs(1, 8)
+    found = list_sites(lambda model, inputs: model(inputs), shapes, given)
     console, wide = Console(), max(map(len, found))
-    console.print(Text.assemble((model, "bold"), f", one prompt of 8 tokens, {config.n_layers} layers\n"))
+    one = (
+        f"one image of {' x '.join(map(str, given.shape[1:]))}"
+        if config.reads_pixels
+        else "one prompt of 8 tokens"
+    )
+    console.print(Text.assemble((model, "bold"), f", {one}, {config.n_layers} layers\n"))
     for name, info in found.items():
         entry = SITES[name]
         sizes = zip(info.local[info.n_batch :], info.axes, strict=True)

@@ -31,6 +31,8 @@ class ModelConfig(abc.ABC):
     """
 
     __no_type_check__: ClassVar[bool] = True  # configs check themselves, with better messages, for users too
+    reads_pixels: ClassVar[bool] = False
+    """Whether models are called with images, not with tokens."""
 
     d_model: int
     n_layers: int
@@ -59,9 +61,9 @@ class ModelConfig(abc.ABC):
         """The layers that a parameter of the blocks stacks."""
         return tuple(range(self.n_layers))
 
-    def inputs(self, batch: int, n_pos: int | None = None) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of what a model is called with: so many prompts of so many tokens, 8 by default."""
-        return jax.ShapeDtypeStruct((batch, 8 if n_pos is None else n_pos), jnp.int32)
+    def inputs(self, batch: int, n_pos: int) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of what a model is called with: so many prompts of so many tokens."""
+        return jax.ShapeDtypeStruct((batch, n_pos), jnp.int32)
 
     @property
     def n_params(self) -> int:

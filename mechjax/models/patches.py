@@ -1,9 +1,9 @@
 """Images as patches, and positions of patches for images of another size.
 
 Interpolation is bicubic with Keys' kernel for a = -0.75, points standing in the middle of their part of a side, those
-beyond the border repeated: what torch's `interpolate(mode="bicubic", align_corners=False)` does, which transformers uses (Keys 1981,
-IEEE Transactions on Acoustics, Speech, and Signal Processing 29:6; jax.image has a = -0.5). It is a product with one
-small matrix per side, which depends on the sizes alone.
+beyond the border repeated: torch's `interpolate(mode="bicubic", align_corners=False)`, which transformers uses (Keys
+1981, IEEE Transactions on Acoustics, Speech, and Signal Processing 29:6; `jax.image` has a = -0.5). It is a product
+with one small matrix per side, which depends on the sizes alone.
 """
 
 from typing import Any
@@ -34,8 +34,8 @@ def as_pixels(
             ) from None
     if not jnp.issubdtype(pixels.dtype, jnp.floating):
         raise ArgumentError(
-            f"Pixels must be floating-point numbers, normalised as the checkpoint's image processor does; got "
-            f"{pixels.dtype}. Of raw pixels give (pixels / 255 - image_mean) / image_std, whose two numbers per channel "
+            "Pixels must be floating-point numbers, normalised as the checkpoint's image processor does; got "
+            f"{pixels.dtype}. Of raw pixels give (pixels / 255 - image_mean) / image_std, whose numbers per channel "
             "stand in preprocessor_config.json."
         )
     shape, (height, width) = pixels.shape, config.image_size
@@ -58,8 +58,8 @@ def _check_size(size: tuple[int, ...], config: ViTConfig, any_size: bool) -> Non
     found, right = (" x ".join(map(str, pair)) for pair in (size, config.image_size))
     if not (any_size or config.any_size):
         raise ShapeError(
-            f"Images are {found} pixels (height x width), but the model's positions are those of {right}: resize them, or "
-            "pass interpolate_pos_encoding=True to interpolate the positions."
+            f"Images are {found} pixels (height x width), but the model's positions are those of {right}: resize them, "
+            "or pass interpolate_pos_encoding=True to interpolate the positions."
         )
     if size[0] < config.patch_size[0] or size[1] < config.patch_size[1]:
         raise ShapeError(
@@ -111,5 +111,7 @@ def _bicubic(n: int, wanted: int) -> Float[np.ndarray, "wanted n"]:
         far = np.abs(where - (left + offset))
         near = ((_A + 2) * far - (_A + 3)) * far**2 + 1
         beyond = ((_A * far - 5 * _A) * far + 8 * _A) * far - 4 * _A
-        np.add.at(weights, (np.arange(wanted), np.clip(left + offset, 0, n - 1)), np.where(far <= 1, near, beyond))
+        np.add.at(
+            weights, (np.arange(wanted), np.clip(left + offset, 0, n - 1)), np.where(far <= 1, near, beyond)
+        )
     return weights

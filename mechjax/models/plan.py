@@ -24,10 +24,10 @@ from mechjax.base.prompts import Prompts
 from mechjax.base.records import Record
 from mechjax.base.units import in_bytes, in_flop, in_words
 from mechjax.hub import Checkpoint, read_config
-from mechjax.models.config import Config
-from mechjax.models.init import init
 from mechjax.models.load import load_config, locate
+from mechjax.models.model_config import ModelConfig
 from mechjax.models.share import Share, Sizes, arranged, shared
+from mechjax.models.structures import build
 from mechjax.parallel.described import ChipMemory, Placed, memory_per_chip
 from mechjax.parallel.layout import layout
 from mechjax.transform.captured import Activations
@@ -65,7 +65,7 @@ class Plan(Record):
 
     Attributes:
         name: The model.
-        tokens: Shape of the tokens, (batch, pos).
+        tokens: Shape of the tokens, (batch, pos), or of the pixels.
         dtype: Of the parameters; several where they differ.
         n_params: Number of parameters.
         param_bytes: What they take.
@@ -119,13 +119,14 @@ class Plan(Record):
 
     def facts(self) -> list[tuple[str, str]]:
         """What matters, as (word, sentence)."""
-        count = math.prod(self.tokens)
+        images = len(self.tokens) > 3  # (batch, channel, height, width)
+        noun, count = ("image", math.prod(self.tokens[:-3])) if images else ("token", math.prod(self.tokens))
         plain = sorted((s for s in self.sites if not s.on_request), key=lambda s: -s.bytes)[:_LARGEST]
         largest = ", ".join(f"{s.name} {in_bytes(s.bytes)}" for s in plain)
         lines = [
             ("parameters", f"{in_words(self.n_params)}, {in_bytes(self.param_bytes)} in {self.dtype}"),
-            ("tokens", f"{' × '.join(map(str, self.tokens))} = {count:,}"),
-            ("forward", f"{in_flop(self.flops)}, {in_flop(self.flops / count)} per token; "
+            ("pixels" if images else "tokens", f"{' × '.join(map(str, self.tokens))} = {math.prod(self.tokens):,}"),
+            ("forward", f"{in_flop(self.flops)}, {in_flop(self.flops / count)} per {noun}; "
                         f"{self.cost.contractions / max(1, self.flops):.1%} in matrix products"),
             ("in between", f"about {in_bytes(self.cost.peak_bytes)} at once, outputs included"),
             ("sites", f"{len(self.sites)}, {in_bytes(self.site_bytes)} together; largest: {largest}"),
@@ -160,9 +161,10 @@ def plan(
 
     Args:
         model: A name or folder as `load` takes it (of which only the config and the headers of the weights' files are
-            read), a `Config`, or any callable pytree with sites, transformed ones included.
+            read), a config, or any callable pytree with sites, transformed ones included.
         tokens: A shape such as (batch, pos), or tokens, of which only the shape is looked at. By default one
-            prompt of 128 tokens, or of as many as the model has positions.
+            prompt of 128 tokens, or of as many as the model has positions. Of a model of images: (batch, channel,
+            height, width), pixels, or by default one image.
         capture: Sites to capture.
         edits: What to change.
         dtype: Of the parameters, such as "bfloat16"; None keeps the model's own (float32 for a `Config`).
@@ -187,7 +189,7 @@ def plan(
             f"mesh={mesh} divides described devices, but none were named: say devices='v5e-8' or chip='v5e:2x4'."
         )
     name, subject = subject_of(model, dtype)
-    given = _shapes(_default(model, subject) if tokens is None else tokens)
+    given = _shapes(tokens, model if isinstance(model, ModelConfig) else getattr(subject, "config", None))
     plain = unhold(subject.fn) if isinstance(subject, Transformed) else subject
     call = intervene(subject, edits)
     if capture:
@@ -223,9 +225,10 @@ def subject_of(model: Any, dtype: Any) -> tuple[str, Any]:
     if isinstance(model, (str, os.PathLike)):
         name, model, dtype = os.fspath(model), load_config(model), dtype or _stored_dtype(model)
     kind = None if dtype is None else _float(dtype)
-    if isinstance(model, Config):
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        return name, jax.eval_shape(lambda key: init(model, key=key, dtype=kind or jnp.float32), key)
+    if isinstance(model, ModelConfig):
+        config, kept = model, kind or jnp.float32
+        params = {path: jax.ShapeDtypeStruct(shape, kept) for path, shape in config.shapes.items()}
+        return name, jax.eval_shape(lambda params: build(config, params), params)
 
     def shape(x: Any) -> Any:
         if not (eqx.is_array(x) or _is_shape(x)):
@@ -260,16 +263,20 @@ def _float(dtype: Any) -> Any:
     return kind
 
 
-def _default(model: Any, subject: Any) -> tuple[int, int]:
-    config = model if isinstance(model, Config) else getattr(subject, "config", None)
-    return 1, min(_POSITIONS, getattr(config, "n_ctx", _POSITIONS))
-
-
-def _shapes(tokens: Any) -> Any:
+def _shapes(tokens: Any, config: Any) -> Any:
+    """What a model of a config (None: any other callable) is called with, as shapes."""
+    n_pos = min(_POSITIONS, getattr(config, "n_ctx", _POSITIONS))
+    one = (
+        config.inputs(1, n_pos)
+        if isinstance(config, ModelConfig)
+        else jax.ShapeDtypeStruct((1, n_pos), jnp.int32)
+    )
+    if tokens is None:
+        return one
     if isinstance(tokens, tuple) and all(isinstance(n, int) for n in tokens):
         if not tokens or min(tokens) < 1:
             raise ArgumentError(f"tokens={tokens} is no shape of tokens: (batch, pos), both at least 1.")
-        return jax.ShapeDtypeStruct(tokens, jnp.int32)
+        return jax.ShapeDtypeStruct(tokens, one.dtype)
     if isinstance(tokens, (Prompts, jax.ShapeDtypeStruct)) or eqx.is_array(tokens):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tokens)
     raise ArgumentError(

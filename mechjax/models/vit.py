@@ -18,7 +18,8 @@ Cost as of a decoder of that size on as many tokens as there are patches. Method
 or read the next token's logits need a decoder.
 """
 
-from collections.abc import Mapping, Sequence as SequenceOf
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
 from typing import Any, NoReturn
 
 import equinox as eqx
@@ -94,8 +95,8 @@ class ViT(eqx.Module):
     """A vision transformer. A pytree with a pure `__call__`: `model(pixels) -> class logits`.
 
     Pixels are what the checkpoint's image processor gives: resized, scaled to 0..1 and normalised per channel,
-    `(pixel / 255 - mean) / std`, by the `image_mean` and `image_std` of its preprocessor_config.json. Google's ViTs have
-    0.5 for both; DeiT and DINOv2 ImageNet's (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225); CLIP (0.48145466,
+    `(pixel / 255 - mean) / std`, by the `image_mean` and `image_std` of its preprocessor_config.json. Google's ViTs
+    have 0.5 for both; DeiT and DINOv2 ImageNet's (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225); CLIP (0.48145466,
     0.4578275, 0.40821073) and (0.26862954, 0.26130258, 0.27577711).
 
     Edits are data, so a sweep over patches is one program:
@@ -140,7 +141,7 @@ class ViT(eqx.Module):
     @on_any_mesh
     def __call__(
         self, pixels: Pixels, *, interpolate_pos_encoding: bool = False
-    ) -> Float[Array, "*batch pos width"] | Float[Array, "*batch width"]:
+    ) -> Float[Array, "... d_out"]:
         """Class logits; without that head the projection of the image, and without that too the last stream.
 
         Args:
@@ -186,7 +187,9 @@ class ViT(eqx.Module):
             first = self.ln_pool(first, config, under(mark, "ln_pool"))
         pooled = embed = None
         if config.pooler != "none":
-            dense = first if self.W_pool is None else jnp.tanh(_affine(first, self.W_pool, self.b_pool, config))
+            dense = (
+                first if self.W_pool is None else jnp.tanh(_affine(first, self.W_pool, self.b_pool, config))
+            )
             pooled = mark(dense, "pooled")
         if pooled is not None and self.W_proj is not None:
             embed = mark(_affine(pooled, self.W_proj, None, config), "image_embed")

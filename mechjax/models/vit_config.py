@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,9 @@ from mechjax.base.errors import ArgumentError
 from mechjax.models.checked import check_count
 from mechjax.models.config import Config
 
-_LARGEST = 2**16  # more pixels along a side, or channels, are refused: a config that asks for them is mistaken
+_LARGEST = (
+    2**16
+)  # more pixels along a side, or channels, are refused: a config that asks for them is mistaken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +33,8 @@ class ViTConfig(Config):
         any_size: Whether images of other sizes are taken unasked, the positions interpolated.
         last_norm: What the last norm stands on: the "stream", or the "class" token alone (CLIP).
         pooler: "none", "class" (the class token after the last norm) or "tanh" (a layer of its own on that).
-        head: Of what the class logits are read: "none" (there are none), "class" (the class token), "class_mean" (it and
-            the mean of the patches) or "class_distillation" (it and the distillation token, by two heads, averaged).
+        head: Of what the class logits are read: "none" (there are none), "class" (the class token), "class_mean" (it
+            and the mean of the patches) or "class_distillation" (it and the distillation token, two heads, averaged).
         classes: Names of the classes.
         d_proj: Width that the pooled output is projected to, for comparison with texts; None for no projection.
         n_ctx: Positions: special tokens and patches. It follows from the sizes.
@@ -42,6 +44,8 @@ class ViTConfig(Config):
         ArgumentError: A number that is absurd, or a choice that vision transformers do not have; the message names the
             field.
     """
+
+    reads_pixels: ClassVar[bool] = True
 
     image_size: tuple[int, int]
     patch_size: tuple[int, int]
@@ -69,7 +73,7 @@ class ViTConfig(Config):
         rows, columns = self.grid
         if not rows or not columns:
             raise ArgumentError(
-                f"`patch_size` = {self.patch_size} is larger than `image_size` = {self.image_size}: an image has no patch."
+                f"`patch_size` = {self.patch_size} is larger than `image_size` = {self.image_size}: there is no patch."
             )
         object.__setattr__(self, "n_ctx", self.n_special + rows * columns)
         super().__post_init__()
@@ -103,8 +107,8 @@ class ViTConfig(Config):
             raise ArgumentError(f"`classes` = {self.classes!r} must be the names of the classes, as strings.")
         if bool(self.classes) != (self.head != "none"):
             raise ArgumentError(
-                f"`head` = {self.head!r} with {len(self.classes)} `classes`: a head needs the names of its classes, and "
-                "there are none without a head."
+                f"`head` = {self.head!r} with {len(self.classes)} `classes`: a head needs the names of its classes, "
+                "and there are none without a head."
             )
         if self.head == "class_distillation" and not self.distilled:
             raise ArgumentError(
@@ -112,8 +116,8 @@ class ViTConfig(Config):
             )
         if self.last_norm == "class" and (self.head != "none" or self.pooler != "class"):
             raise ArgumentError(
-                f"`last_norm` = 'class' gives the pooled output itself, so it goes with `pooler` = 'class' and `head` = "
-                f"'none'; got {self.pooler!r} and {self.head!r}."
+                "`last_norm` = 'class' gives the pooled output itself, so it goes with `pooler` = 'class' and "
+                f"`head` = 'none'; got {self.pooler!r} and {self.head!r}."
             )
         if self.d_proj is not None:
             check_count("d_proj", self.d_proj)
@@ -132,13 +136,8 @@ class ViTConfig(Config):
         """Positions before the patches: of the class token and the distillation token."""
         return 1 + int(self.distilled)
 
-    def inputs(self, batch: int, n_pos: int | None = None) -> jax.ShapeDtypeStruct:
-        """Pixels of so many images; the number of positions follows from them."""
-        if n_pos is not None and n_pos != self.n_ctx:
-            raise ArgumentError(
-                f"{n_pos} positions were asked for, but an image of {' x '.join(map(str, self.image_size))} pixels is "
-                f"{self.n_ctx}: {self.n_special} for class tokens and one for each patch. Leave the number out."
-            )
+    def inputs(self, batch: int, n_pos: int) -> jax.ShapeDtypeStruct:
+        """Pixels of so many images; the number of positions follows from their size, whatever is asked for."""
         return jax.ShapeDtypeStruct((batch, self.n_channels, *self.image_size), jnp.float32)
 
     @property

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
 
 from mechjax.base.errors import ArgumentError
 from mechjax.base.prompts import Prompts
 from mechjax.base.whole import whole
-from mechjax.models import Decoder, Encoder
+from mechjax.models import Decoder, Encoder, ViT
 from mechjax.store.rows import Batch, batch_of
 
 
@@ -62,7 +63,7 @@ def start_of(prompts: Any) -> Position:
 
 
 def batches_from(
-    model: Decoder | Encoder, prompts: Iterable[Any], start: Position, *, skip_first: bool
+    model: Decoder | Encoder | ViT, prompts: Iterable[Any], start: Position, *, skip_first: bool
 ) -> Iterator[Placed]:
     """The batches from a place on, the one that is partly through first.
 
@@ -88,7 +89,7 @@ def batches_from(
         yield batch, before, Position(done, 0, digest, None, state)
 
 
-def _stream_at(model: Decoder | Encoder, prompts: Iterable[Any], start: Position) -> Iterator[Any]:
+def _stream_at(model: Decoder | Encoder | ViT, prompts: Iterable[Any], start: Position) -> Iterator[Any]:
     """The stream at a place."""
     if start.state is not None and isinstance(prompts, Source):
         prompts.restore(start.state)
@@ -127,9 +128,13 @@ def _state(prompts: Any) -> Any:
 
 
 def _digest(batch: Batch) -> str:
-    """A checksum of a batch: its tokens, without what padding holds, which of them are real, and their positions."""
+    """A checksum of a batch: its tokens, without what padding holds, which of them are real, and their positions.
+
+    Of images: their pixels.
+    """
     total = hashlib.sha256(f"{batch.ids.shape}".encode())
-    total.update(whole(batch.ids, np.int32).tobytes())
+    pixels = jnp.issubdtype(batch.ids.dtype, jnp.floating)
+    total.update(whole(batch.ids, np.float32 if pixels else np.int32).tobytes())
     if batch.mask is not None and not whole(batch.mask).all():
         total.update(b"mask" + whole(batch.mask).tobytes())
     if batch.positions is not None:

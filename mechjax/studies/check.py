@@ -35,7 +35,10 @@ from mechjax.models.config import Config
 from mechjax.models.encoder import Encoder
 from mechjax.models.encoder_config import EncoderConfig
 from mechjax.models.load import load, load_config, locate
+from mechjax.models.params import parameters
 from mechjax.models.positions import other_angles
+from mechjax.models.vit import ViT
+from mechjax.models.vit_config import ViTConfig
 from mechjax.studies.checked import Checked, tolerances_of, verdict_of
 from mechjax.studies.hf_sites import Sites, hf_sites
 from mechjax.transform import capture, list_sites
@@ -68,8 +71,8 @@ def check(
 
     Args:
         name_or_folder: A shipped model, a folder in Hugging Face layout, or a name on the Hub.
-        tokens: Prompts of equal length, without padding; random ids by default.
-        seed: Which random ids.
+        tokens: Prompts of equal length, without padding, or normalised images; random ones by default.
+        seed: Which random ones.
         dtype: Of the weights on both sides; None keeps the checkpoint's. "float32" compares a bfloat16 checkpoint
             without the rounding, in twice the memory.
         against: Another checkpoint of the same shape for transformers to load, such as the original of a converted one.
@@ -85,7 +88,7 @@ def check(
     folder = locate(name_or_folder)
     other = folder if against is None else locate(against)
     model, _ = load(folder, dtype=dtype)
-    config, kept = model.config, model.W_E.dtype.name
+    config, kept = model.config, next(iter(parameters(model).values())).dtype.name
     if against is not None and load_config(other) != config:
         raise ArgumentError(
             f"`{against}` is a model of another config than `{name_or_folder}`, so their sites do not correspond. Pass "
@@ -129,12 +132,16 @@ def check(
 def sum_of_writes(run: Run) -> Found:
     """`resid_post == resid_pre + attn_out + mlp_out`, and what leaves a layer enters the next.
 
-    In an encoder every sum is normed: `resid_mid == ln1(resid_pre + attn_out)`, and so on.
+    In an encoder every sum is normed: `resid_mid == ln1(resid_pre + attn_out)`, and so on; in CLIP the first is.
     """
     sites = run.sites
     if isinstance(run.model, Encoder):
         return _normed_sums(run.model, sites)
-    start = [sites[name, None] for name in ("embed", "pos_embed") if (name, None) in sites]
+    normed = (
+        isinstance(run.model, ViT) and run.model.ln_embed is not None
+    )  # the sum; a decoder norms tokens alone
+    names = ("ln_embed.normalized",) if normed else ("embed", "pos_embed")
+    start = [sites[name, None] for name in names if (name, None) in sites]
     found = [("entering layer 0", sites["resid_pre", 0], np.sum(start, 0))]
     for layer in sorted(layer for name, layer in sites if name == "resid_post" and layer is not None):
         read = [sites[name, layer] for name in ("resid_pre", "attn_out", "mlp_out") if (name, layer) in sites]
@@ -170,7 +177,9 @@ def _normed_sums(model: Encoder, sites: Sites) -> Found:
 
 
 def padding(run: Run) -> Found:
-    """Prompts with padding, on the right and on the left, against the same prompts without."""
+    """Prompts with padding, on the right and on the left, against the same prompts without. Nothing for images."""
+    if isinstance(run.model, ViT):
+        return []
     n = run.tokens.shape[1]
     short = n - min(3, n // 2)
     alone = _float(run.model(run.tokens[:, :short]))
@@ -191,13 +200,14 @@ def batch(run: Run) -> Found:
 def cached(run: Run) -> Found:
     """Prompts in two pieces, and token by token, through a cache, against the same prompts at once.
 
-    Nothing for an encoder, which has no cache, and for prompts past a length where angles change, which cached keys
-    cannot follow.
+    Nothing for encoders and models of images, which have no cache, and for prompts past a length where angles change,
+    which cached keys cannot follow.
     """
-    (n_rows, n), model = run.tokens.shape, run.model
-    if isinstance(model, Encoder):
+    model = run.model
+    if isinstance(model, (Encoder, ViT)):
         return []
     config: Config = model.config
+    n_rows, n = run.tokens.shape
     if any(length < n for length in other_angles(config)):
         return []
 
@@ -232,9 +242,19 @@ class _Row:
 
 
 def _prompts(tokens: Any, config: Config, seed: int) -> np.ndarray:
+    if tokens is None and seed < 0:
+        raise ArgumentError(f"seed={seed} is negative: pass a whole number from 0.")
+    if isinstance(config, ViTConfig):
+        shape = config.inputs(_N_PROMPTS, 0).shape
+        drawn = np.random.default_rng(seed).standard_normal(shape) if tokens is None else np.asarray(tokens)
+        if drawn.ndim != 4 or drawn.shape[1:] != shape[1:] or not np.issubdtype(drawn.dtype, np.floating):
+            right = ", ".join(map(str, shape[1:]))
+            raise ShapeError(
+                f"`tokens` of a model of images must be normalised pixels of shape (batch, {right}); got {drawn.dtype} "
+                f"of shape {drawn.shape}. Pass none for random ones."
+            )
+        return drawn.astype(np.float32)
     if tokens is None:
-        if seed < 0:
-            raise ArgumentError(f"seed={seed} is negative: pass a whole number from 0.")
         windows = [window for window in config.windows or () if window is not None]
         n_pos = max(_N_POS, min(windows, default=0) + 4)
         n_pos = min(n_pos, _LONGEST, config.n_ctx)
@@ -292,6 +312,8 @@ def _theirs(folder: Path, config: Config, tokens: np.ndarray, dtype: str) -> tup
 
 def _inputs(config: Config, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """Every token is one, whatever its id: models that find padding by its id must not."""
+    if isinstance(config, ViTConfig):
+        return {}
     inputs = {"attention_mask": np.ones(tokens.shape, np.int64)}
     if isinstance(config, EncoderConfig):
         inputs["position_ids"] = np.broadcast_to(
@@ -353,7 +375,8 @@ def _by_site(ours: Sites, theirs: Sites, config: Config, dtype: str) -> tuple[li
         (key for key in shared if not difference[key] <= tolerances_of(dtype, config.n_layers)[0]), None
     )
     rows = []
-    for name in ("logits", *(name for name in SITES if name != "logits")):
+    first = ("logits", "class_logits")
+    for name in (*first, *(name for name in SITES if name not in first)):
         mine = [key for key in shared if key[0] == name]
         if mine:
             worst = max(mine, key=lambda key: difference[key])

@@ -215,6 +215,8 @@ def _plans(spec: SweepSpec) -> tuple[_Plans, str]:
     model, tokenizer = load(spec.model, dtype=spec.dtype, revision=spec.revision, mesh=mesh)
     if isinstance(model, Encoder):
         raise ArgumentError(f"`{spec.model}` is an encoder: activation patching sweeps decoders.")
+    if model.config.reads_pixels:
+        raise ArgumentError(f"`{spec.model}` reads images: activation patching sweeps decoders.")
     if tokenizer is None:
         raise ArgumentError(
             f"`{spec.model}` has no tokenizer.json, so it cannot read text. Add one to its folder."

@@ -88,7 +88,11 @@ def subject(config, c):
     """Logits and activations of another model."""
     rng = np.random.default_rng(0)
     params = {k: jnp.asarray(0.5 * rng.standard_normal(n), jnp.float32) for k, n in config.shapes.items()}
-    out, acts = mj.capture(c.put(build(config, params)), ["resid_post", "z"])(c.pair[0])
+    given = c.pair[0]
+    if config.reads_pixels:
+        shape = config.inputs(4, 0).shape
+        given = c.put(jnp.asarray(rng.standard_normal(shape), jnp.float32), "batch channel height width")
+    out, acts = mj.capture(c.put(build(config, params)), ["resid_post", "z"])(given)
     return eqx.filter(out, eqx.is_array), acts["resid_post"], acts["z"]
 
 
@@ -275,6 +279,16 @@ SUBJECTS = {
     "grouped keys": SMALL,
     "experts": EXPERTS,
     "encoder": mj.models.EncoderConfig(d_vocab=20, n_ctx=8, d_model=8, n_layers=2, n_heads=4, d_mlp=16),
+    "vision transformer": mj.models.ViTConfig(
+        image_size=(8, 6),
+        patch_size=(2, 3),
+        d_model=8,
+        n_layers=2,
+        n_heads=4,
+        d_mlp=16,
+        head="class",
+        classes=("cat", "dog"),
+    ),
     "latent attention": dataclasses.replace(CONFIG, **LLAMA | {"latent": MLA, "d_head": 5, "rotary_dim": 2}),
 }
 

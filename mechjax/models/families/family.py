@@ -174,7 +174,9 @@ def write_config(config: ModelConfig, family: Family) -> dict[str, Any]:
         UnsupportedModelError: This family cannot express the config; the fields that it cannot are named.
     """
     hf = {"architectures": [family.architectures[0]], "model_type": family.model_type} | family.to_hf(config)
-    names = {name for rule in family.rules_for(config) for name in rule.names(config)} if family.absent else ()
+    names = (
+        {name for rule in family.rules_for(config) for name in rule.names(config)} if family.absent else ()
+    )
     back = family.settled(read_config(hf, family, precision=config.precision), names)
     computes = family.kind.__dataclass_fields__.keys() - {"source"}
     lost = [

@@ -27,17 +27,14 @@ def _norm(name: str, path: str) -> tuple[Rule, Rule]:
     return Rule(name + ".weight", (path + ".w",), "m"), Rule(name + ".bias", (path + ".b",), "m")
 
 
-def _attention(query: str, key: str, value: str, out: str) -> tuple[Rule, ...]:
-    """Queries, keys, values and the output of every layer, by the names of their modules."""
-    inward = zip((query, key, value), "QKV", strict=True)
-    rules = [
-        _affine(name, "blocks.attn.", "(h d) m -> m h d", "(h d) -> h d", letter=letter)
-        for name, letter in inward
+def _attention(name: str, parts: tuple[str, str, str], out: str) -> tuple[Rule, ...]:
+    """Queries, keys and values of every layer, the modules of which end in `parts`, and the output."""
+    inward = [
+        _affine(f"{name}.{part}", "blocks.attn.", "(h d) m -> m h d", "(h d) -> h d", letter=letter)
+        for part, letter in zip(parts, "QKV", strict=True)
     ]
-    return (
-        *(rule for pair in rules for rule in pair),
-        *_affine(out, "blocks.attn.", "m (h d) -> h d m", "m", letter="O"),
-    )
+    outward = _affine(out, "blocks.attn.", "m (h d) -> h d m", "m", letter="O")
+    return tuple(rule for pair in (*inward, outward) for rule in pair)
 
 
 def _mlp(first: str, second: str) -> tuple[Rule, ...]:
@@ -59,7 +56,7 @@ def _stem(base: str) -> tuple[Rule, ...]:
         Rule(base + "embeddings.distillation_token", ("distillation_token",), "1 1 m -> m"),
         Rule(base + "embeddings.position_embeddings", ("W_pos",), "1 r m -> r m"),
         *_affine(base + "embeddings.patch_embeddings.projection", "", "m c y x -> c y x m", "m", letter="patch"),
-        *_attention(*(f"{attention}attention.{part}" for part in ("query", "key", "value")), attention + "output.dense"),
+        *_attention(attention + "attention", ("query", "key", "value"), attention + "output.dense"),
         *_norm(base + "layernorm", "ln_final"),
     )  # fmt: skip
 
@@ -153,11 +150,14 @@ def _dinov2_to_hf(config: ViTConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _modules(base: str, block: str, attention: str, head: str | None) -> dict[str, tuple[str | None, str | None]]:
+def _modules(
+    base: str, block: str, attention: str, head: str | None
+) -> dict[str, tuple[str | None, str | None]]:
     """Modules without parameters of their own, and those whose parameters are not read by position."""
     found: dict[str, tuple[str | None, str | None]] = {
         f"{block}.{attention}": (None, "attn_out"), f"{block}.mlp": (None, "mlp_out"),
-        f"{block}.mlp.activation_fn": ("mlp_pre", "mlp_post"), base + "embeddings.patch_embeddings": (None, "patch_embed"),
+        f"{block}.mlp.activation_fn": ("mlp_pre", "mlp_post"),
+        base + "embeddings.patch_embeddings": (None, "patch_embed"),
     }  # fmt: skip
     return found if head is None else found | {head: (None, "class_logits")}
 
@@ -185,12 +185,16 @@ _IGNORED = frozenset({
 _HEAD = _affine("classifier", "", "k m -> m k", "k", letter="class")
 
 
+_PROJECTIONS = {
+    "attention.query": "q_proj", "attention.key": "k_proj", "attention.value": "v_proj", "output.dense": "o_proj",
+}  # fmt: skip
+
+
 def _moved(base: str, block: str) -> dict[str, str]:
     """Paths of modules as checkpoints spell them, and as transformers does from 5 on."""
     old = base + "encoder.layer.{}"
-    attention = {"attention.query": "q_proj", "attention.key": "k_proj", "attention.value": "v_proj", "output.dense": "o_proj"}  # fmt: skip
     return {
-        **{f"{old}.attention.{theirs}": f"{block}.attention.{new}" for theirs, new in attention.items()},
+        **{f"{old}.attention.{theirs}": f"{block}.attention.{new}" for theirs, new in _PROJECTIONS.items()},
         f"{old}.intermediate.dense": f"{block}.mlp.fc1", f"{old}.output.dense": f"{block}.mlp.fc2",
         **{f"{old}.{norm}": f"{block}.{norm}" for norm in ("layernorm_before", "layernorm_after")}, old: block,
     }  # fmt: skip
@@ -248,7 +252,10 @@ DEIT_DISTILLED = replace(
         *_affine("distillation_classifier", "", "k m -> m k", "k", letter="distillation"),
     ),
     modules=_modules("deit.", "deit.layers.{}", "attention", None)
-    | {"cls_classifier": (None, "class_token_logits"), "distillation_classifier": (None, "distillation_logits")},
+    | {
+        "cls_classifier": (None, "class_token_logits"),
+        "distillation_classifier": (None, "distillation_logits"),
+    },
 )
 DEIT_BARE = replace(
     DEIT,
@@ -275,7 +282,7 @@ CLIP_VISION = Family(
         Rule(_CLIP + "embeddings.patch_embedding.weight", ("W_patch",), "m c y x -> c y x m"),
         *_norm(_CLIP + "pre_layrnorm", "ln_embed"),  # transformers' spelling
         *_norm(_CLIP_BLOCK + "layer_norm1", "blocks.ln1"), *_norm(_CLIP_BLOCK + "layer_norm2", "blocks.ln2"),
-        *_attention(*(f"{_CLIP_BLOCK}self_attn.{part}_proj" for part in ("q", "k", "v", "out"))),
+        *_attention(_CLIP_BLOCK + "self_attn", ("q_proj", "k_proj", "v_proj"), _CLIP_BLOCK + "self_attn.out_proj"),
         *_mlp(_CLIP_BLOCK + "mlp.fc1", _CLIP_BLOCK + "mlp.fc2"),
         *_norm(_CLIP + "post_layernorm", "ln_pool"),
     ),
@@ -302,10 +309,10 @@ CLIP_VISION_PROJECTION = replace(
     CLIP_VISION,
     name="clip_vision_projection",
     architectures=("CLIPVisionModelWithProjection",),
-    config=CLIP_VISION.config | {"d_proj": "projection_dim"},
+    config={**CLIP_VISION.config, "d_proj": "projection_dim"},
     weights=(*CLIP_VISION.weights, Rule("visual_projection.weight", ("W_proj",), "j m -> m j")),
     ignored_weights=CLIP_VISION.ignored_weights[:1],
-    reads=CLIP_VISION.reads | {"W_proj": (None, ("image_embed",))},
+    reads={**CLIP_VISION.reads, "W_proj": (None, ("image_embed",))},
 )
 
 _DINO_BLOCK = "dinov2.encoder.layer.{}."
@@ -353,13 +360,8 @@ DINOV2 = Family(
     },
     # What attention and MLP give is scaled before it is added.
     reads={"blocks.attn.W_O": ("z", ()), "blocks.mlp.W_out": ("mlp_post", ())},
-    moved={
-        f"{_DINO_BLOCK}attention.{old}": f"{_DINO_BLOCK}attention.{new}"
-        for old, new in {
-            "attention.query": "q_proj", "attention.key": "k_proj", "attention.value": "v_proj",
-            "output.dense": "o_proj",
-        }.items()
-    } | {f"{_DINO_BLOCK}mlp.weights_out": f"{_DINO_BLOCK}mlp.down_proj"},
+    moved={f"{_DINO_BLOCK}attention.{old}": f"{_DINO_BLOCK}attention.{new}" for old, new in _PROJECTIONS.items()}
+    | {f"{_DINO_BLOCK}mlp.weights_out": f"{_DINO_BLOCK}mlp.down_proj"},
 )  # fmt: skip
 DINOV2_BARE = replace(
     DINOV2,
