@@ -170,11 +170,14 @@ class ViT(eqx.Module):
         cut = patches(pixels, config.patch_size)
         projected = contract("...icyjx,cyxm->...ijm", cut, self.W_patch, config)
         projected = projected if self.b_patch is None else projected + self.b_patch
-        flat = mark(projected.reshape(*projected.shape[:-3], -1, config.d_model), "patch_embed")
+        grid = projected.shape[-3:-1]
+        flat = mark(
+            projected.reshape(*projected.shape[:-3], grid[0] * grid[1], config.d_model), "patch_embed"
+        )
         special = [token for token in (self.class_token, self.distillation_token) if token is not None]
         before = jnp.broadcast_to(jnp.stack(special), (*flat.shape[:-2], len(special), config.d_model))
         tokens = mark(jnp.concatenate((before, flat), -2), "embed")
-        rows = interpolated(self.W_pos, config.n_special, config.grid, (cut.shape[-5], cut.shape[-2]))
+        rows = interpolated(self.W_pos, config.n_special, config.grid, grid)
         summed = tokens + mark(jnp.broadcast_to(rows, tokens.shape), "pos_embed")
         return summed if self.ln_embed is None else self.ln_embed(summed, config, under(mark, "ln_embed"))
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import cache
 
 import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -125,8 +124,8 @@ def test_sites__every_module_of_transformers__equal_its_hooks(name):
         "ln2.normalized", "mlp_post", "mlp_out", "resid_post",
     }  # fmt: skip
     exposed |= {
-        "clip_projection": {"ln_embed.normalized", "ln_pool.normalized", "pooled", "image_embed", "mlp_pre"},
-        "clip": {"ln_embed.normalized", "ln_pool.normalized", "pooled", "mlp_pre"},
+        "clip_projection": {"pos_embed", "ln_embed.normalized", "ln_pool.normalized", "pooled", "image_embed", "mlp_pre"},
+        "clip": {"pos_embed", "ln_embed.normalized", "ln_pool.normalized", "pooled", "mlp_pre"},
         "deit_distilled": {"ln_final.normalized", "class_token_logits", "distillation_logits", "class_logits", "mlp_pre"},
         "dinov2_gated": {"ln_final.normalized"},
         "vit_no_pooler": {"ln_final.normalized", "mlp_pre"},

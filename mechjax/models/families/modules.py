@@ -169,5 +169,6 @@ def _kept(sites: tuple[str, ...], path: str, config: ModelConfig) -> tuple[str, 
         "attn_out": written,
         "mlp_out": written and not (config.mixed and path == "blocks.mlp.W_out"),  # not in every layer
         "logits": config.logit_scale == 1.0 and config.final_softcap is None,
+        "pooled": getattr(config, "pooler", False) not in (False, "none"),
     } | dict.fromkeys(("q", "k", "v"), config.qkv_clip is None)
     return tuple(site for site in sites if exact.get(site, True))
