@@ -16,7 +16,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from mechjax.base.catalogue import SITES
 from mechjax.base.errors import ArgumentError, CheckpointError
@@ -148,7 +148,12 @@ class Plan(Record):
 
 def plan(
     model: Any,
-    tokens: tuple[int, ...] | Prompts | Int[Array, "*batch pos"] | jax.ShapeDtypeStruct | None = None,
+    tokens: tuple[int, ...]
+    | Prompts
+    | Int[Array, "*batch pos"]
+    | Float[Array, "*batch channel height width"]
+    | jax.ShapeDtypeStruct
+    | None = None,
     *,
     capture: str | Sequence[str] | None = None,
     edits: Edit | Sequence[Edit] = (),

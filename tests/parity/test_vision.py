@@ -133,6 +133,10 @@ def test_sites__every_module_of_transformers__equal_its_hooks(name):
     assert {site for site, _ in found} == exposed
     assert {layer for _, layer in found} == {None, *range(N_LAYERS)}
     seen = module_values(hf, pixels)
+    for path in [
+        path for path in seen if path.endswith("patch_embedding.output")
+    ]:  # a convolution's: width first
+        seen[path] = seen[path].reshape(*seen[path].shape[:2], -1).swapaxes(1, 2)
     bare = (
         f"{hf.base_model_prefix}."
         if f"{hf.base_model_prefix}.embeddings" not in dict(hf.named_modules())
@@ -234,7 +238,10 @@ def test_gradients__at_sites_and_of_parameters__equal_autograd(name):
     by_path = torch_gradients(hf, model.config)
     assert by_path.keys() == ours.keys()
     for path, value in by_path.items():
-        assert_close(ours[path], value, "gradient")
+        if path.endswith("b_K"):  # a softmax does not see what all keys share: zero, but for rounding
+            assert np.abs(ours[path]).max() < 1e-5 * np.abs(ours["blocks.attn.b_Q"]).max()
+        else:
+            assert_close(ours[path], value, "gradient")
 
 
 def torch_gradients(hf, config):
