@@ -44,7 +44,7 @@ CASES = {
     "dinov2": ("Dinov2ForImageClassification", _DINO | _LABELS),
     "dinov2_gated": ("Dinov2Model", _DINO | {"use_swiglu_ffn": True, "mlp_ratio": 2}),
 }
-QUICK = ("vit", "vit_no_pooler", "deit_distilled", "clip_projection", "dinov2_gated")
+QUICK = ("vit", "clip_projection", "dinov2_gated")
 every_case = pytest.mark.parametrize("name", quick(QUICK, tuple(CASES)))
 OUTPUTS = {
     "logits": "logits",
@@ -176,8 +176,8 @@ def test_stream__is_the_sum_of_what_is_written(name):
     ("name", "changes"),
     [
         ("vit", {"norm_eps": 0.1}),
-        ("vit", {"activation": "quick_gelu"}),
-        ("vit", {"attn_scale": 1.0}),
+        pytest.param("vit", {"activation": "quick_gelu"}, marks=pytest.mark.slow),
+        pytest.param("vit", {"attn_scale": 1.0}, marks=pytest.mark.slow),
         pytest.param("deit_distilled", {"head": "class"}, marks=pytest.mark.slow),
         pytest.param("clip_projection", {"activation": "gelu"}, marks=pytest.mark.slow),
         pytest.param("clip_projection", {"embed_norm": False}, marks=pytest.mark.slow),
@@ -194,10 +194,10 @@ def test_control__a_choice_changed__changes_the_output(name, changes):
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        ("deit_distilled", (16, 20)),
+        ("clip_projection", (25, 12)),
         ("dinov2_gated", (9, 30)),
         pytest.param("dinov2", (12, 12), marks=pytest.mark.slow),
-        pytest.param("clip", (25, 12), marks=pytest.mark.slow),
+        pytest.param("deit_distilled", (16, 20), marks=pytest.mark.slow),
     ],
 )
 def test_positions__of_images_of_other_sizes__are_interpolated_as_transformers_does(name, size):
@@ -294,7 +294,7 @@ FAMILY = {
 }  # fmt: skip
 
 
-@every_case
+@pytest.mark.parametrize("name", quick((*QUICK, "vit_no_pooler"), tuple(CASES)))
 def test_export__every_model__comes_back_bit_for_bit_and_opens_in_transformers(name, tmp_path):
     hf, model, pixels = pair(name)
     folder = mj.export(model, tmp_path / "m", family=FAMILY.get(name, name))
@@ -374,7 +374,8 @@ def test_config__of_what_is_not_implemented__is_refused_by_name(given, message):
         config_from_hf(given)
 
 
-@pytest.mark.parametrize("name", quick(("clip_projection",), ("clip_projection", "dinov2", "deit_distilled")))
+@pytest.mark.parametrize("name", ["clip_projection", "dinov2", "deit_distilled"])
+@pytest.mark.slow
 def test_check__of_a_model_of_images__supports_every_row(name, tmp_path):
     pair(name)[0].save_pretrained(tmp_path)
     found = check(tmp_path)
