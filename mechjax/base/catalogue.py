@@ -19,6 +19,7 @@ _EXPERTS, _SHARED = "models with experts", "models with shared experts"
 _CROSS = "encoder-decoders"
 _ENCODER = "encoder."
 """What sites of an encoder-decoder's encoder begin with."""
+_DISTILLED = "vision transformers with a head for the distillation token"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ _NEURONS = ("pos", "d_mlp")
 
 _TABLE = (
     SiteEntry(
+        "patch_embed", ("patch", "d_model"), "What each patch of an image is projected to, without class tokens.",
+        condition="vision transformers", layered=False,
+    ),
+    SiteEntry(
         "ln_embed.scale", _SCALE, "What the norm on token embeddings divides by.",
         ("embed.ln.hook_scale",), condition=_EMBED_NORM, layered=False,
     ),
@@ -64,7 +69,7 @@ _TABLE = (
         condition=_EMBED_NORM, layered=False,
     ),
     SiteEntry(
-        "embed", _RESID, "Token embedding, as added to the residual stream.",
+        "embed", _RESID, "Token embedding, as added to the residual stream (of images: class tokens and patches).",
         ("hook_embed", "embed.hook_out"),
         layered=False,
     ),
@@ -341,8 +346,36 @@ _TABLE = (
         ("unembed.hook_out",), layered=False,
     ),
     SiteEntry(
-        "pooled", ("d_model",), "Summary of the first token, which the next-sentence head reads.",
-        condition="encoders with a pooler", layered=False,
+        "ln_pool.scale", ("one",), "What the norm on the class token alone divides by.",
+        condition="vision transformers whose last norm stands on the class token alone", layered=False,
+    ),
+    SiteEntry(
+        "ln_pool.normalized", ("d_model",), "Output of the norm on the class token alone, its scale and bias applied.",
+        condition="vision transformers whose last norm stands on the class token alone", layered=False,
+    ),
+    SiteEntry(
+        "pooled", ("d_model",), "Summary of the first token, which the next-sentence head or the projection reads.",
+        condition="encoders and vision transformers with a pooler", layered=False,
+    ),
+    SiteEntry(
+        "image_embed", ("d_proj",), "Projection of the pooled output, which is compared with those of texts.",
+        condition="vision transformers with a projection", layered=False,
+    ),
+    SiteEntry(
+        "patch_mean", ("d_model",), "Mean of the normed stream over patches, which the head reads too.",
+        condition="vision transformers whose head reads the mean of the patches", layered=False,
+    ),
+    SiteEntry(
+        "class_token_logits", ("d_class",), "Logits of the classes, of the class token alone.",
+        condition=_DISTILLED, layered=False,
+    ),
+    SiteEntry(
+        "distillation_logits", ("d_class",), "Logits of the classes, of the distillation token alone.",
+        condition=_DISTILLED, layered=False,
+    ),
+    SiteEntry(
+        "class_logits", ("d_class",), "Logits of the classes of an image.",
+        condition="vision transformers with a classifier", layered=False,
     ),
     SiteEntry(
         "nsp_logits", ("relation",), "Logits of the second text following the first, and of not.",

@@ -59,6 +59,11 @@ def patch(
             "back. Give `mechjax patch` a decoder; in Python `mj.patching.activation_patch` sweeps a model of any "
             "structure, and `mj.intervene(model, mj.replace(site, value))` edits it."
         )
+    if decoder.config.reads_pixels:
+        raise ArgumentError(
+            f"`{model}` reads images and has no next word to bring back. Give `mechjax patch` a decoder; in Python "
+            "`mj.intervene(model, mj.replace(site, value))` edits both."
+        )
     if tokenizer is None:
         raise ArgumentError(
             f"`{model}` has no tokenizer.json, so it cannot read text. Add one to its folder."

@@ -51,13 +51,15 @@ def activations(
 
     Args:
         model: The model; of a decoder, layers behind the site's are not run, of an encoder-decoder the decoder is not.
-        prompts: Batches of prompts, `Prompts`, ids (batch, pos), or what `mechjax.text.pack` gives, all of one shape.
+        prompts: Batches of prompts, `Prompts`, ids (batch, pos), or what `mechjax.text.pack` gives, all of one shape;
+            of a `ViT` batches of normalised images.
         site: Whose activations; axes after the position are laid side by side (heads of `z`, say).
         layer: Of which layer; None for a site outside the layers.
         batch: Rows of what is given.
         key: Shuffles.
         buffer: Rows that are held; None for 64 batches.
-        skip_first: Whether the first real token of each text is left out: it often is far larger than all others.
+        skip_first: Whether the first real token of each text (of an image, the class token) is left out: it often is
+            far larger than all others.
 
     Returns:
         A stream of arrays (batch, width). Rows that fill no whole batch at the end are not given.

@@ -27,3 +27,6 @@ from mechjax.models.steps import at_steps as at_steps
 from mechjax.models.structures import Model as Model
 from mechjax.models.t5 import T5 as T5
 from mechjax.models.t5_config import T5Config as T5Config
+from mechjax.models.vit import Seen as Seen
+from mechjax.models.vit import ViT as ViT
+from mechjax.models.vit_config import ViTConfig as ViTConfig

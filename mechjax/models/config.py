@@ -50,7 +50,7 @@ class Config(ModelConfig):
             "parallel_shared" (both read it through one norm).
         residual_scale: Factor on what attention and MLP write.
         mlp: "plain", "gated" or "none" (attention only: blocks without MLP and without its norm).
-        activation: "gelu" (exact), "gelu_new" (tanh), "silu" or "relu".
+        activation: "gelu" (exact), "gelu_new" (tanh), "silu", "relu" or "quick_gelu" (`x * sigmoid(1.702 x)`).
         qkv_bias, out_bias, mlp_bias, unembed_bias: Whether these projections have biases.
         qkv_clip: Queries, keys and values are clipped to at most this size; None for not at all.
         tied: Whether the unembedding is the embedding's transpose.
@@ -90,7 +90,7 @@ class Config(ModelConfig):
     residual: Literal["serial", "parallel", "parallel_shared"] = "serial"
     residual_scale: float = 1.0
     mlp: Literal["plain", "gated", "none"] = "plain"
-    activation: Literal["gelu", "gelu_new", "silu", "relu"] = "gelu_new"
+    activation: Literal["gelu", "gelu_new", "silu", "relu", "quick_gelu"] = "gelu_new"
     qkv_bias: bool = True
     out_bias: bool = True
     mlp_bias: bool = True

@@ -13,7 +13,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from mechjax.base.errors import JitError, ShapeError, TokenError
+from mechjax.base.errors import ArgumentError, JitError, ShapeError, TokenError
 from mechjax.base.meshes import on_any_mesh
 from mechjax.base.prompts import Prompts
 from mechjax.base.whole import whole
@@ -310,6 +310,11 @@ def as_tokens(
     tokens: Tokens, mask: Bool[Array, "*batch pos"] | None, config: ModelConfig
 ) -> tuple[Int[Array, "*batch pos"], Bool[Array, "*batch pos"] | None]:
     """Ids and mask as arrays, checked as far as they can be seen."""
+    if config.reads_pixels:
+        raise ArgumentError(
+            "This model reads images, and this needs a model of tokens. `mj.capture` and `mj.intervene(model, "
+            "mj.replace(site, value, layer=3, pos=pos))` work on any model, and `jax.vmap` over `pos` sweeps."
+        )
     if isinstance(tokens, Prompts):
         mask = tokens.mask if mask is None else mask
         tokens = tokens.tokens

@@ -63,7 +63,7 @@ def load(
 
     Returns:
         The model, of the class that its structure has (`models/structures.py`): a `Decoder`, for BERT and RoBERTa an
-        `Encoder`, for T5 a `T5`; and its tokenizer, or None where there is no tokenizer.json.
+        `Encoder`, for T5 a `T5`, for images a `ViT`; and its tokenizer, or None where there is no tokenizer.json.
 
     Raises:
         CheckpointError: Missing, truncated or hostile files; missing, left-over or misshapen weights.

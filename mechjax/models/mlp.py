@@ -17,6 +17,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_new": partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
     "relu": jax.nn.relu,
+    "quick_gelu": lambda x: (
+        x * jax.nn.sigmoid(1.702 * x)
+    ),  # Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2
 }
 
 

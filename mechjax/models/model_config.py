@@ -67,7 +67,7 @@ class ModelConfig(abc.ABC):
         return 1
 
     def inputs(self, batch: int, n_pos: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shape and dtype of what a model is called with: so many prompts of so many tokens, of each text that it reads."""
+        """Shapes and dtypes of what a model is called with: as many prompts, and tokens of each, of every text."""
         return (jax.ShapeDtypeStruct((batch, n_pos), jnp.int32),) * self.n_texts
 
     @property

@@ -65,7 +65,7 @@ class Plan(Record):
 
     Attributes:
         name: The model.
-        tokens: Shape of the tokens, (batch, pos); of what takes none, of its first input.
+        tokens: Shape of the tokens, (batch, pos); of what takes none, of its first input, such as pixels.
         dtype: Of the parameters; several where they differ.
         n_params: Number of parameters.
         param_bytes: What they take.
@@ -170,12 +170,12 @@ def plan(
 
     Args:
         model: A name or folder as `load` takes it (of which only the config and the headers of the weights' files are
-            read), a `Config`, a subject of `mechjax.interop`, or any callable pytree with sites, transformed ones
+            read), a config, a subject of `mechjax.interop`, or any callable pytree with sites, transformed ones
             included.
         tokens: A shape such as (batch, pos), or tokens, of which only the shape is looked at. By default one
-            prompt of 128 tokens, or of as many as the model has positions. An encoder-decoder reads as many twice. Of
-            what takes no tokens, its inputs, arrays or `jax.ShapeDtypeStruct`s: one, a tuple of arguments, or a
-            dictionary of named ones, examples first.
+            prompt of 128 tokens, or of as many as the model has positions, or one image. An encoder-decoder reads as
+            many twice. Of what takes no tokens, its inputs, arrays or `jax.ShapeDtypeStruct`s: one, a tuple of
+            arguments, or a dictionary of named ones, examples first.
         capture: Sites to capture.
         edits: What to change.
         dtype: Of the parameters, such as "bfloat16"; None keeps the model's own (float32 for a `Config`).

@@ -13,8 +13,10 @@ from mechjax.models.model_config import ModelConfig
 from mechjax.models.params import assemble
 from mechjax.models.t5 import T5, assemble_t5
 from mechjax.models.t5_config import T5Config
+from mechjax.models.vit import ViT, assemble_vit
+from mechjax.models.vit_config import ViTConfig
 
-Model = Decoder | Encoder | T5
+Model = Decoder | Encoder | T5 | ViT
 """A model of any structure."""
 
 
@@ -37,6 +39,7 @@ STRUCTURES = (
     Structure("decoders", Config, assemble),
     Structure("encoders", EncoderConfig, assemble_encoder),
     Structure("encoder-decoders", T5Config, assemble_t5),
+    Structure("vision transformers", ViTConfig, assemble_vit),
 )
 """Every structure."""
 

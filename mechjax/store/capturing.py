@@ -117,7 +117,7 @@ def _runs(model: Model, batches: Iterator[Placed], said: Specification) -> Itera
         arrays = _captured(model, (batch.ids, batch.mask, batch.positions), said.columns, said.dtype)
         if waiting is not None:
             yield _looked_at(*waiting, said)
-        waiting = (batch.real, batch.ids.shape[1], arrays, *placed[1:])
+        waiting = (batch.real, batch.n_pos, arrays, *placed[1:])
     if waiting is not None:
         yield _looked_at(*waiting, said)
 

@@ -1,7 +1,7 @@
 """Activations as rows: one for each token, of several sites and layers from one run of the model.
 
-A decoder is run up to the last layer that is asked for, and what nobody reads there is left out by the compiler. Of an
-encoder-decoder the encoder alone is run.
+Of an image, one for each position. A decoder is run up to the last layer that is asked for, and what nobody reads there
+is left out by the compiler. Of an encoder-decoder the encoder alone is run.
 """
 
 import math
@@ -18,9 +18,10 @@ from jaxtyping import Array, Bool, Float, Int
 from mechjax.base.errors import SiteError
 from mechjax.base.prompts import Prompts
 from mechjax.base.whole import whole
-from mechjax.models import T5, Decoder, Model
+from mechjax.models import T5, Decoder, Model, ViT
 from mechjax.models.decoder import as_tokens
 from mechjax.models.first_layers import first_layers
+from mechjax.models.patches import as_pixels
 from mechjax.transform import capture
 from mechjax.transform.static import hold
 from mechjax.transform.transforms import Transformed, reads_of
@@ -66,21 +67,30 @@ class Column:
         return f"`{self.site}`" if self.layer is None else f"`{self.site}` of layer {self.layer}"
 
 
+Inputs = Int[Array, "batch pos"] | Float[Array, "batch channel height width"]
+"""What a model is called with."""
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Prompts as the model takes them.
+    """Prompts, or images, as the model takes them.
 
     Attributes:
-        ids: Tokens.
+        ids: Tokens, or pixels.
         mask: True at real ones; None where all are.
         positions: Where they are not those that the model counts itself.
         real: Which tokens give a row, in the order of rows.
     """
 
-    ids: Int[Array, "batch pos"]
+    ids: Inputs
     mask: Bool[Array, "batch pos"] | None
     positions: Int[Array, "batch pos"] | None
     real: Bool[np.ndarray, "token"]
+
+    @property
+    def n_pos(self) -> int:
+        """Positions of each example."""
+        return self.real.size // max(1, len(self.ids))
 
 
 def batch_of(model: Model, prompts: Any, *, skip_first: bool) -> Batch:
@@ -88,12 +98,21 @@ def batch_of(model: Model, prompts: Any, *, skip_first: bool) -> Batch:
 
     Args:
         model: What is run.
-        prompts: `Prompts`, ids, or a batch of packed documents.
-        skip_first: Whether the first real token of each text is left out.
+        prompts: `Prompts`, ids, a batch of packed documents, or normalised images.
+        skip_first: Whether the first real token of each text (of an image, the class token) is left out.
 
     Raises:
         TokenError, ShapeError: Prompts that the model cannot take.
+        ArgumentError: Pixels that are integers.
     """
+    if isinstance(model, ViT):
+        pixels = as_pixels(prompts, model.config, model.W_patch.dtype, any_size=False)
+        pixels = pixels.reshape(-1, *pixels.shape[-3:])
+        height, width = (
+            n // patch for n, patch in zip(pixels.shape[-2:], model.config.patch_size, strict=True)
+        )
+        real = np.arange(model.config.n_special + height * width) >= int(skip_first)
+        return Batch(pixels, None, None, np.tile(real, len(pixels)))
     positions = None
     if isinstance(prompts, Packed):
         prompts, positions = prompts.prompts, prompts.positions
@@ -116,14 +135,14 @@ def filled(batch: Batch, examples: int) -> Batch:
         return batch
     longer = lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)])
     mask, positions = (None if x is None else longer(x) for x in (batch.mask, batch.positions))
-    real = np.concatenate([batch.real, np.zeros(missing * batch.ids.shape[1], bool)])
+    real = np.concatenate([batch.real, np.zeros(missing * batch.n_pos, bool)])
     return Batch(longer(batch.ids), mask, positions, real)
 
 
 @eqx.filter_jit
 def captured(
     model: Model,
-    batch: tuple[Int[Array, "batch pos"], Array | None, Array | None],
+    batch: tuple[Inputs, Array | None, Array | None],
     columns: tuple[Column, ...],
     dtype: str | None = None,
 ) -> tuple[Float[Array, "token _"], ...]:
@@ -131,7 +150,7 @@ def captured(
 
     Args:
         model: What is run.
-        batch: Tokens, mask and positions.
+        batch: Tokens (or pixels), mask and positions.
         columns: Sites at layers.
         dtype: What rows are cast to; None leaves them.
     """
@@ -140,11 +159,12 @@ def captured(
     for column in columns:
         layers[column.site] += () if column.layer is None else (column.layer,)
     reads = tuple(read for site, some in layers.items() for read in reads_of(site, some or None))
-    _, acts = Transformed(hold(_needed(model, columns)), (), reads)(ids, mask=mask, positions=positions)
+    more = {} if isinstance(model, ViT) else {"mask": mask, "positions": positions}
+    _, acts = Transformed(hold(_needed(model, columns)), (), reads)(ids, **more)
     rows = []
     for site, layer in ((column.site, column.layer) for column in columns):
         one = acts[site] if layer is None else acts[site][layers[site].index(layer)]
-        rows.append(one.reshape(ids.size, -1).astype(dtype or one.dtype))
+        rows.append(one.reshape(math.prod(one.shape[:2]), -1).astype(dtype or one.dtype))
     return tuple(rows)
 
 

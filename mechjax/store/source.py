@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
 
 from mechjax.base.errors import ArgumentError
@@ -127,9 +128,13 @@ def _state(prompts: Any) -> Any:
 
 
 def _digest(batch: Batch) -> str:
-    """A checksum of a batch: its tokens, without what padding holds, which of them are real, and their positions."""
+    """A checksum of a batch: its tokens, without what padding holds, which of them are real, and their positions.
+
+    Of images: their pixels.
+    """
     total = hashlib.sha256(f"{batch.ids.shape}".encode())
-    total.update(whole(batch.ids, np.int32).tobytes())
+    pixels = jnp.issubdtype(batch.ids.dtype, jnp.floating)
+    total.update(whole(batch.ids, np.float32 if pixels else np.int32).tobytes())
     if batch.mask is not None and not whole(batch.mask).all():
         total.update(b"mask" + whole(batch.mask).tobytes())
     if batch.positions is not None:

@@ -38,9 +38,12 @@ from mechjax.models.encoder import Encoder
 from mechjax.models.encoder_config import EncoderConfig
 from mechjax.models.load import load, load_config, locate
 from mechjax.models.model_config import ModelConfig
+from mechjax.models.params import parameters
 from mechjax.models.positions import other_angles
 from mechjax.models.t5 import T5
 from mechjax.models.t5_config import T5Config
+from mechjax.models.vit import ViT
+from mechjax.models.vit_config import ViTConfig
 from mechjax.studies.checked import Checked, tolerances_of, verdict_of
 from mechjax.studies.hf_sites import Sites, hf_sites
 from mechjax.transform import capture, list_sites
@@ -80,8 +83,9 @@ def check(
 
     Args:
         name_or_folder: A shipped model, a folder in Hugging Face layout, or a name on the Hub.
-        tokens: Prompts of equal length, without padding; random ids by default. Of an encoder-decoder, the encoder's.
-        seed: Which random ids.
+        tokens: Prompts of equal length, without padding, or normalised images; random ones by default. Of an
+            encoder-decoder, the encoder's.
+        seed: Which random ones.
         dtype: Of the weights on both sides; None keeps the checkpoint's. "float32" compares a bfloat16 checkpoint
             without the rounding, in twice the memory.
         against: Another checkpoint of the same shape for transformers to load, such as the original of a converted one.
@@ -97,7 +101,7 @@ def check(
     folder = locate(name_or_folder)
     other = folder if against is None else locate(against)
     model, _ = load(folder, dtype=dtype)
-    config, kept = model.config, model.W_E.dtype.name
+    config, kept = model.config, next(iter(parameters(model).values())).dtype.name
     if against is not None and load_config(other) != config:
         raise ArgumentError(
             f"`{against}` is a model of another config than `{name_or_folder}`, so their sites do not correspond. Pass "
@@ -141,18 +145,21 @@ def check(
 def sum_of_writes(run: Run) -> Found:
     """`resid_post == resid_pre + attn_out + mlp_out`, and what leaves a layer enters the next.
 
-    In an encoder every sum is normed: `resid_mid == ln1(resid_pre + attn_out)`, and so on.
+    In an encoder every sum is normed: `resid_mid == ln1(resid_pre + attn_out)`, and so on; in CLIP the first is.
     """
     if isinstance(run.model, Encoder):
         return _normed_sums(run.model, run.sites)
     stacks = [prefix for prefix in (_ENCODER, "") if (f"{prefix}resid_pre", 0) in run.sites]
-    return [row for prefix in stacks for row in _sums(prefix, run.sites)]
+    return [row for prefix in stacks for row in _sums(prefix, run)]
 
 
-def _sums(prefix: str, sites: Sites) -> Found:
+def _sums(prefix: str, run: Run) -> Found:
     """The sums of one stack of layers, whose sites begin with `prefix`."""
-    where = "encoder's " if prefix else ""
-    start = [sites[prefix + name, None] for name in ("embed", "pos_embed") if (prefix + name, None) in sites]
+    sites, where = run.sites, "encoder's " if prefix else ""
+    # The sum is normed; a decoder norms tokens alone.
+    normed = isinstance(run.model, ViT) and run.model.ln_embed is not None
+    names = ("ln_embed.normalized",) if normed else ("embed", "pos_embed")
+    start = [sites[prefix + name, None] for name in names if (prefix + name, None) in sites]
     found = [(f"entering {where}layer 0", sites[f"{prefix}resid_pre", 0], np.sum(start, 0))]
     after = f"{prefix}resid_post"
     for layer in sorted(layer for name, layer in sites if name == after and layer is not None):
@@ -190,7 +197,9 @@ def _normed_sums(model: Encoder, sites: Sites) -> Found:
 
 
 def padding(run: Run) -> Found:
-    """Prompts with padding, on the right and on the left, against the same prompts without."""
+    """Prompts with padding, on the right and on the left, against the same prompts without. Nothing for images."""
+    if isinstance(run.model, ViT):
+        return []
     tokens, second, n = run.tokens, run.second, run.tokens.shape[1]
     short = n - min(3, n // 2)
     real = np.broadcast_to(np.arange(n) < short, tokens.shape)
@@ -220,13 +229,14 @@ def batch(run: Run) -> Found:
 def cached(run: Run) -> Found:
     """Prompts in two pieces, and token by token, through a cache, against the same prompts at once.
 
-    Nothing for an encoder, which has no cache, for an encoder-decoder, whose cache is that of its generation, and for
-    prompts past a length where angles change, which cached keys cannot follow.
+    Nothing for encoders and models of images, which have no cache, for an encoder-decoder, whose cache is that of its
+    generation, and for prompts past a length where angles change, which cached keys cannot follow.
     """
-    (n_rows, n), model = run.tokens.shape, run.model
-    if isinstance(model, (Encoder, T5)):
+    model = run.model
+    if isinstance(model, (Encoder, T5, ViT)):
         return []
     config: Config = model.config
+    n_rows, n = run.tokens.shape
     if any(length < n for length in other_angles(config)):
         return []
 
@@ -260,10 +270,24 @@ class _Row:
     verdict: Any
 
 
+def _images(tokens: Any, config: ViTConfig, seed: int) -> np.ndarray:
+    shape = config.inputs(_N_PROMPTS, 0)[0].shape
+    drawn = np.random.default_rng(seed).standard_normal(shape) if tokens is None else np.asarray(tokens)
+    if drawn.ndim != 4 or drawn.shape[1:] != shape[1:] or not np.issubdtype(drawn.dtype, np.floating):
+        right = ", ".join(map(str, shape[1:]))
+        raise ShapeError(
+            f"`tokens` of a model of images must be normalised pixels of shape (batch, {right}); got {drawn.dtype} of "
+            f"shape {drawn.shape}. Pass none for random ones."
+        )
+    return drawn.astype(np.float32)
+
+
 def _prompts(tokens: Any, config: Any, seed: int) -> np.ndarray:
+    if tokens is None and seed < 0:
+        raise ArgumentError(f"seed={seed} is negative: pass a whole number from 0.")
+    if isinstance(config, ViTConfig):
+        return _images(tokens, config, seed)
     if tokens is None:
-        if seed < 0:
-            raise ArgumentError(f"seed={seed} is negative: pass a whole number from 0.")
         n_pos = max(_N_POS, min(_windows(config), default=0) + 4)
         n_pos = min(n_pos, _LONGEST, getattr(config, "n_ctx", _LONGEST))
         while n_pos in (
@@ -337,6 +361,8 @@ def _theirs(
 
 def _inputs(config: ModelConfig, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """Every token is one, whatever its id: models that find padding by its id must not."""
+    if isinstance(config, ViTConfig):
+        return {}
     inputs = {"attention_mask": np.ones(tokens.shape, np.int64)}
     if (second := _second(config, tokens)) is not None:
         inputs |= {"decoder_input_ids": second, "decoder_attention_mask": inputs["attention_mask"]}
@@ -401,7 +427,8 @@ def _by_site(ours: Sites, theirs: Sites, config: ModelConfig, dtype: str) -> tup
         (key for key in shared if not difference[key] <= tolerances_of(dtype, config.n_layers)[0]), None
     )
     rows = []
-    for name in ("logits", *(name for name in SITES if name != "logits")):
+    first = ("logits", "class_logits")
+    for name in (*first, *(name for name in SITES if name not in first)):
         mine = [key for key in shared if key[0] == name]
         if mine:
             worst = max(mine, key=lambda key: difference[key])

@@ -29,7 +29,7 @@ def hf_sites(hf: Any, config: ModelConfig, tokens: np.ndarray, **inputs: Any) ->
     Args:
         hf: A transformers model of a family that mechjax knows, in evaluation mode. Patterns need its eager attention.
         config: Our config of it.
-        tokens: Ids. Shape (batch, pos).
+        tokens: Ids, of shape (batch, pos), or pixels (batch, channel, height, width).
         **inputs: What else the model is called with, as arrays, such as `attention_mask` or `decoder_input_ids`.
 
     Returns:
@@ -42,11 +42,15 @@ def hf_sites(hf: Any, config: ModelConfig, tokens: np.ndarray, **inputs: Any) ->
     torch = require("torch", extra="torch")
     family, sites = _family(hf), Sites()
     eager = hf.config._attn_implementation == "eager"  # asked for patterns, others turn eager
-    n_batch, n_pos = tokens.shape
+    n_batch = len(tokens)
 
     def keep(site: str, layer: int | None, value: np.ndarray) -> None:
-        own = value.shape[-len(SITES[site].axes) + 1 :]
+        own = value.shape[-len(SITES[site].axes) + 1 :] if len(SITES[site].axes) > 1 else ()
+        if not own:  # one vector for each example
+            sites[site, layer] = value.reshape(n_batch, -1)
+            return
         if value.ndim < len(own) + 2:  # examples and positions are merged, or there are none
+            n_pos = tokens.shape[1] if tokens.ndim == 2 else value.shape[-len(own) - 1]
             value = value.reshape(-1, n_pos, *own)
         # Positions may be embedded once for all examples.
         sites[site, layer] = np.broadcast_to(value, (n_batch, *value.shape[1:]))
@@ -69,7 +73,7 @@ def hf_sites(hf: Any, config: ModelConfig, tokens: np.ndarray, **inputs: Any) ->
             handle.remove()
     logits = getattr(output, "logits", getattr(output, "prediction_logits", None))
     if logits is not None:
-        sites["logits", None] = _array(torch, logits)
+        sites["logits" if logits.ndim == 3 else "class_logits", None] = _array(torch, logits)
     for name, site in family.patterns.items():
         for layer, pattern in enumerate(getattr(output, name, None) or ()):
             if pattern is not None:
@@ -134,7 +138,7 @@ def _whole(
     if module.reads is not None and entering is not None:
         keep(module.reads, layer, _own_axes(entering, module.reads, config))
     for site in module.gives:
-        if leaving is not None and SITES[site].axes[0] == "pos" and not _undecided(leaving, site):
+        if leaving is not None and not _undecided(leaving, site):
             keep(site, layer, _own_axes(leaving, site, config))
 
 
@@ -167,6 +171,8 @@ def _undecided(value: np.ndarray, site: str) -> bool:
 def _own_axes(value: np.ndarray, site: str, config: Any) -> np.ndarray:
     """Heads apart and after positions, where a module has them merged or before."""
     axes = SITES[site].axes
+    if axes[0] == "patch" and value.ndim == 4:  # a convolution has rows and columns, behind the width
+        value = value.reshape(*value.shape[:2], -1).swapaxes(1, 2)
     if axes[-1] != "d_head":
         return value
     heads = config.n_heads if "head" in axes else config.n_kv_heads

@@ -215,8 +215,8 @@ def _plans(spec: SweepSpec) -> tuple[_Plans, str]:
     model, tokenizer = load(spec.model, dtype=spec.dtype, revision=spec.revision, mesh=mesh)
     if not isinstance(model, Decoder):
         raise ArgumentError(
-            f"`{spec.model}` is one of the {structure_of(model.config).name}: this sweep patches decoders, from prompts. "
-            "In Python `mj.patching.activation_patch` sweeps a model of any structure."
+            f"`{spec.model}` is one of the {structure_of(model.config).name}: this sweep patches decoders, from "
+            "prompts. In Python `mj.patching.activation_patch` sweeps a model of any structure."
         )
     if tokenizer is None:
         raise ArgumentError(

@@ -5,7 +5,7 @@ import pytest
 
 import mechjax as mj
 from mechjax.base.catalogue import SITES, canonical
-from mechjax.models import Config, EncoderConfig, T5Config
+from mechjax.models import Config, EncoderConfig, T5Config, ViTConfig
 from mechjax.models.experts import Experts
 from mechjax.models.latent import Latent
 from mechjax.models.structures import build
@@ -37,6 +37,15 @@ def test_sites__of_models_that_have_them__stand_in_the_tables_order_with_its_axe
     table = mj.list_sites(both, jax.numpy.zeros((1, 3), int), jax.numpy.zeros((1, 2), int))
     assert list(table) == [name for name in SITES if name in set(table)]
     seen |= {name: info for name, info in table.items() if name not in seen}
+    sizes = {"image_size": (4, 4), "patch_size": (2, 2), "d_model": 4, "n_layers": 2, "n_heads": 2}
+    for heads in (
+        {"last_norm": "class", "pooler": "class", "d_proj": 3, "embed_norm": True},
+        {"head": "class_mean", "classes": ("cat", "dog")},
+        {"head": "class_distillation", "classes": ("cat", "dog"), "distilled": True},
+    ):
+        config = ViTConfig(**sizes, **heads)
+        vit = build(config, {path: jax.numpy.zeros(shape) for path, shape in config.shapes.items()})
+        seen |= dict(mj.list_sites(vit, jax.numpy.zeros((1, 3, 4, 4))))
     assert seen.keys() == SITES.keys()
     for name, entry in SITES.items():
         assert seen[name].axes == entry.axes

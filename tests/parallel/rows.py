@@ -98,7 +98,11 @@ def other(config, c):
 
 def subject(config, c):
     """Logits and activations of another model."""
-    out, acts = mj.capture(other(config, c), ["resid_post", "z"])(*c.pair[: config.n_texts])
+    given = c.pair[: len(config.inputs(1, 1))]
+    if config.reads_pixels:
+        pixels = np.random.default_rng(1).standard_normal(config.inputs(4, 0)[0].shape)
+        given = (c.put(jnp.asarray(pixels, jnp.float32), "batch channel height width"),)
+    out, acts = mj.capture(other(config, c), ["resid_post", "z"])(*given)
     return eqx.filter(out, eqx.is_array), acts["resid_post"], acts["z"]
 
 
@@ -294,6 +298,16 @@ SUBJECTS = {
     "experts": EXPERTS,
     "encoder": mj.models.EncoderConfig(d_vocab=20, n_ctx=8, d_model=8, n_layers=2, n_heads=4, d_mlp=16),
     "encoder-decoder": mj.models.T5Config(d_vocab=20, d_model=8, n_layers=2, n_heads=4, d_mlp=16, tied=False),
+    "vision transformer": mj.models.ViTConfig(
+        image_size=(8, 6),
+        patch_size=(2, 3),
+        d_model=8,
+        n_layers=2,
+        n_heads=4,
+        d_mlp=16,
+        head="class",
+        classes=("cat", "dog"),
+    ),
     "latent attention": dataclasses.replace(CONFIG, **LLAMA | {"latent": MLA, "d_head": 5, "rotary_dim": 2}),
 }
 

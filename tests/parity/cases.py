@@ -331,12 +331,17 @@ def module_values(hf: Any, tokens: np.ndarray, **inputs: np.ndarray) -> dict[str
     return seen
 
 
-def assert_spelled(model: Any, acts: Activations, seen: dict[str, np.ndarray]) -> set[str]:
-    """Every path of a module that names a site holds that site's numbers, heads merged; the paths, layers left out."""
+def assert_spelled(
+    model: Any, acts: Activations, seen: dict[str, np.ndarray], before: Collection[str] = ()
+) -> set[str]:
+    """Every path of a module that names a site holds that site's numbers, heads merged; the paths, layers left out.
+
+    Parts of paths in `before` are those of earlier versions of transformers.
+    """
     paths = {path for paths in spellings(model.config).values() for path in paths}
     for pattern in paths:
         site = next(site.name for site in acts.sites if pattern in site.also)
-        if any(renamed in pattern for renamed in ("embed_out", "block_sparse_moe")):  # before transformers 5
+        if any(renamed in pattern for renamed in ("embed_out", "block_sparse_moe", *before)):
             continue
         for layer in acts.layers[site] or (None,):
             path = pattern if layer is None else pattern.format(layer)

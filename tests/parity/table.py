@@ -14,7 +14,7 @@ import numpy as np
 import mechjax as mj
 from mechjax.models.families import FAMILIES, OTHERS, config_from_hf
 from mechjax.studies.hf_sites import hf_sites
-from tests.parity import cases, test_encoders, test_experts, test_t5
+from tests.parity import cases, test_encoders, test_experts, test_t5, test_vision
 
 README = Path(__file__).parents[2] / "README.md"
 BETWEEN = re.compile(
@@ -47,6 +47,8 @@ def every_case() -> Iterator[tuple[Any, ...]]:
     for name in test_t5.CASES:
         hf, model, texts = test_t5.pair(name)
         yield hf, model, *texts
+    for name in test_vision.CASES:
+        yield test_vision.pair(name)
 
 
 def table() -> str:
@@ -63,7 +65,8 @@ def table() -> str:
             seen[site] = max(seen.get(site, 0.0), apart)
     for family in (*FAMILIES, *OTHERS):
         seen = dict(by_family[family.name])
-        logits = f"{seen.pop('logits'):.0e}" if "logits" in seen else "has none"
+        found = next((name for name in ("logits", "class_logits") if name in seen), None)
+        logits = "has none" if found is None else f"{seen.pop(found):.0e}"
         names = ", ".join(f"`{name}`" for name in family.architectures)
         rows.append(f"| {family.name} | {names} | {logits} | {len(seen)} | {max(seen.values()):.0e} |")
     return "\n".join(rows) + "\n"

@@ -111,6 +111,7 @@ def test_sites__every_module_of_transformers__equal_its_hooks(name):
         "resid_post",
     }  # fmt: skip
     exposed |= {"resid_mid"} | (set() if name == "bare" else {"ln_final.normalized", "logits"})
+    exposed |= {"pretraining": {"pooled", "nsp_logits"}, "bare": {"pooled"}}.get(name, set())
     seen = module_values(hf, tokens, token_type_ids=types)
     assert_spelled(
         model, acts, {f"bert.{path}": value for path, value in seen.items()} if name == "bare" else seen

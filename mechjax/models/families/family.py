@@ -52,6 +52,7 @@ class Family:
         reads: Where the module of a parameter reads or gives other sites than a decoder's (`modules.READ_AND_GIVEN`).
         patterns: Fields of a Hugging Face output that hold patterns of every layer, and our sites.
         settled: The config, once the names of the stored tensors are known, where config.json alone does not tell.
+        moved: Modules whose path in newer transformers is not that of their tensors: theirs -> the newer one.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Family:
     reads: Mapping[str, tuple[str | None, tuple[str, ...]]] = field(default_factory=dict)
     patterns: Mapping[str, str] = field(default_factory=lambda: {"attentions": "pattern"})
     settled: Callable[[Any, Collection[str]], Any] | None = None
+    moved: Mapping[str, str] = field(default_factory=dict)
 
     def spellings(self, name: str) -> tuple[str, ...]:
         """What checkpoints may call a tensor: as the whole model has it, as the bare one, and both in old spelling."""
@@ -168,6 +170,10 @@ def write_config(config: ModelConfig, family: Family) -> dict[str, Any]:
     """
     hf = {"architectures": [family.architectures[0]], "model_type": family.model_type} | family.to_hf(config)
     back = read_config(hf, family, precision=config.precision)
+    if family.settled is not None:
+        back = family.settled(
+            back, {name for rule in family.rules_for(config) for name in rule.names(config)}
+        )
     computes = family.kind.__dataclass_fields__.keys() - {"source"}
     lost = [
         n
@@ -184,7 +190,7 @@ def activation(key: str) -> Callable[[HfConfig], str]:
     """Reads an activation by its Hugging Face name."""
     names = {
         "gelu": "gelu", "gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new",
-        "silu": "silu", "swish": "silu", "relu": "relu",
+        "silu": "silu", "swish": "silu", "relu": "relu", "quick_gelu": "quick_gelu",
     }  # fmt: skip
 
     def read(hf: HfConfig) -> str:

@@ -23,13 +23,14 @@ from mechjax.models.families.phi import PHI, PHI3
 from mechjax.models.families.qwen import QWEN2, QWEN3
 from mechjax.models.families.stablelm import STABLELM
 from mechjax.models.families.t5 import ENCODER_DECODERS
+from mechjax.models.families.vit import VISION
 
 FAMILIES: tuple[Family, ...] = (
     GPT2, LLAMA, MISTRAL, NEOX, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, NEO, GPTJ, PHI, PHI3, OLMO, OLMO2, OLMO3, STABLELM,
     COHERE, COHERE2, GRANITE, FALCON, BLOOM, OPT, MIXTRAL, QWEN3_MOE, OLMOE, GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3,
 )  # fmt: skip
 """Every family of decoders, in the order in which an export tries them."""
-OTHERS: tuple[Family, ...] = (*ENCODERS, *ENCODER_DECODERS)
+OTHERS: tuple[Family, ...] = (*ENCODERS, *ENCODER_DECODERS, *VISION)
 """Every family of other structures."""
 EVERY: tuple[Family, ...] = (*FAMILIES, NATIVE, *OTHERS)
 """Every family."""

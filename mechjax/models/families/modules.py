@@ -6,7 +6,7 @@ their own are listed by their families.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from mechjax.base.errors import ArgumentError, did_you_mean
@@ -79,6 +79,9 @@ def modules(family: Family, config: ModelConfig) -> tuple[Module, ...]:
             found[module.path] = module
     for path, (reads, gives) in family.modules.items():
         found[path] = Module(path, reads, () if gives is None else _kept((gives,), path, config))
+    for old, new in family.moved.items():
+        if old in found:
+            found.setdefault(new, replace(found[old], path=new))
     return tuple(module for module in found.values() if module.reads or module.gives)
 
 
@@ -181,5 +184,6 @@ def _kept(sites: tuple[str, ...], path: str, config: ModelConfig) -> tuple[str, 
         "attn_out": written,
         "mlp_out": written and not (config.mixed and path == "blocks.mlp.W_out"),  # not in every layer
         "logits": config.logit_scale == 1.0 and config.final_softcap is None,
+        "pooled": getattr(config, "pooler", False) not in (False, "none"),
     } | dict.fromkeys(("q", "k", "v"), config.qkv_clip is None)
     return tuple(site for site in sites if exact.get(site, True))

@@ -4,8 +4,8 @@ A layout is written as in einops: "m (part h d) -> part m h d" cuts a fused GPT-
 read from right to left it fuses them again. The letters are sizes of the config, its `letters`; a decoder's are v
 vocabulary, m d_model, h heads, n key heads, g heads per key head, d d_head, f d_mlp, r rows of the position embedding,
 e experts, x neurons of an expert, s of the shared ones, q and c ranks of latent attention, o, t and u its d_nope,
-d_rope and d_value; `part` counts the rule's parameters. Where parts differ in size, their sizes are added: in
-"(h+n+n d) m -> m h+n+n d" the first parameter takes h of the heads, the others n each.
+d_rope and d_value; `part` counts the rule's parameters, and 1 is an axis that we do not have. Where parts differ in
+size, their sizes are added: in "(h+n+n d) m -> m h+n+n d" the first parameter takes h of the heads, the others n each.
 """
 
 import math
@@ -120,7 +120,7 @@ def _summand(side: str, i: int) -> str:
 def rearrange(array: Any, source: str, target: str, sizes: Mapping[str, int]) -> Any:
     """Split, permute and merge axes as in einops; every axis's size is known, so a wrong shape cannot pass."""
     split, merged = _groups(source), _groups(target)
-    before, after = [a for group in split for a in group], [a for group in merged for a in group]
+    before, after = ([a for group in side for a in group if a != "1"] for side in (split, merged))
     array = array.reshape([sizes[axis] for axis in before]).transpose([before.index(axis) for axis in after])
     return array.reshape([math.prod(sizes[axis] for axis in group) for group in merged])
 
