@@ -306,9 +306,9 @@ def _at(stacked: Any, layer: Array | int) -> Any:
 
 
 def as_tokens(
-    tokens: Tokens, mask: Bool[Array, "*batch pos"] | None, config: Config
+    tokens: Tokens, mask: Bool[Array, "*batch pos"] | None, config: Any
 ) -> tuple[Int[Array, "*batch pos"], Bool[Array, "*batch pos"] | None]:
-    """Ids and mask as arrays, checked as far as they can be seen."""
+    """Ids and mask as arrays, checked as far as they can be seen, for a model of any structure."""
     if isinstance(tokens, Prompts):
         mask = tokens.mask if mask is None else mask
         tokens = tokens.tokens
@@ -329,7 +329,7 @@ def as_tokens(
         raise ShapeError(
             f"Token ids need a shape (*batch, pos) with at least one position, got {tokens.shape}."
         )
-    if config.positions == "learned" and tokens.shape[-1] > config.n_ctx:
+    if getattr(config, "positions", "none") == "learned" and tokens.shape[-1] > config.n_ctx:
         raise ShapeError(
             f"{tokens.shape[-1]} tokens, but the model has {config.n_ctx} learned positions (`n_ctx`): shorten "
             "the prompts."

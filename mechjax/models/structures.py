@@ -8,6 +8,8 @@ from mechjax.base.errors import ArgumentError
 from mechjax.models.config import Config
 from mechjax.models.encoder import assemble_encoder
 from mechjax.models.encoder_config import EncoderConfig
+from mechjax.models.mamba import assemble_mamba
+from mechjax.models.mamba_config import MambaConfig
 from mechjax.models.model_config import ModelConfig
 from mechjax.models.params import assemble
 
@@ -30,6 +32,7 @@ class Structure:
 STRUCTURES = (
     Structure("decoders", Config, assemble),
     Structure("encoders", EncoderConfig, assemble_encoder),
+    Structure("state space models", MambaConfig, assemble_mamba),
 )
 """Every structure."""
 

@@ -5,7 +5,6 @@ family needs nothing here. Attention patterns are what `output_attentions` retur
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 from mechjax.base.catalogue import SITES
 from mechjax.base.errors import UnsupportedModelError
 from mechjax.base.optional import require
-from mechjax.models.config import Config
 from mechjax.models.families import EVERY, Family, Rule
 from mechjax.models.families.modules import Module, fused, modules, read_and_given
 
@@ -22,7 +20,7 @@ Sites = dict[tuple[str, int | None], np.ndarray]
 """(site, layer) -> its numbers, of shape (batch, pos, ...) or (batch, head, query, key); the layer may be None."""
 
 
-def hf_sites(hf: Any, config: Config, tokens: np.ndarray, **inputs: Any) -> Sites:
+def hf_sites(hf: Any, config: Any, tokens: np.ndarray, **inputs: Any) -> Sites:
     """Every site that the modules of a Hugging Face model expose, and its logits.
 
     Args:
@@ -66,7 +64,7 @@ def hf_sites(hf: Any, config: Config, tokens: np.ndarray, **inputs: Any) -> Site
     logits = getattr(output, "logits", getattr(output, "prediction_logits", None))
     if logits is not None:
         sites["logits", None] = _array(torch, logits)
-    for layer, pattern in enumerate(output.attentions or ()):
+    for layer, pattern in enumerate(getattr(output, "attentions", None) or ()):
         if pattern is not None:
             sites["pattern", layer] = _array(torch, pattern)
     return sites
@@ -99,7 +97,7 @@ def _family(hf: Any) -> Family:
     raise UnsupportedModelError(f"A {name} has no family whose modules are known; known are {known}.")
 
 
-def _readers(family: Family, config: Config, keep: _Keep) -> dict[str, _Read]:
+def _readers(family: Family, config: Any, keep: _Keep) -> dict[str, _Read]:
     """Path of a module -> what is read where it is entered and left."""
     readers = {}
     for module in modules(family, config):
@@ -111,7 +109,7 @@ def _readers(family: Family, config: Config, keep: _Keep) -> dict[str, _Read]:
     return readers
 
 
-def _places(pattern: str, config: Config) -> list[tuple[str, int | None]]:
+def _places(pattern: str, config: Any) -> list[tuple[str, int | None]]:
     if "{}" not in pattern:
         return [(pattern, None)]
     return [(pattern.format(layer), layer) for layer in range(config.n_layers)]
@@ -120,7 +118,7 @@ def _places(pattern: str, config: Config) -> list[tuple[str, int | None]]:
 def _whole(
     module: Module,
     layer: int | None,
-    config: Config,
+    config: Any,
     keep: _Keep,
     entering: np.ndarray | None,
     leaving: np.ndarray | None,
@@ -137,7 +135,7 @@ def _apart(
     rule: Rule,
     family: Family,
     layer: int | None,
-    config: Config,
+    config: Any,
     keep: _Keep,
     whole: _Read | None,
     entering: np.ndarray | None,
@@ -151,7 +149,9 @@ def _apart(
     for path, part in _parts(leaving, rule, config).items():
         for site in read_and_given(path, family, config)[1]:
             clip = config.qkv_clip if site in ("q", "k", "v") else None  # done outside of the module
-            keep(site, layer, part if clip is None else np.clip(part, -clip, clip))
+            own = (config.n_groups, config.d_state) if SITES[site].axes[1:2] == ("group",) else part.shape[1:]
+            kept = part if clip is None else np.clip(part, -clip, clip)
+            keep(site, layer, kept.reshape(-1, *own))
 
 
 def _undecided(value: np.ndarray, site: str) -> bool:
@@ -159,7 +159,7 @@ def _undecided(value: np.ndarray, site: str) -> bool:
     return SITES[site].axes[-1] == "d_head" and value.ndim == 4 and value.shape[1] == value.shape[2]
 
 
-def _own_axes(value: np.ndarray, site: str, config: Config) -> np.ndarray:
+def _own_axes(value: np.ndarray, site: str, config: Any) -> np.ndarray:
     """Heads apart and after positions, where a module has them merged or before."""
     axes = SITES[site].axes
     if axes[-1] != "d_head":
@@ -170,9 +170,9 @@ def _own_axes(value: np.ndarray, site: str, config: Config) -> np.ndarray:
     return value.reshape(*value.shape[:2], heads, -1)
 
 
-def _parts(value: np.ndarray, rule: Rule, config: Config) -> dict[str, np.ndarray]:
+def _parts(value: np.ndarray, rule: Rule, config: Any) -> dict[str, np.ndarray]:
     """A module's output by the parameters that made it: laid out as its weight, tokens for what it reads."""
     rows = value.reshape(-1, value.shape[-1])
     stored_in_out = rule.layout.startswith("m ")
-    latent = config.latent and replace(config.latent, q_rank=config.latent.q_rank and len(rows))
-    return rule.split(rows if stored_in_out else rows.T, replace(config, d_model=len(rows), latent=latent))
+    read = "m" if stored_in_out else rule.layout.partition("->")[0].split()[-1]
+    return rule.split(rows if stored_in_out else rows.T, config, **{read: len(rows)})

@@ -1,9 +1,10 @@
 """`site`: an identity primitive that names an activation and lowers to nothing.
 
 A site carries, as static parameters, its name, how many layers have it, the names of its axes (right-aligned) and,
-inside `shard_map`, how it is partitioned; its layer travels as an operand, so scanned, unrolled and looped layers
-look alike, and so does, in a loop along one of its axes, the index that is running. Batching records where the batch axis stands instead of moving it (a move would cost a transpose in the
-untransformed program). Differentiation names tangents and cotangents (`"resid_post@cotangent"`).
+inside `shard_map`, how it is partitioned; its layer travels as an operand, so scanned, unrolled and looped layers look
+alike, and so does, in a loop along one of its axes, the index that is running. Batching records where the batch axis
+stands instead of moving it (a move would cost a transpose in the untransformed program). Differentiation names tangents
+and cotangents (`"resid_post@cotangent"`).
 """
 
 from typing import Any
@@ -104,8 +105,8 @@ def site(
         `x` unchanged.
 
     Raises:
-        SiteError: `layer` without `layers`, a constant layer out of range, more axes than dimensions, or `along` without
-            a layer, an axis of the site and length 1 there.
+        SiteError: `layer` without `layers`, a constant layer out of range, more axes than dimensions, or `along`
+            without a layer, an axis of the site and length 1 there.
     """
     x = jnp.asarray(x)
     if len(axes) > x.ndim:
@@ -139,11 +140,11 @@ def site(
 def _check_along(x: Array, name: str, axes: tuple[str, ...], axis: str, layer: Any) -> None:
     if axis not in axes or x.shape[x.ndim - len(axes) + axes.index(axis)] != 1:
         raise SiteError(
-            f"site `{name}` runs along `{axis}`, one index at a time: its value, of shape {x.shape}, must have that axis "
-            f"among {axes}, of length 1."
+            f"site `{name}` runs along `{axis}`, one index at a time: its value, of shape {x.shape}, must have that "
+            f"axis among {axes}, of length 1."
         )
     if layer is None:
         raise SiteError(
-            f"site `{name}` runs along `{axis}`, so the loop's counter is no layer: pass `layer=` and `layers=` (0 and 1 "
-            "where there is one)."
+            f"site `{name}` runs along `{axis}`, so the loop's counter is no layer: pass `layer=` and `layers=` (0 and "
+            "1 where there is one)."
         )
