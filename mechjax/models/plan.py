@@ -24,10 +24,10 @@ from mechjax.base.prompts import Prompts
 from mechjax.base.records import Record
 from mechjax.base.units import in_bytes, in_flop, in_words
 from mechjax.hub import Checkpoint, read_config
-from mechjax.models.config import Config
-from mechjax.models.init import init
 from mechjax.models.load import load_config, locate
+from mechjax.models.model_config import ModelConfig
 from mechjax.models.share import Share, Sizes, arranged, shared
+from mechjax.models.structures import build
 from mechjax.parallel.described import ChipMemory, Placed, memory_per_chip
 from mechjax.parallel.layout import layout
 from mechjax.transform.captured import Activations
@@ -223,9 +223,9 @@ def subject_of(model: Any, dtype: Any) -> tuple[str, Any]:
     if isinstance(model, (str, os.PathLike)):
         name, model, dtype = os.fspath(model), load_config(model), dtype or _stored_dtype(model)
     kind = None if dtype is None else _float(dtype)
-    if isinstance(model, Config):
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        return name, jax.eval_shape(lambda key: init(model, key=key, dtype=kind or jnp.float32), key)
+    if isinstance(model, ModelConfig):
+        shapes = {path: jax.ShapeDtypeStruct(shape, kind or jnp.float32) for path, shape in model.shapes.items()}
+        return name, jax.eval_shape(lambda params: build(model, params), shapes)
 
     def shape(x: Any) -> Any:
         if not (eqx.is_array(x) or _is_shape(x)):
@@ -261,7 +261,7 @@ def _float(dtype: Any) -> Any:
 
 
 def _default(model: Any, subject: Any) -> tuple[int, int]:
-    config = model if isinstance(model, Config) else getattr(subject, "config", None)
+    config = model if isinstance(model, ModelConfig) else getattr(subject, "config", None)
     return 1, min(_POSITIONS, getattr(config, "n_ctx", _POSITIONS))
 
 

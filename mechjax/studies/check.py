@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +35,10 @@ from mechjax.models.config import Config
 from mechjax.models.encoder import Encoder
 from mechjax.models.encoder_config import EncoderConfig
 from mechjax.models.load import load, load_config, locate
+from mechjax.models.mamba_config import MambaConfig
+from mechjax.models.model_config import ModelConfig
 from mechjax.models.positions import other_angles
+from mechjax.models.state_cache import StateCache
 from mechjax.studies.checked import Checked, tolerances_of, verdict_of
 from mechjax.studies.hf_sites import Sites, hf_sites
 from mechjax.transform import capture, list_sites
@@ -127,7 +130,7 @@ def check(
 
 
 def sum_of_writes(run: Run) -> Found:
-    """`resid_post == resid_pre + attn_out + mlp_out`, and what leaves a layer enters the next.
+    """`resid_post == resid_pre + attn_out + mlp_out + mixer_out`, where these are; what leaves a layer enters the next.
 
     In an encoder every sum is normed: `resid_mid == ln1(resid_pre + attn_out)`, and so on.
     """
@@ -137,7 +140,8 @@ def sum_of_writes(run: Run) -> Found:
     start = [sites[name, None] for name in ("embed", "pos_embed") if (name, None) in sites]
     found = [("entering layer 0", sites["resid_pre", 0], np.sum(start, 0))]
     for layer in sorted(layer for name, layer in sites if name == "resid_post" and layer is not None):
-        read = [sites[name, layer] for name in ("resid_pre", "attn_out", "mlp_out") if (name, layer) in sites]
+        parts = ("resid_pre", "attn_out", "mlp_out", "mixer_out")
+        read = [sites[name, layer] for name in parts if (name, layer) in sites]
         found.append((f"layer {layer}", sites["resid_post", layer], np.sum(read, 0)))
         if layer:
             before = sites["resid_post", layer - 1]
@@ -197,12 +201,12 @@ def cached(run: Run) -> Found:
     (n_rows, n), model = run.tokens.shape, run.model
     if isinstance(model, Encoder):
         return []
-    config: Config = model.config
-    if any(length < n for length in other_angles(config)):
+    config = model.config
+    if isinstance(config, Config) and any(length < n for length in other_angles(config)):
         return []
 
     def in_pieces(*cuts: int) -> np.ndarray:
-        cache, logits = Cache.empty(config, n_rows, n, model.W_E.dtype), []
+        cache, logits = _no_cache(config, n_rows, n, model.W_E.dtype), []
         for piece in np.split(run.tokens, cuts, axis=1):
             part, cache = model(piece, cache=cache)
             logits.append(_float(part))
@@ -212,6 +216,12 @@ def cached(run: Run) -> Found:
         ("two pieces", in_pieces(n // 2), run.logits),
         ("token by token", in_pieces(*range(1, n)), run.logits),
     ]
+
+
+def _no_cache(config: ModelConfig, n_rows: int, n_pos: int, dtype: Any) -> Any:
+    if isinstance(config, MambaConfig):
+        return StateCache.empty(config, n_rows, dtype)
+    return Cache.empty(cast(Config, config), n_rows, n_pos, dtype)
 
 
 CHECKS: dict[str, Callable[[Run], Found]] = {
@@ -231,16 +241,16 @@ class _Row:
     verdict: Any
 
 
-def _prompts(tokens: Any, config: Config, seed: int) -> np.ndarray:
+def _prompts(tokens: Any, config: Any, seed: int) -> np.ndarray:
     if tokens is None:
         if seed < 0:
             raise ArgumentError(f"seed={seed} is negative: pass a whole number from 0.")
-        windows = [window for window in config.windows or () if window is not None]
+        windows = [window for window in _windows(config) if window is not None]
         n_pos = max(_N_POS, min(windows, default=0) + 4)
-        n_pos = min(n_pos, _LONGEST, config.n_ctx)
+        n_pos = min(n_pos, _LONGEST, getattr(config, "n_ctx", _LONGEST))
         while n_pos in (
-            config.n_heads,
-            config.n_kv_heads,
+            getattr(config, "n_heads", None),
+            getattr(config, "n_kv_heads", None),
         ):  # else heads before positions look like heads after
             n_pos -= 1
         return np.random.default_rng(seed).integers(0, config.d_vocab, (_N_PROMPTS, n_pos), np.int32)
@@ -254,6 +264,10 @@ def _prompts(tokens: Any, config: Config, seed: int) -> np.ndarray:
             f"{ids.dtype} of shape {ids.shape}. Pass prompts of equal length, or none for random ids."
         )
     return ids.astype(np.int32)
+
+
+def _windows(config: ModelConfig) -> tuple[int | None, ...]:
+    return getattr(config, "windows", None) or ()
 
 
 def _run(model: Any, tokens: np.ndarray) -> Run:
@@ -273,7 +287,9 @@ def _float(x: Array) -> np.ndarray:
     return np.asarray(x, np.float64 if x.dtype == jnp.float64 else np.float32)
 
 
-def _theirs(folder: Path, config: Config, tokens: np.ndarray, dtype: str) -> tuple[str | None, Sites | str]:
+def _theirs(
+    folder: Path, config: ModelConfig, tokens: np.ndarray, dtype: str
+) -> tuple[str | None, Sites | str]:
     """(whose, what transformers computes), or (None, why it does not)."""
     try:
         transformers = require("transformers", extra="torch")
@@ -290,7 +306,7 @@ def _theirs(folder: Path, config: Config, tokens: np.ndarray, dtype: str) -> tup
             return None, f"transformers cannot run it: {type(error).__name__}: {error}"
 
 
-def _inputs(config: Config, tokens: np.ndarray) -> dict[str, np.ndarray]:
+def _inputs(config: ModelConfig, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """Every token is one, whatever its id: models that find padding by its id must not."""
     inputs = {"attention_mask": np.ones(tokens.shape, np.int64)}
     if isinstance(config, EncoderConfig):
@@ -337,7 +353,7 @@ def _quiet(transformers: Any) -> Generator[None, None, None]:
             logging.enable_progress_bar()
 
 
-def _by_site(ours: Sites, theirs: Sites, config: Config, dtype: str) -> tuple[list[_Row], str | None]:
+def _by_site(ours: Sites, theirs: Sites, config: ModelConfig, dtype: str) -> tuple[list[_Row], str | None]:
     """One row per site, logits first, and the first place in forward order that differs."""
     order = {name: i for i, name in enumerate(SITES)}
     inside = min(order[name] for name, entry in SITES.items() if entry.layered)
@@ -385,9 +401,9 @@ def _difference(ours: np.ndarray, right: np.ndarray) -> float:
     return float(np.abs(ours - right).max() / (np.abs(right).max() or 1.0))
 
 
-def _notes(config: Config, n_pos: int, dtype: str, first: str | None) -> tuple[str, ...]:
+def _notes(config: ModelConfig, n_pos: int, dtype: str, first: str | None) -> tuple[str, ...]:
     notes = []
-    if unreached := {window for window in config.windows or () if window is not None and window >= n_pos}:
+    if unreached := {window for window in _windows(config) if window is not None and window >= n_pos}:
         listed = ", ".join(map(str, sorted(unreached)))
         notes.append(f"Windows of {listed} positions are longer than the prompts of {n_pos}: not exercised.")
     if first and dtype in ("float16", "bfloat16"):

@@ -15,6 +15,7 @@ from mechjax.base.errors import UnsupportedModelError
 from mechjax.base.optional import require
 from mechjax.models.families import EVERY, Family, Rule
 from mechjax.models.families.modules import Module, fused, modules, read_and_given
+from mechjax.models.marks import axes_of
 
 Sites = dict[tuple[str, int | None], np.ndarray]
 """(site, layer) -> its numbers, of shape (batch, pos, ...) or (batch, head, query, key); the layer may be None."""
@@ -42,7 +43,7 @@ def hf_sites(hf: Any, config: Any, tokens: np.ndarray, **inputs: Any) -> Sites:
     n_batch, n_pos = tokens.shape
 
     def keep(site: str, layer: int | None, value: np.ndarray) -> None:
-        own = value.shape[-len(SITES[site].axes) + 1 :]  # positions may be embedded once for all examples
+        own = _own_shape(value, site, config)  # positions may be embedded once for all examples
         sites[site, layer] = np.broadcast_to(value.reshape(-1, n_pos, *own), (n_batch, n_pos, *own))
 
     readers = _readers(family, config, keep)
@@ -149,14 +150,26 @@ def _apart(
     for path, part in _parts(leaving, rule, config).items():
         for site in read_and_given(path, family, config)[1]:
             clip = config.qkv_clip if site in ("q", "k", "v") else None  # done outside of the module
-            own = (config.n_groups, config.d_state) if SITES[site].axes[1:2] == ("group",) else part.shape[1:]
-            kept = part if clip is None else np.clip(part, -clip, clip)
-            keep(site, layer, kept.reshape(-1, *own))
+            keep(site, layer, part if clip is None else np.clip(part, -clip, clip))
 
 
 def _undecided(value: np.ndarray, site: str) -> bool:
     """Whether heads may stand before or after positions: there are as many of both."""
     return SITES[site].axes[-1] == "d_head" and value.ndim == 4 and value.shape[1] == value.shape[2]
+
+
+def _own_shape(value: np.ndarray, site: str, config: Any) -> tuple[int, ...]:
+    """Sizes of a site's axes after positions; a Mamba-2's heads and groups come merged."""
+    axes = axes_of(site, config)[1:]
+    if not (getattr(config, "in_heads", False) and axes[0] in ("head", "group")):
+        return value.shape[-len(axes) :]
+    sizes = {
+        "head": config.n_heads,
+        "d_head": config.d_head,
+        "group": config.n_groups,
+        "d_state": config.d_state,
+    }
+    return tuple(sizes[axis] for axis in axes)
 
 
 def _own_axes(value: np.ndarray, site: str, config: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ from jax import lax
 from numpy.testing import assert_allclose, assert_array_equal
 
 import mechjax as mj
-from mechjax.base.errors import JitError, ShapeError, SiteError
+from mechjax.base.errors import SiteError
 from mechjax.transform.site import site
 from tests.tolerances import TOL
 
