@@ -14,6 +14,7 @@ from mechjax.hub import Tokenizer
 from mechjax.metrics import logit_diff
 from mechjax.models.encoder import Encoder
 from mechjax.models.load import load
+from mechjax.models.mamba import Mamba
 from mechjax.patching import activation_patch
 from mechjax.tasks.answer import answer_token
 from mechjax.tasks.pairing import aligned
@@ -52,6 +53,11 @@ def patch(
     if page is not None:
         check_writable(page)
     decoder, tokenizer = load(model)
+    if isinstance(decoder, Mamba):
+        raise ArgumentError(
+            f"`{model}` is a state space model, and `mechjax patch` sweeps decoders. In Python `mj.intervene(model, "
+            "mj.replace(site, value))` puts any site of it, its states too, from one run into another."
+        )
     if isinstance(decoder, Encoder):
         raise ArgumentError(
             f"`{model}` is an encoder: it predicts masked tokens from both sides and has no next word to bring back. "

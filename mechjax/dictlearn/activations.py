@@ -24,7 +24,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mechjax.base.errors import ArgumentError, CheckpointError
-from mechjax.models import Decoder, Encoder
+from mechjax.models import Decoder, Encoder, Mamba
 from mechjax.store.rows import batch_of, captured, columns_of
 
 Rows = Float[Array, "_ width"]
@@ -33,7 +33,7 @@ Some = tuple[Rows, Int[np.ndarray, " some"]]
 
 
 def activations(
-    model: Decoder | Encoder,
+    model: Decoder | Encoder | Mamba,
     prompts: Iterable[Any],
     site: str,
     *,

@@ -224,7 +224,9 @@ def subject_of(model: Any, dtype: Any) -> tuple[str, Any]:
         name, model, dtype = os.fspath(model), load_config(model), dtype or _stored_dtype(model)
     kind = None if dtype is None else _float(dtype)
     if isinstance(model, ModelConfig):
-        shapes = {path: jax.ShapeDtypeStruct(shape, kind or jnp.float32) for path, shape in model.shapes.items()}
+        shapes = {
+            path: jax.ShapeDtypeStruct(shape, kind or jnp.float32) for path, shape in model.shapes.items()
+        }
         return name, jax.eval_shape(lambda params: build(model, params), shapes)
 
     def shape(x: Any) -> Any:

@@ -102,6 +102,11 @@ def resume(
         SiteError: A layer that the model does not have, where it can be seen, or a position that the cache has not.
         ArgumentError: A start without a cache, or a model whose earlier tokens see later ones.
     """
+    if not isinstance(model, Decoder):
+        raise ArgumentError(
+            f"resume takes a decoder, got {type(model).__name__}. An edit runs the whole model: "
+            '`mj.intervene(model, mj.replace("resid_pre", value, layer=3))`.'
+        )
     n_layers = model.config.n_layers
     if isinstance(layer, int) and not 0 <= layer <= n_layers:
         raise SiteError(

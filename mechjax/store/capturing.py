@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.errors import ArgumentError
 from mechjax.base.whole import whole
-from mechjax.models import Decoder, Encoder
+from mechjax.models import Decoder, Encoder, Mamba
 from mechjax.store.manifest import Specification
 from mechjax.store.rows import NUMPY, Column, captured, filled
 from mechjax.store.source import Placed, Position, batches_from
@@ -68,7 +68,7 @@ class _Gathering:
 
 
 def shards_from(
-    model: Decoder | Encoder,
+    model: Decoder | Encoder | Mamba,
     prompts: Iterable[Any],
     said: Specification,
     start: Position,
@@ -107,7 +107,7 @@ def shards_from(
     yield shard.given(end, last=True)
 
 
-def _runs(model: Decoder | Encoder, batches: Iterator[Placed], said: Specification) -> Iterator[_Run]:
+def _runs(model: Decoder | Encoder | Mamba, batches: Iterator[Placed], said: Specification) -> Iterator[_Run]:
     """What each batch gives; the next is being computed while one is looked at."""
     waiting, examples = None, None
     for placed in batches:
@@ -124,7 +124,7 @@ def _runs(model: Decoder | Encoder, batches: Iterator[Placed], said: Specificati
 
 @eqx.filter_jit
 def _captured(
-    model: Decoder | Encoder, batch: Any, columns: tuple[Column, ...], dtype: str
+    model: Decoder | Encoder | Mamba, batch: Any, columns: tuple[Column, ...], dtype: str
 ) -> tuple[tuple[Array, ...], Bool[Array, "column token"]]:
     """Rows, and which of them are finite."""
     rows = captured(model, batch, columns, dtype)

@@ -4,10 +4,10 @@ import dataclasses
 import hashlib
 
 from mechjax.hub import Tokenizer
-from mechjax.models import Decoder, Encoder
+from mechjax.models import Decoder, Encoder, Mamba
 
 
-def config_digest(model: Decoder | Encoder) -> str:
+def config_digest(model: Decoder | Encoder | Mamba) -> str:
     """A checksum of a model's choices that are not the default, so that a new choice leaves it as it was."""
     config = model.config
     choices = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from mechjax.base.digests import arrays_digest
 from mechjax.base.errors import ArgumentError, CheckpointError
-from mechjax.models import Decoder, Encoder
+from mechjax.models import Decoder, Encoder, Mamba
 from mechjax.store.arrays import Columns, digest_of, write_metadata, write_shard
 from mechjax.store.capturing import Rows, shards_from
 from mechjax.store.identity import config_digest
@@ -20,7 +20,7 @@ from mechjax.store.verify import verify
 
 
 def repair(
-    folder: str | Path, model: Decoder | Encoder, prompts: Iterable[Any], *, same_bits: bool = True
+    folder: str | Path, model: Decoder | Encoder | Mamba, prompts: Iterable[Any], *, same_bits: bool = True
 ) -> Store:
     """Make the shards that are missing or damaged again, from the model and the prompts.
 
@@ -62,7 +62,7 @@ def repair(
     return Store(folder, manifest)
 
 
-def _again(model: Decoder | Encoder, prompts: Iterable[Any], manifest: Manifest, number: int) -> Rows:
+def _again(model: Decoder | Encoder | Mamba, prompts: Iterable[Any], manifest: Manifest, number: int) -> Rows:
     """The rows of a shard, made again as they were made.
 
     Raises:

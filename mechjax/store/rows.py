@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mechjax.base.errors import SiteError
 from mechjax.base.prompts import Prompts
 from mechjax.base.whole import whole
-from mechjax.models import Decoder, Encoder
+from mechjax.models import Decoder, Encoder, Mamba
 from mechjax.models.decoder import as_tokens
 from mechjax.models.first_layers import first_layers
 from mechjax.transform import capture
@@ -83,7 +83,7 @@ class Batch:
     real: Bool[np.ndarray, "token"]
 
 
-def batch_of(model: Decoder | Encoder, prompts: Any, *, skip_first: bool) -> Batch:
+def batch_of(model: Decoder | Encoder | Mamba, prompts: Any, *, skip_first: bool) -> Batch:
     """Prompts as arrays, and which of their tokens give a row.
 
     Args:
@@ -122,7 +122,7 @@ def filled(batch: Batch, examples: int) -> Batch:
 
 @eqx.filter_jit
 def captured(
-    model: Decoder | Encoder,
+    model: Decoder | Encoder | Mamba,
     batch: tuple[Int[Array, "batch pos"], Array | None, Array | None],
     columns: tuple[Column, ...],
     dtype: str | None = None,
@@ -140,7 +140,8 @@ def captured(
     for column in columns:
         layers[column.site] += () if column.layer is None else (column.layer,)
     reads = tuple(read for site, some in layers.items() for read in reads_of(site, some or None))
-    _, acts = Transformed(hold(_needed(model, columns)), (), reads)(ids, mask=mask, positions=positions)
+    placed = {} if isinstance(model, Mamba) else {"positions": positions}  # which a Mamba does not have
+    _, acts = Transformed(hold(_needed(model, columns)), (), reads)(ids, mask=mask, **placed)
     rows = []
     for site, layer in ((column.site, column.layer) for column in columns):
         one = acts[site] if layer is None else acts[site][layers[site].index(layer)]
@@ -148,16 +149,16 @@ def captured(
     return tuple(rows)
 
 
-def _needed(model: Decoder | Encoder, columns: tuple[Column, ...]) -> Decoder | Encoder:
+def _needed(model: Decoder | Encoder | Mamba, columns: tuple[Column, ...]) -> Decoder | Encoder | Mamba:
     """The model up to the last layer that is asked for; all of it for a site outside the layers."""
     layers = [column.layer for column in columns if column.layer is not None]
-    if isinstance(model, Encoder) or len(layers) < len(columns):
+    if not isinstance(model, Decoder) or len(layers) < len(columns):
         return model
     return first_layers(model, max(layers) + 1)
 
 
 def columns_of(
-    model: Decoder | Encoder, sites: str | Sequence[str], layers: int | Sequence[int] | None
+    model: Decoder | Encoder | Mamba, sites: str | Sequence[str], layers: int | Sequence[int] | None
 ) -> tuple[Column, ...]:
     """The columns that `captured` gives, in its order. Nothing is computed.
 

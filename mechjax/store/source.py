@@ -16,7 +16,7 @@ import numpy as np
 from mechjax.base.errors import ArgumentError
 from mechjax.base.prompts import Prompts
 from mechjax.base.whole import whole
-from mechjax.models import Decoder, Encoder
+from mechjax.models import Decoder, Encoder, Mamba
 from mechjax.store.rows import Batch, batch_of
 
 
@@ -62,7 +62,7 @@ def start_of(prompts: Any) -> Position:
 
 
 def batches_from(
-    model: Decoder | Encoder, prompts: Iterable[Any], start: Position, *, skip_first: bool
+    model: Decoder | Encoder | Mamba, prompts: Iterable[Any], start: Position, *, skip_first: bool
 ) -> Iterator[Placed]:
     """The batches from a place on, the one that is partly through first.
 
@@ -88,7 +88,7 @@ def batches_from(
         yield batch, before, Position(done, 0, digest, None, state)
 
 
-def _stream_at(model: Decoder | Encoder, prompts: Iterable[Any], start: Position) -> Iterator[Any]:
+def _stream_at(model: Decoder | Encoder | Mamba, prompts: Iterable[Any], start: Position) -> Iterator[Any]:
     """The stream at a place."""
     if start.state is not None and isinstance(prompts, Source):
         prompts.restore(start.state)

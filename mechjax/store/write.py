@@ -26,7 +26,7 @@ from mechjax.base.errors import ArgumentError, WriteError
 from mechjax.base.processes import by_the_first
 from mechjax.base.progress import bar
 from mechjax.hub import Tokenizer
-from mechjax.models import Decoder, Encoder
+from mechjax.models import Decoder, Encoder, Mamba
 from mechjax.store.arrays import Columns, place, write_metadata, write_shard
 from mechjax.store.capturing import Filled, shards_from
 from mechjax.store.identity import config_digest, tokenizer_digest
@@ -53,7 +53,7 @@ _CHUNK, _SHARDS = 128 << 10, 128 << 20  # bytes of a chunk, and of a shard of ev
 
 def write(
     folder: str | Path,
-    model: Decoder | Encoder,
+    model: Decoder | Encoder | Mamba,
     prompts: Iterable[Any],
     sites: str | Sequence[str],
     *,
@@ -107,7 +107,7 @@ def write(
 
 
 def _specification(
-    model: Decoder | Encoder, columns: tuple[Column, ...], dtype: str, shard_rows: int | None, rows: int | None,
+    model: Decoder | Encoder | Mamba, columns: tuple[Column, ...], dtype: str, shard_rows: int | None, rows: int | None,
     skip_first: bool, not_finite: NotFinite, tokenizer: Tokenizer | None, source: str | None,
 ) -> Specification:  # fmt: skip
     """What was asked for.
@@ -140,7 +140,7 @@ def _power_of_two(most: int) -> int:
     return min(1 << max(most.bit_length() - 1, 0), 1024)
 
 
-def _begun(folder: Path, said: Specification, model: Decoder | Encoder, prompts: Any) -> Manifest:
+def _begun(folder: Path, said: Specification, model: Decoder | Encoder | Mamba, prompts: Any) -> Manifest:
     """The manifest of the folder, a new one where it is empty."""
     for stale in (*folder.glob(".saving-*"), *folder.glob("array-*/.saving-*")):  # of who was killed
         stale.unlink(missing_ok=True)
@@ -161,7 +161,9 @@ def _begun(folder: Path, said: Specification, model: Decoder | Encoder, prompts:
     return manifest
 
 
-def _written(folder: Path, model: Decoder | Encoder, prompts: Iterable[Any], manifest: Manifest) -> Manifest:
+def _written(
+    folder: Path, model: Decoder | Encoder | Mamba, prompts: Iterable[Any], manifest: Manifest
+) -> Manifest:
     """The manifest once everything is written."""
     said, stored = manifest.specification, manifest.rows
     left = None if said.rows is None else said.rows - stored

@@ -23,6 +23,7 @@ from mechjax.base.prompts import Prompts
 from mechjax.models.decoder import Decoder
 from mechjax.models.encoder import Encoder
 from mechjax.models.load import load
+from mechjax.models.mamba import Mamba
 from mechjax.parallel import make_mesh, shard
 from mechjax.patching.kept import RUNS, State, kept_in, problems_of, scores_in, state_of
 from mechjax.patching.planned import Planned, planned
@@ -215,6 +216,8 @@ def _plans(spec: SweepSpec) -> tuple[_Plans, str]:
     model, tokenizer = load(spec.model, dtype=spec.dtype, revision=spec.revision, mesh=mesh)
     if isinstance(model, Encoder):
         raise ArgumentError(f"`{spec.model}` is an encoder: activation patching sweeps decoders.")
+    if isinstance(model, Mamba):
+        raise ArgumentError(f"`{spec.model}` is a state space model: activation patching sweeps decoders.")
     if tokenizer is None:
         raise ArgumentError(
             f"`{spec.model}` has no tokenizer.json, so it cannot read text. Add one to its folder."

@@ -14,7 +14,7 @@ import numpy as np
 import mechjax as mj
 from mechjax.models.families import FAMILIES, OTHERS, config_from_hf
 from mechjax.studies.hf_sites import hf_sites
-from tests.parity import cases, test_encoders, test_experts
+from tests.parity import cases, test_encoders, test_experts, test_mambas
 
 README = Path(__file__).parents[2] / "README.md"
 BETWEEN = re.compile(
@@ -43,6 +43,8 @@ def every_case() -> Iterator[tuple[Any, Any, np.ndarray]]:
         yield *test_experts.pair(name), test_experts.TOKENS
     for name in test_encoders.CASES:
         yield test_encoders.pair(name)[:3]
+    for name in test_mambas.CASES:
+        yield test_mambas.pair(name)
 
 
 def table() -> str:
