@@ -54,31 +54,28 @@ def test_padding__anywhere_and_of_any_id__changes_no_real_position(models, name)
     padded = np.full(mask.shape, 99)
     padded[mask] = TOKENS.ravel()
     right = model(TOKENS)
-    padded_logits = model(padded, mask=jnp.asarray(mask))
-    assert_allclose(padded_logits[mask], right.reshape(-1, 11), **TOL["float32", "layout"])
-    _, acts = mj.capture(model, ["state"])(padded, mask=jnp.asarray(mask))
+    assert_allclose(
+        model(padded, mask=jnp.asarray(mask))[mask], right.reshape(-1, 11), **TOL["float32", "layout"]
+    )
+    ignored = mj.add("delta", 1.0, pos=mj.per_example(np.array([4, 7])))  # at padding, where nothing moves
+    out, acts = mj.capture(mj.intervene(model, [ignored]), ["state"])(padded, mask=jnp.asarray(mask))
+    assert_allclose(out[mask], right.reshape(-1, 11), **TOL["float32", "layout"])
     states = np.asarray(acts["state"])
-    assert_array_equal(states[:, 0, 5], states[:, 0, 8])  # nothing moves at padding
+    assert_array_equal(states[:, 0, 5], states[:, 0, 8])
     assert_array_equal(states[:, 0, :2], 0)
-    ignored = mj.intervene(model, [mj.add("delta", 1.0, pos=4)])(padded[:1], mask=jnp.asarray(mask[:1]))
-    assert_allclose(ignored[0][mask[0]], right[0], **TOL["float32", "layout"])
 
 
 @both
 def test_cache__of_pieces_with_padding__gives_what_comes_at_once(models, name):
     model = models[name]
-    right, cache, parts = model(TOKENS), StateCache.empty(CONFIGS[name], 2), []
-    mask = np.array([[1, 1, 0, 1], [1, 0, 1, 1]], bool)
-    padded = np.zeros((2, 4), int)
-    padded[mask] = TOKENS[:, :3].ravel()
-    first, cache = model(padded, mask=jnp.asarray(mask), cache=cache)
-    parts.append(first[mask].reshape(2, 3, -1))
-    for piece in np.split(TOKENS[:, 3:], [1], 1):
-        logits, cache = model(piece, cache=cache)
-        parts.append(logits)
-    assert_allclose(np.concatenate(parts, 1), right, **TOL["float32", "layout"])
-    states = mj.capture(model, ["state"], pos=-1)(TOKENS)[1]["state"]
-    assert_allclose(cache.state, states, **TOL["float32", "layout"])
+    cache, parts = StateCache.empty(CONFIGS[name], 2), []
+    masks = [[1, 1, 0, 1], [1, 0, 1, 1]], [[0, 1, 1, 1], [1, 1, 1, 0]], [[1, 0, 1, 1], [1, 1, 0, 1]]
+    for mask, piece in zip(np.array(masks, bool), np.split(TOKENS, 3, 1), strict=True):
+        padded = np.zeros((2, 4), int)
+        padded[mask] = piece.ravel()
+        logits, cache = model(padded, mask=jnp.asarray(mask), cache=cache)
+        parts.append(logits[mask].reshape(2, 3, -1))
+    assert_allclose(np.concatenate(parts, 1), model(TOKENS), **TOL["float32", "layout"])
     with pytest.raises(ShapeError, match=r"with a cache of \(2,\): the batch axes must be equal"):
         model(TOKENS[0], cache=cache)
 
@@ -100,24 +97,16 @@ def test_recurrences__three_ways__give_the_same():
         assert_allclose(found[1], right[1], **TOL["float32", "layout"])
 
 
-@both
-def test_sites__edited__reach_what_comes_after_them_alone(models, name):
-    model = models[name]
-    acts = mj.capture(model, list(mj.list_sites(model, TOKENS)))(TOKENS)[1]
-    plain = set(mj.capture(model, ["resid_post"])(TOKENS)[1])
-    assert plain == {"resid_post"} and "state" in acts
-    edits = [
-        mj.replace("delta", acts["delta"][1, :1], layer=1, pos=None),
-        mj.scale("gate", 0.5, layer=0, pos=3),
-    ]
-    edited, after = mj.capture(mj.intervene(model, edits[1:]), ["mixer_out", "gate", "conv_in"])(TOKENS)
-    assert_array_equal(after["conv_in"][0], acts["conv_in"][0])
-    assert (np.abs(after["mixer_out"][0] - acts["mixer_out"][0]).max((0, 2)) > 1e-4).tolist() == [
-        t == 3 for t in range(9)
-    ]
-    assert_allclose(edited[:, :3], model(TOKENS)[:, :3], **TOL["float32", "law"])
-    frozen = mj.intervene(model, [mj.replace("mixer_out", acts["mixer_out"])])(TOKENS)
-    assert_allclose(frozen, model(TOKENS), **TOL["float32", "law"])
+def test_sites__edited__reach_what_comes_after_them_alone(models):
+    names, edit = ["conv_in", "state", "mixer_out"], mj.scale("gate", 0.5, layer=0, pos=3)
+    before, acts = mj.capture(models["mamba2"], names)(TOKENS)
+    edited, after = mj.capture(mj.intervene(models["mamba2"], [edit]), names)(TOKENS)
+    for name in ("conv_in", "state"):
+        assert_allclose(after[name][0], acts[name][0], **TOL["float32", "law"])
+    moved = np.abs(after["mixer_out"][0] - acts["mixer_out"][0]).max((0, 2)) > 1e-4
+    assert moved.tolist() == [pos == 3 for pos in range(9)]
+    assert_allclose(edited[:, :3], before[:, :3], **TOL["float32", "layout"])
+    assert (np.abs(edited - before)[:, 3:].max(-1) > 1e-5).all()
 
 
 def test_call__any_leading_axes_jit_and_vmap__give_the_same_rows(models):

@@ -42,8 +42,7 @@ CASES = {
         },
     ),
 }  # fmt: skip
-QUICK = ("mamba", "mamba2", "falcon")
-every_case = pytest.mark.parametrize("name", quick(QUICK, tuple(CASES)))
+every_case = partial(pytest.mark.parametrize, "name")
 both = pytest.mark.parametrize("name", ["mamba", "mamba2"])
 
 
@@ -70,7 +69,7 @@ def assert_close(ours, right, tolerance="parity"):
     assert_allclose(np.asarray(ours).reshape(right.shape) / unit, right / unit, **TOL["float32", tolerance])
 
 
-@every_case
+@every_case(quick(("mamba", "mamba2"), tuple(CASES)))
 def test_logits_and_sites__of_every_module__equal_transformers(name):
     hf, model, tokens = pair(name)
     assert isinstance(model, Mamba)
@@ -103,7 +102,7 @@ def test_logits_and_sites__of_every_module__equal_transformers(name):
     assert_close(acts["resid_pre"][1:], np.asarray(acts["resid_post"][:-1]), "decomposition")
 
 
-@every_case
+@every_case(quick(("falcon",), tuple(CASES)))
 def test_state__after_the_last_token__is_what_transformers_caches(name):
     hf, model, tokens = pair(name)
     with torch.no_grad():
@@ -115,7 +114,7 @@ def test_state__after_the_last_token__is_what_transformers_caches(name):
         assert_close(acts["conv_in"][layer], window)
 
 
-@both
+@every_case(quick(("mamba2",), ("mamba", "mamba2")))
 def test_padding__left_and_right__equals_transformers_at_real_positions(name):
     _, model, tokens = pair(name)
     n = tokens.shape[1]
@@ -127,12 +126,11 @@ def test_padding__left_and_right__equals_transformers_at_real_positions(name):
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("mamba", {"norm_eps": 0.1}),
-        ("mamba", {"activation": "relu"}),
-        ("falcon", {"mixer_norm_eps": 0.5}),
+        pytest.param("mamba", {"norm_eps": 0.1}, marks=pytest.mark.slow),
+        pytest.param("mamba", {"activation": "relu"}, marks=pytest.mark.slow),
+        pytest.param("falcon", {"mixer_norm_eps": 0.5}, marks=pytest.mark.slow),
         ("falcon", {"mixer_norm_eps": None}),
         ("mamba2", {"dt_limit": (0.0, 0.5)}),
-        ("mamba2", {"n_groups": 1, "d_state": 10}),
     ],
 )
 def test_control__a_choice_changed__changes_the_logits(name, changes):
@@ -230,7 +228,7 @@ def _tanh(x, info):
     return jnp.tanh(x)
 
 
-@pytest.mark.parametrize("name", quick(("mamba2",), ("mamba", "mamba2")))
+@pytest.mark.parametrize("name", quick((), ("mamba", "mamba2")))
 def test_gradients__at_states_and_of_parameters__equal_autograd(name, monkeypatch):
     hf, model, tokens = pair(name)
     tokens = tokens[:, :8]
@@ -265,8 +263,8 @@ def test_export__comes_back_bit_for_bit_and_opens_in_transformers(name, tmp_path
     for path, leaf in parameters(back).items():
         np.testing.assert_array_equal(leaf, parameters(model)[path])
     opened = type(hf).from_pretrained(folder).eval()
-    with torch.no_grad():
-        np.testing.assert_array_equal(opened(torch.from_numpy(tokens)).logits.numpy(), theirs(name))
+    with torch.no_grad():  # a Mamba-2 in chunks of another size, which is no choice of the model
+        assert_close(opened(torch.from_numpy(tokens)).logits.numpy(), theirs(name))
 
 
 @pytest.mark.slow

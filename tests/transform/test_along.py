@@ -115,6 +115,7 @@ def test_edits__along_a_loop__flow_on_as_in_the_loop_written_out(name):
     assert np.abs(right - recur(X)[0]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_edits__under_vmap_of_examples_edits_and_layers__equal_loops():
     g = mj.capture(mj.intervene(f, [mj.add("h", 1.0, layer=0, pos=2)]), ["h"])
     out, acts = eqx.filter_vmap(g)(X)
