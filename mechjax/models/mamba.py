@@ -100,8 +100,8 @@ class Mamba(eqx.Module):
                 added.
 
         Raises:
-            TokenError: An id that is no token. (Inside `jit` it cannot be seen, and that example's logits are NaN from
-                there on.)
+            TokenError: An id that is no token. (Inside `jit` it cannot be seen, and that example's logits are NaN, at
+                least from there on.)
             ShapeError: Shapes that do not agree.
         """
         tokens, mask = as_tokens(tokens, mask, self.config)

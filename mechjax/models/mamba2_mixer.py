@@ -4,6 +4,7 @@ As Mamba's, but that a head of channels has one rate, that B and C are shared by
 is, and that what is gated passes a norm, which is taken over the channels of a group by itself.
 """
 
+import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -91,7 +92,9 @@ class Mamba2Mixer(eqx.Module):
         out, windows = [], []
         for (name, axes, W, b, w, bias), window in zip(parts, cache.windows, strict=True):
             given = mark(_split(affine("...m,mi->...i", read, W, b, config), axes), name)
-            convolved, left = short_conv(given.reshape(*read.shape[:-1], -1), w, bias, window, mask)
+            convolved, left = short_conv(
+                given.reshape(*read.shape[:-1], math.prod(axes)), w, bias, window, mask
+            )
             out.append(convolved)
             windows.append(left)
         return out, tuple(windows)
@@ -117,11 +120,11 @@ class Mamba2Mixer(eqx.Module):
 
     def _normed(self, y: Array, config: MambaConfig, mark: Mark) -> Array:
         """The norm of each group's channels, merged."""
-        channels = (config.n_groups, -1)
+        channels = (config.n_groups, config.d_inner // config.n_groups)
         scale = lambda value, name: mark(value, "gated_norm.scale") if name == "scale" else value
         norm = Norm(None if self.norm.w is None else self.norm.w.reshape(channels), None)
         normed = norm(y.reshape(*y.shape[:-2], *channels), config, scale)
-        return mark(normed.reshape(y.shape), "gated_norm.normalized").reshape(*y.shape[:-2], -1)
+        return mark(normed.reshape(y.shape), "gated_norm.normalized").reshape(*y.shape[:-2], config.d_inner)
 
 
 def _split(x: Array, axes: tuple[int, int]) -> Array:

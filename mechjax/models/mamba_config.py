@@ -24,7 +24,7 @@ class MambaConfig(ModelConfig):
         d_state: Numbers that each channel keeps of the past. Default: 16; of Mamba-2, 128.
         d_conv: How many tokens the convolution sees, the current one included.
         dt_rank: Rank of the map from channels to their rates, in Mamba. Default: `d_model / 16`, rounded up.
-        d_head: Channels of a head, in Mamba-2. Default: 64.
+        d_head: Channels of a head, in Mamba-2. Default: 64, or all where there are fewer.
         n_heads: Number of heads, in Mamba-2. Default: `d_inner // d_head`.
         n_groups: Heads of a group share B and C, in Mamba-2. Default: 1.
         activation: Nonlinearity after the convolution: "silu", "gelu" (exact), "gelu_new" (tanh) or "relu".
@@ -62,19 +62,19 @@ class MambaConfig(ModelConfig):
         for name in ("d_vocab", "d_model", "d_conv"):
             check_count(name, getattr(self, name))
         check_count("n_layers", self.n_layers, MAX_LAYERS)
-        self._derive("d_inner", 2 * self.d_model)
-        self._derive("d_state", 128 if self.in_heads else 16)
-        if self.in_heads:
-            self._derive("d_head", 64)
-            self._derive("n_heads", self.d_inner // self.d_head)
-            self._derive("n_groups", 1)
-        else:
-            self._derive("dt_rank", math.ceil(self.d_model / 16))
         for name in _OF_MAMBA if self.in_heads else _OF_MAMBA2:
             if getattr(self, name) is not None:
                 raise ArgumentError(
                     f"`{name}` = {getattr(self, name)!r}: a {self.mixer} has none, leave it out."
                 )
+        self._derive("d_inner", 2 * self.d_model)
+        self._derive("d_state", 128 if self.in_heads else 16)
+        if self.in_heads:
+            self._derive("d_head", min(64, self.d_inner))
+            self._derive("n_heads", self.d_inner // self.d_head)
+            self._derive("n_groups", 1)
+        else:
+            self._derive("dt_rank", math.ceil(self.d_model / 16))
         if isinstance(self.dt_limit, list):
             object.__setattr__(self, "dt_limit", tuple(self.dt_limit))
         self._check_numbers()

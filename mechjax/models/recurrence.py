@@ -6,6 +6,7 @@ since chunks are run again there, backward. `by_products` turns a chunk into mat
 (Mamba-2; Dao and Gu 2024, arXiv:2405.21060, section 6). All run in float32 at least.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -69,7 +70,7 @@ def in_chunks(
         return h, (states * C).sum(-1)
 
     state, y = lax.scan(chunk, widened(state), _chunked(each, CHUNK))
-    y = y.reshape(-1, *y.shape[2:])[:n_pos]
+    y = y.reshape(math.prod(y.shape[:2]), *y.shape[2:])[:n_pos]
     return jnp.moveaxis(y, 0, y.ndim - A.ndim), state
 
 
@@ -104,7 +105,7 @@ def by_products(
 
     h = widened(state).reshape(*state.shape[:-3], *by_group, *state.shape[-2:])
     h, y = lax.scan(chunk, h, _chunked(each, PRODUCT_CHUNK))
-    y = jnp.moveaxis(y.reshape(-1, *y.shape[2:])[:n_pos], 0, -4)
+    y = jnp.moveaxis(y.reshape(math.prod(y.shape[:2]), *y.shape[2:])[:n_pos], 0, -4)
     return y.reshape(*y.shape[:-3], n_heads, d_head), h.reshape(state.shape)
 
 
@@ -134,4 +135,4 @@ def _chunked(each: tuple[Array, ...], size: int) -> tuple[Array, ...]:
     size = min(size, n_pos)
     more = -n_pos % size
     padded = (jnp.pad(v, ((0, more), *((0, 0),) * (v.ndim - 1))) for v in each)
-    return tuple(v.reshape(-1, size, *v.shape[1:]) for v in padded)
+    return tuple(v.reshape((n_pos + more) // size, size, *v.shape[1:]) for v in padded)

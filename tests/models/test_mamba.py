@@ -128,8 +128,6 @@ def test_call__of_what_cannot_be__is_refused(models):
         model(TOKENS, mask=jnp.ones((2, 4), bool))
     with pytest.raises(JitError, match=r"A model cannot be hashed"):
         hash(model)
-    with pytest.raises(ArgumentError, match=r"generate takes a decoder, got Mamba"):
-        mj.generate(model, TOKENS, 2)
     with pytest.raises(SiteError, match=r"no site `delta_latent`: Mamba"):
         mj.capture(model, ["delta_latent"])(TOKENS)
 
@@ -149,7 +147,7 @@ def test_call__of_what_cannot_be__is_refused(models):
         ({"norm": "layer"}, r"`norm` = 'layer': a mamba has only 'rms'"),
         ({"mixer": "s4"}, r"`mixer` = 's4' is not one of 'mamba', 'mamba2'"),
         ({"tied": 1}, r"`tied` = 1 must be True or False"),
-        ({"d_model": 2**30, "n_layers": 2**16}, r"A config of .* parameters is refused"),
+        ({"d_model": 2**28, "n_layers": 2**16}, r"A config of .* parameters is refused"),
     ],
 )  # fmt: skip
 def test_config__of_what_cannot_be__is_refused(changes, message):
@@ -207,12 +205,10 @@ def test_load__of_weights_that_are_missing_or_left_over__is_refused(models, tmp_
     folder = mj.export(models["mamba"], tmp_path / "m", family="mamba")
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace('"use_conv_bias": true', '"use_conv_bias": false'))
-    with pytest.raises(CheckpointError, match=r"holds 2 tensors that a mamba model .* conv1d.bias"):
+    with pytest.raises(CheckpointError, match=r"holds 2 tensors that a mamba model .*conv1d.bias"):
         mj.load(folder)
     (folder / "config.json").write_text(config.replace('"use_bias": false', '"use_bias": true'))
-    with pytest.raises(
-        CheckpointError, match=r"lacks 4 tensors .* in_proj.bias|lacks 4 tensors .* out_proj.bias"
-    ):
+    with pytest.raises(CheckpointError, match=r"lacks 4 tensors .*in_proj.bias"):
         mj.load(folder)
 
 
@@ -228,4 +224,5 @@ def test_depth__of_a_thousand_layers__makes_no_longer_program(models):
     size = lambda model: len(str(jax.make_jaxpr(lambda m, t: m(t))(model, TOKENS)))
     deep = dataclasses.replace(CONFIGS["mamba"], n_layers=1000)
     shapes = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in deep.shapes.items()}
-    assert size(build(deep, shapes)) < 1.1 * size(models["mamba"])
+    shapes = jax.eval_shape(lambda params: build(deep, params), shapes)
+    assert size(shapes) < 1.1 * size(models["mamba"])
