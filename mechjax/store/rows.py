@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mechjax.base.errors import SiteError
+from mechjax.base.errors import ArgumentError, SiteError
 from mechjax.base.prompts import Prompts
 from mechjax.base.whole import whole
 from mechjax.models import Decoder, Encoder, Mamba
@@ -93,9 +93,15 @@ def batch_of(model: Decoder | Encoder | Mamba, prompts: Any, *, skip_first: bool
 
     Raises:
         TokenError, ShapeError: Prompts that the model cannot take.
+        ArgumentError: Packed documents for a model without positions.
     """
     positions = None
     if isinstance(prompts, Packed):
+        if isinstance(model, Mamba):
+            raise ArgumentError(
+                "Packed documents go by the positions of their tokens, and a Mamba has none: its states would run on from "
+                "one document into the next. Give it padded prompts (`Prompts`)."
+            )
         prompts, positions = prompts.prompts, prompts.positions
     ids, mask = as_tokens(prompts, None, model.config)
     ids = ids.reshape(-1, ids.shape[-1])

@@ -25,6 +25,7 @@ from mechjax.models.families.family import read_config, write_config
 from mechjax.models.families.mamba import MAMBAS
 from mechjax.models.recurrence import by_products, in_chunks, one_by_one
 from mechjax.models.structures import build
+from mechjax.store.rows import batch_of
 from tests.tolerances import TOL
 
 SMALL = {"d_vocab": 11, "d_model": 8, "n_layers": 2, "d_state": 3}
@@ -225,3 +226,22 @@ def test_depth__of_a_thousand_layers__makes_no_longer_program(models):
     shapes = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in deep.shapes.items()}
     shapes = jax.eval_shape(lambda params: build(deep, params), shapes)
     assert size(shapes) < 1.1 * size(models["mamba"])
+
+
+def test_store__of_states_and_packed_documents__gives_rows_and_refuses(models, tmp_path):
+    prompts = mj.Prompts(jnp.asarray(TOKENS), jnp.asarray(np.arange(9) >= np.array([[0], [2]])))
+    store = mj.store.write(tmp_path / "s", models["mamba"], [prompts], ["state", "mixer_out"], layers=[1])
+    _, acts = mj.capture(models["mamba"], ["state"], layers=[1])(prompts)
+    right = np.asarray(acts["state"][0])[np.asarray(prompts.mask)].reshape(16, -1)
+    assert_allclose(store.rows(slice(None), "state", layer=1), right, **TOL["float32", "law"])
+    with pytest.raises(
+        ArgumentError, match=r"Packed documents go by the positions of their tokens, and a Mamba has none"
+    ):
+        batch_of(models["mamba"], _Packed(prompts), skip_first=False)
+
+
+class _Packed:
+    """Prompts with positions."""
+
+    def __init__(self, prompts):
+        self.prompts, self.positions = prompts, jnp.zeros((2, 9), jnp.int32)
