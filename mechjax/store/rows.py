@@ -99,8 +99,8 @@ def batch_of(model: Decoder | Encoder | Mamba, prompts: Any, *, skip_first: bool
     if isinstance(prompts, Packed):
         if isinstance(model, Mamba):
             raise ArgumentError(
-                "Packed documents go by the positions of their tokens, and a Mamba has none: its states would run on from "
-                "one document into the next. Give it padded prompts (`Prompts`)."
+                "Packed documents go by the positions of their tokens, and a Mamba has none: its states would run on "
+                "from one document into the next. Give it padded prompts (`Prompts`)."
             )
         prompts, positions = prompts.prompts, prompts.positions
     ids, mask = as_tokens(prompts, None, model.config)
