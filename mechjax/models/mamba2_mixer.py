@@ -66,10 +66,10 @@ class Mamba2Mixer(eqx.Module):
         (x, B, C), windows = self._convolved(read, mask, cache, config, mark)
         act = ACTIVATIONS[config.activation]
         x = mark(act(mark(_split(x, heads), "conv")), "ssm_in")
-        B, C = (mark(act(_split(v, groups)), name) for v, name in ((B, "B"), (C, "C")))
         delta = affine("...m,mh->...h", read, self.W_dt, self.b_dt_in, config)
         delta = mark(widened(delta) + widened(self.b_dt), "delta_in")
         delta = mark(jnp.clip(jax.nn.softplus(delta), *config.dt_limit), "delta")
+        B, C = (mark(act(_split(v, groups)), name) for v, name in ((B, "B"), (C, "C")))
         y, state = self._recur(only_real(delta, mask), x, B, C, cache.state, config, mark_state)
         y = mark(y, "readout")
         y = mark(y + widened(x) * widened(self.D)[:, None], "ssm_out")
