@@ -36,7 +36,7 @@ def plan(
         mesh: How many of them divide the batch, and how many the model; by default as many divide the model as can,
             the others the batch.
     """
-    pos = min(128, getattr(load_config(model), "n_ctx", 128)) if pos is None else pos
+    pos = min(128, int(getattr(load_config(model), "n_ctx", 128))) if pos is None else pos
     found = make_plan(
         model, (batch, pos), capture=capture, dtype=dtype, devices=devices, chip=chip, mesh=mesh
     )
