@@ -1,9 +1,9 @@
 """The catalogue of sites: every name that a mechjax model gives an activation, and how TransformerLens spells it.
 
-One table, in forward order. Validation, documentation and did-you-mean read it, and so do the models: the axes of a
-site are written here and nowhere else. A spelling is a pattern with `{}` for the layer. Which Hugging Face modules hold
-a site's numbers differs between families (`models/families/modules.py`); nnsight writes the same paths with `h[3]` for
-`h.3` and `output[0]` for a tuple's first.
+A Mamba's sites are spelled as in MambaLens. One table, in forward order. Validation, documentation and did-you-mean
+read it, and so do the models: the axes of a site are written here and nowhere else. A spelling is a pattern with `{}`
+for the layer. Which Hugging Face modules hold a site's numbers differs between families (`models/families/modules.py`);
+nnsight writes the same paths with `h[3]` for `h.3` and `output[0]` for a tuple's first.
 """
 
 import re
@@ -20,6 +20,8 @@ _CROSS = "encoder-decoders"
 _ENCODER = "encoder."
 """What sites of an encoder-decoder's encoder begin with."""
 _DISTILLED = "vision transformers with a head for the distillation token"
+_MAMBA, _MAMBA2, _BOTH = "Mamba", "Mamba-2", "Mamba and Mamba-2"
+_FALCON = "Falcon Mamba"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class SiteEntry:
         condition: Which models have it, in words.
         layered: Whether every layer has one.
         costly: Whether it is formed only when somebody asks for it.
+        in_heads: Its axes in a Mamba-2, whose channels come in heads, where they differ.
     """
 
     name: str
@@ -43,6 +46,7 @@ class SiteEntry:
     condition: str = _EVERY
     layered: bool = True
     costly: bool = False
+    in_heads: tuple[str, ...] = ()
 
 
 _RESID = ("pos", "d_model")
@@ -53,6 +57,8 @@ _HEADS, _KEY_HEADS = ("pos", "head", "one"), ("pos", "kv_head", "one")
 _PATTERN = ("head", "query", "key")
 _EXPERT_NEURONS = ("pos", "expert", "d_mlp")
 _NEURONS = ("pos", "d_mlp")
+_CHANNELS, _STATE = ("pos", "d_inner"), ("pos", "d_state")
+_GROUP = ("pos", "group", "d_state")
 
 _TABLE = (
     SiteEntry(
@@ -91,12 +97,16 @@ _TABLE = (
         ("blocks.{}.hook_attn_in",),
     ),
     SiteEntry(
+        "mixer_in", _RESID, "What the mixer reads, before its norm; editing it leaves the residual stream alone.",
+        ("blocks.{}.hook_layer_input",), condition=_BOTH,
+    ),
+    SiteEntry(
         "ln1.scale", _SCALE, "What the first norm divides by: root of the mean square plus epsilon.",
         ("blocks.{}.ln1.hook_scale",), condition=_PRE_NORMS,
     ),
     SiteEntry(
         "ln1.normalized", _RESID, "Output of the first norm, its scale and bias applied.",
-        ("blocks.{}.ln1.hook_normalized",),
+        ("blocks.{}.ln1.hook_normalized", "blocks.{}.hook_normalized_input"),
         condition=_PRE_NORMS,
     ),
     SiteEntry(
@@ -326,6 +336,73 @@ _TABLE = (
         "mlp_out", _RESID, "What the MLP writes to the residual stream, post-norm and scaling included.",
         ("blocks.{}.hook_mlp_out", "blocks.{}.mlp.hook_out"),
         condition=_MLPS,
+    ),
+    SiteEntry(
+        "gate", _CHANNELS, "What the mixer's output is gated by, before its nonlinearity.",
+        ("blocks.{}.hook_skip",), condition=_BOTH, in_heads=_QUERIES,
+    ),
+    SiteEntry(
+        "conv_in", _CHANNELS, "Channels, as projected, before the convolution.",
+        ("blocks.{}.hook_in_proj",), condition=_BOTH, in_heads=_QUERIES,
+    ),
+    SiteEntry("B_in", _GROUP, "B, as projected, before its convolution.", condition=_MAMBA2),
+    SiteEntry("C_in", _GROUP, "C, as projected, before its convolution.", condition=_MAMBA2),
+    SiteEntry(
+        "conv", _CHANNELS, "Channels after the convolution, before its nonlinearity.",
+        ("blocks.{}.hook_conv",), condition=_BOTH, in_heads=_QUERIES,
+    ),
+    SiteEntry(
+        "ssm_in", _CHANNELS, "x, what is written to the states: channels after convolution and nonlinearity.",
+        ("blocks.{}.hook_ssm_input",), condition=_BOTH, in_heads=_QUERIES,
+    ),
+    SiteEntry("delta_norm.scale", _SCALE, "What the norm on the rates' latent divides by.", condition=_FALCON),
+    SiteEntry(
+        "delta_latent", ("pos", "dt_rank"), "The latent that rates are made of, after its norm, if any.",
+        ("blocks.{}.hook_delta_1",), condition=_MAMBA,
+    ),
+    SiteEntry(
+        "delta_in", _CHANNELS, "Rates before softplus, their bias added.",
+        ("blocks.{}.hook_delta_2",), condition=_BOTH, in_heads=("pos", "head"),
+    ),
+    SiteEntry(
+        "delta", _CHANNELS, "Rates: how much of the state is forgotten, and of x written. (Zero at padding, whatever.)",
+        ("blocks.{}.hook_delta",), condition=_BOTH, in_heads=("pos", "head"),
+    ),
+    SiteEntry("B_norm.scale", _SCALE, "What the norm on B divides by.", condition=_FALCON),
+    SiteEntry(
+        "B", _STATE, "B: where in the state x is written.",
+        ("blocks.{}.hook_B",), condition=_BOTH, in_heads=_GROUP,
+    ),
+    SiteEntry("C_norm.scale", _SCALE, "What the norm on C divides by.", condition=_FALCON),
+    SiteEntry(
+        "C", _STATE, "C: what is read of the state.",
+        ("blocks.{}.hook_C",), condition=_BOTH, in_heads=_GROUP,
+    ),
+    # TransformerLens 4's `mixer.hook_ssm_state` holds the same, but what is put there is not in later states.
+    SiteEntry(
+        "state", ("pos", "d_inner", "d_state"),
+        "The state after each token; what is put there is read there, and later states are made of it.",
+        ("blocks.{}.hook_h",), condition=_BOTH, costly=True, in_heads=("pos", "head", "d_head", "d_state"),
+    ),
+    SiteEntry(
+        "readout", _CHANNELS, "What C reads of the state.",
+        ("blocks.{}.hook_y",), condition=_BOTH, in_heads=_QUERIES,
+    ),
+    SiteEntry(
+        "ssm_out", _CHANNELS, "What is read of the state, with D x added; before it is gated.",
+        ("blocks.{}.hook_ssm_output",), condition=_BOTH, in_heads=_QUERIES,
+    ),
+    SiteEntry(
+        "gated", _CHANNELS, "What is gated: in Mamba what the output weights read, in Mamba-2 before their norm.",
+        ("blocks.{}.hook_after_skip",), condition=_BOTH, in_heads=_QUERIES,
+    ),
+    SiteEntry(
+        "gated_norm.scale", ("pos", "group", "one"), "What the norm on what is gated divides by.", condition=_MAMBA2
+    ),
+    SiteEntry("gated_norm.normalized", _QUERIES, "What the output weights read.", condition=_MAMBA2),
+    SiteEntry(
+        "mixer_out", _RESID, "What the mixer writes to the residual stream.",
+        ("blocks.{}.hook_out_proj", "blocks.{}.mixer.hook_out"), condition=_BOTH,
     ),
     SiteEntry(
         "resid_post", _RESID, "Residual stream leaving the block.",

@@ -66,6 +66,7 @@ def with_site(eqn: Any, name: str) -> tuple[list[Any], dict[Any, Any]]:
         "having": None,
         "also": (),
         "starts": (),
+        "along": None,
     }
     return [eqn, eqn.replace(primitive=site_p, invars=[out], outvars=[tagged], params=params)], {out: tagged}
 

@@ -13,6 +13,8 @@ from mechjax.models.factored import copying_score as copying_score
 from mechjax.models.factored import ov as ov
 from mechjax.models.factored import qk as qk
 from mechjax.models.init import init as init
+from mechjax.models.mamba import Mamba as Mamba
+from mechjax.models.mamba_config import MambaConfig as MambaConfig
 from mechjax.models.model_config import ModelConfig as ModelConfig
 from mechjax.models.params import assemble as assemble
 from mechjax.models.params import parameters as parameters
@@ -23,6 +25,7 @@ from mechjax.models.rewrite import fold_norm as fold_norm
 from mechjax.models.rewrite import fold_value_bias as fold_value_bias
 from mechjax.models.rewrite import refactor_qk_ov as refactor_qk_ov
 from mechjax.models.rewrite import ungroup_kv as ungroup_kv
+from mechjax.models.state_cache import StateCache as StateCache
 from mechjax.models.steps import at_steps as at_steps
 from mechjax.models.structures import Model as Model
 from mechjax.models.t5 import T5 as T5

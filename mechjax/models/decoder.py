@@ -309,7 +309,7 @@ def _at(stacked: Any, layer: Array | int) -> Any:
 def as_tokens(
     tokens: Tokens, mask: Bool[Array, "*batch pos"] | None, config: ModelConfig
 ) -> tuple[Int[Array, "*batch pos"], Bool[Array, "*batch pos"] | None]:
-    """Ids and mask as arrays, checked as far as they can be seen."""
+    """Ids and mask as arrays, checked as far as they can be seen, for a model of any structure."""
     if config.reads_pixels:
         raise ArgumentError(
             "This model reads images, and this needs a model of tokens. `mj.capture` and `mj.intervene(model, "

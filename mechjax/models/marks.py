@@ -16,7 +16,7 @@ Mark = Callable[[Array, str], Array]
 def marks(config: ModelConfig, start: int = 0) -> Mark:
     """Names activations that have no layer, of the positions from `start` on."""
     also, starts = spellings(config), _starts(start)
-    return lambda x, name: site(x, name, axes=SITES[name].axes, also=also.get(name, ()), starts=starts)
+    return lambda x, name: site(x, name, axes=axes_of(name, config), also=also.get(name, ()), starts=starts)
 
 
 def marks_of(
@@ -36,9 +36,25 @@ def marks_of(
     layers = config.n_layers if layers is None else layers
     starts = _starts(start)
     return lambda x, name: site(
-        x, name, layer=layer, layers=layers, axes=SITES[name].axes, having=having, also=also.get(name, ()),
+        x, name, layer=layer, layers=layers, axes=axes_of(name, config), having=having, also=also.get(name, ()),
         starts=starts,
     )  # fmt: skip
+
+
+def marks_along(
+    layer: Int[Array, ""] | int, config: ModelConfig, axis: str, size: int
+) -> Callable[[Array, str, Array], Array]:
+    """Names what one layer has at one index of `axis`, along which a loop runs: the third argument says where it is."""
+    also, layers = spellings(config), config.n_layers
+    return lambda x, name, at: site(
+        x, name, layer=layer, layers=layers, axes=axes_of(name, config), also=also.get(name, ()), along=(axis, at, size)
+    )  # fmt: skip
+
+
+def axes_of(name: str, config: ModelConfig) -> tuple[str, ...]:
+    """Names of the axes of a site in a model of this config."""
+    entry = SITES[name]
+    return entry.in_heads if entry.in_heads and getattr(config, "in_heads", False) else entry.axes
 
 
 def _starts(start: int) -> tuple[tuple[str, int], ...]:

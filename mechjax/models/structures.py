@@ -9,6 +9,8 @@ from mechjax.models.config import Config
 from mechjax.models.decoder import Decoder
 from mechjax.models.encoder import Encoder, assemble_encoder
 from mechjax.models.encoder_config import EncoderConfig
+from mechjax.models.mamba import Mamba, assemble_mamba
+from mechjax.models.mamba_config import MambaConfig
 from mechjax.models.model_config import ModelConfig
 from mechjax.models.params import assemble
 from mechjax.models.t5 import T5, assemble_t5
@@ -16,7 +18,7 @@ from mechjax.models.t5_config import T5Config
 from mechjax.models.vit import ViT, assemble_vit
 from mechjax.models.vit_config import ViTConfig
 
-Model = Decoder | Encoder | T5 | ViT
+Model = Decoder | Encoder | T5 | ViT | Mamba
 """A model of any structure."""
 
 
@@ -40,6 +42,7 @@ STRUCTURES = (
     Structure("encoders", EncoderConfig, assemble_encoder),
     Structure("encoder-decoders", T5Config, assemble_t5),
     Structure("vision transformers", ViTConfig, assemble_vit),
+    Structure("state space models", MambaConfig, assemble_mamba),
 )
 """Every structure."""
 

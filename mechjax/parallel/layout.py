@@ -14,7 +14,7 @@ import jax
 from mechjax.base.axes import names_from_annotation
 from mechjax.base.errors import ArgumentError
 
-_MODEL = ("expert", "kv_head", "head", "d_mlp", "feature", "d_vocab")
+_MODEL = ("expert", "kv_head", "head", "d_mlp", "d_inner", "feature", "d_vocab")
 RULES: Mapping[str, tuple[str, ...]] = {
     "expert": ("expert",),
     "model": _MODEL,

@@ -15,10 +15,10 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mechjax.base.errors import SiteError
+from mechjax.base.errors import ArgumentError, SiteError
 from mechjax.base.prompts import Prompts
 from mechjax.base.whole import whole
-from mechjax.models import T5, Decoder, Model, ViT
+from mechjax.models import T5, Decoder, Mamba, Model, ViT
 from mechjax.models.decoder import as_tokens
 from mechjax.models.first_layers import first_layers
 from mechjax.models.patches import as_pixels
@@ -103,7 +103,7 @@ def batch_of(model: Model, prompts: Any, *, skip_first: bool) -> Batch:
 
     Raises:
         TokenError, ShapeError: Prompts that the model cannot take.
-        ArgumentError: Pixels that are integers.
+        ArgumentError: Pixels that are integers, or packed documents for a model without positions.
     """
     if isinstance(model, ViT):
         pixels = as_pixels(prompts, model.config, model.W_patch.dtype, any_size=False)
@@ -115,6 +115,11 @@ def batch_of(model: Model, prompts: Any, *, skip_first: bool) -> Batch:
         return Batch(pixels, None, None, np.tile(real, len(pixels)))
     positions = None
     if isinstance(prompts, Packed):
+        if isinstance(model, Mamba):
+            raise ArgumentError(
+                "Packed documents go by the positions of their tokens, and a Mamba has none: its states would run on "
+                "from one document into the next. Give it padded prompts (`Prompts`)."
+            )
         prompts, positions = prompts.prompts, prompts.positions
     ids, mask = as_tokens(prompts, None, model.config)
     ids = ids.reshape(-1, ids.shape[-1])
@@ -159,7 +164,8 @@ def captured(
     for column in columns:
         layers[column.site] += () if column.layer is None else (column.layer,)
     reads = tuple(read for site, some in layers.items() for read in reads_of(site, some or None))
-    more = {} if isinstance(model, ViT) else {"mask": mask, "positions": positions}
+    more = {} if isinstance(model, ViT) else {"mask": mask}
+    more |= {} if isinstance(model, ViT | Mamba) else {"positions": positions}  # which these do not have
     _, acts = Transformed(hold(_needed(model, columns)), (), reads)(ids, **more)
     rows = []
     for site, layer in ((column.site, column.layer) for column in columns):

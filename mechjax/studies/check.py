@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,9 +37,11 @@ from mechjax.models.config import Config
 from mechjax.models.encoder import Encoder
 from mechjax.models.encoder_config import EncoderConfig
 from mechjax.models.load import load, load_config, locate
+from mechjax.models.mamba_config import MambaConfig
 from mechjax.models.model_config import ModelConfig
 from mechjax.models.params import parameters
 from mechjax.models.positions import other_angles
+from mechjax.models.state_cache import StateCache
 from mechjax.models.t5 import T5
 from mechjax.models.t5_config import T5Config
 from mechjax.models.vit import ViT
@@ -49,6 +51,7 @@ from mechjax.studies.hf_sites import Sites, hf_sites
 from mechjax.transform import capture, list_sites
 
 _N_PROMPTS, _N_POS, _LONGEST = 3, 16, 128
+_WRITES = ("resid_pre", "attn_out", "cross_attn_out", "mlp_out", "mixer_out")
 _ENCODER = "encoder."  # what sites of an encoder-decoder's encoder begin with
 
 Found = Sequence[tuple[str, np.ndarray, np.ndarray]]
@@ -143,7 +146,7 @@ def check(
 
 
 def sum_of_writes(run: Run) -> Found:
-    """`resid_post == resid_pre + attn_out + mlp_out`, and what leaves a layer enters the next.
+    """`resid_post == resid_pre + attn_out + mlp_out + mixer_out`, where these are; what leaves a layer enters the next.
 
     In an encoder every sum is normed: `resid_mid == ln1(resid_pre + attn_out)`, and so on; in CLIP the first is.
     """
@@ -163,7 +166,7 @@ def _sums(prefix: str, run: Run) -> Found:
     found = [(f"entering {where}layer 0", sites[f"{prefix}resid_pre", 0], np.sum(start, 0))]
     after = f"{prefix}resid_post"
     for layer in sorted(layer for name, layer in sites if name == after and layer is not None):
-        names = (prefix + name for name in ("resid_pre", "attn_out", "cross_attn_out", "mlp_out"))
+        names = (prefix + name for name in _WRITES)
         read = [sites[name, layer] for name in names if (name, layer) in sites]
         found.append((f"{where}layer {layer}", sites[after, layer], np.sum(read, 0)))
         if layer:
@@ -235,13 +238,13 @@ def cached(run: Run) -> Found:
     model = run.model
     if isinstance(model, (Encoder, T5, ViT)):
         return []
-    config: Config = model.config
+    config = model.config
     n_rows, n = run.tokens.shape
-    if any(length < n for length in other_angles(config)):
+    if isinstance(config, Config) and any(length < n for length in other_angles(config)):
         return []
 
     def in_pieces(*cuts: int) -> np.ndarray:
-        cache, logits = Cache.empty(config, n_rows, n, model.W_E.dtype), []
+        cache, logits = _no_cache(config, n_rows, n, model.W_E.dtype), []
         for piece in np.split(run.tokens, cuts, axis=1):
             part, cache = model(piece, cache=cache)
             logits.append(_float(part))
@@ -251,6 +254,12 @@ def cached(run: Run) -> Found:
         ("two pieces", in_pieces(n // 2), run.logits),
         ("token by token", in_pieces(*range(1, n)), run.logits),
     ]
+
+
+def _no_cache(config: ModelConfig, n_rows: int, n_pos: int, dtype: Any) -> Any:
+    if isinstance(config, MambaConfig):
+        return StateCache.empty(config, n_rows, dtype)
+    return Cache.empty(cast(Config, config), n_rows, n_pos, dtype)
 
 
 CHECKS: dict[str, Callable[[Run], Found]] = {
@@ -291,8 +300,8 @@ def _prompts(tokens: Any, config: Any, seed: int) -> np.ndarray:
         n_pos = max(_N_POS, min(_windows(config), default=0) + 4)
         n_pos = min(n_pos, _LONGEST, getattr(config, "n_ctx", _LONGEST))
         while n_pos in (
-            config.n_heads,
-            config.n_kv_heads,
+            getattr(config, "n_heads", None),
+            getattr(config, "n_kv_heads", None),
         ):  # else heads before positions look like heads after
             n_pos -= 1
         return np.random.default_rng(seed).integers(0, config.d_vocab, (_N_PROMPTS, n_pos), np.int32)

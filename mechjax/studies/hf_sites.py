@@ -5,7 +5,6 @@ family needs nothing here. Attention patterns are what `output_attentions` retur
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,16 +13,15 @@ import numpy as np
 from mechjax.base.catalogue import SITES
 from mechjax.base.errors import UnsupportedModelError
 from mechjax.base.optional import require
-from mechjax.models.config import Config
 from mechjax.models.families import EVERY, Family, Rule
 from mechjax.models.families.modules import Module, fused, modules, read_and_given
-from mechjax.models.model_config import ModelConfig
+from mechjax.models.marks import axes_of
 
 Sites = dict[tuple[str, int | None], np.ndarray]
 """(site, layer) -> its numbers, of shape (batch, pos, ...) or (batch, head, query, key); the layer may be None."""
 
 
-def hf_sites(hf: Any, config: ModelConfig, tokens: np.ndarray, **inputs: Any) -> Sites:
+def hf_sites(hf: Any, config: Any, tokens: np.ndarray, **inputs: Any) -> Sites:
     """Every site that the modules of a Hugging Face model expose, and its logits.
 
     Args:
@@ -45,14 +43,15 @@ def hf_sites(hf: Any, config: ModelConfig, tokens: np.ndarray, **inputs: Any) ->
     n_batch = len(tokens)
 
     def keep(site: str, layer: int | None, value: np.ndarray) -> None:
-        own = value.shape[-len(SITES[site].axes) + 1 :] if len(SITES[site].axes) > 1 else ()
+        own = _own_shape(value, site, config)
         if not own:  # one vector for each example
             sites[site, layer] = value.reshape(n_batch, -1)
             return
-        if value.ndim < len(own) + 2:  # examples and positions are merged, or there are none
+        if (
+            value.ndim < len(own) + 2 or value.shape[-len(own) :] != own
+        ):  # merged, or embedded once for all examples
             n_pos = tokens.shape[1] if tokens.ndim == 2 else value.shape[-len(own) - 1]
             value = value.reshape(-1, n_pos, *own)
-        # Positions may be embedded once for all examples.
         sites[site, layer] = np.broadcast_to(value, (n_batch, *value.shape[1:]))
 
     readers = _readers(family, config, keep)
@@ -120,7 +119,7 @@ def _readers(family: Family, config: Any, keep: _Keep) -> dict[str, _Read]:
     return readers
 
 
-def _places(pattern: str, config: ModelConfig) -> list[tuple[str, int | None]]:
+def _places(pattern: str, config: Any) -> list[tuple[str, int | None]]:
     if "{}" not in pattern:
         return [(pattern, None)]
     return [(pattern.format(layer), layer) for layer in config.layers_of(pattern)]
@@ -146,7 +145,7 @@ def _apart(
     rule: Rule,
     family: Family,
     layer: int | None,
-    config: Config,
+    config: Any,
     keep: _Keep,
     whole: _Read | None,
     entering: np.ndarray | None,
@@ -168,6 +167,20 @@ def _undecided(value: np.ndarray, site: str) -> bool:
     return SITES[site].axes[-1] == "d_head" and value.ndim == 4 and value.shape[1] == value.shape[2]
 
 
+def _own_shape(value: np.ndarray, site: str, config: Any) -> tuple[int, ...]:
+    """Sizes of a site's axes after positions; a Mamba-2's heads and groups come merged."""
+    axes = axes_of(site, config)[1:]
+    if not (getattr(config, "in_heads", False) and axes[:1] in (("head",), ("group",))):
+        return value.shape[-len(axes) :] if axes else ()
+    sizes = {
+        "head": config.n_heads,
+        "d_head": config.d_head,
+        "group": config.n_groups,
+        "d_state": config.d_state,
+    }
+    return tuple(sizes[axis] for axis in axes)
+
+
 def _own_axes(value: np.ndarray, site: str, config: Any) -> np.ndarray:
     """Heads apart and after positions, where a module has them merged or before."""
     axes = SITES[site].axes
@@ -181,9 +194,9 @@ def _own_axes(value: np.ndarray, site: str, config: Any) -> np.ndarray:
     return value.reshape(*value.shape[:2], heads, -1)
 
 
-def _parts(value: np.ndarray, rule: Rule, config: Config) -> dict[str, np.ndarray]:
+def _parts(value: np.ndarray, rule: Rule, config: Any) -> dict[str, np.ndarray]:
     """A module's output by the parameters that made it: laid out as its weight, tokens for what it reads."""
     rows = value.reshape(-1, value.shape[-1])
     stored_in_out = rule.layout.startswith("m ")
-    latent = config.latent and replace(config.latent, q_rank=config.latent.q_rank and len(rows))
-    return rule.split(rows if stored_in_out else rows.T, replace(config, d_model=len(rows), latent=latent))
+    read = "m" if stored_in_out else rule.layout.partition("->")[0].split()[-1]
+    return rule.split(rows if stored_in_out else rows.T, config, **{read: len(rows)})

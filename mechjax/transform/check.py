@@ -216,6 +216,11 @@ def _check_read(read: Read, info: SiteInfo) -> None:
             raise ShapeError(
                 f"{what}: `{axis}=` of shape {index.shape} is per example; the site is {info.describe()}."
             )
+    if info.along is not None and read.reduce is not None:
+        raise SiteError(
+            f"{what}: site `{info.name}` is formed along `{info.along}`, one index at a time, so reduce= would never "
+            f"see it whole. Capture it (with `{info.along}=`, a part of it) and reduce what comes out."
+        )
     if (
         info.spec is not None
         and (read.index or read.reduce is not None)

@@ -5,6 +5,7 @@ them are emitted again by `rules`. Everything else runs as whole pieces, untouch
 concern.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -86,13 +87,17 @@ def _at_site(
     name = site_name(eqn) or ""
     info, dims = request.sites[name], eqn.params["bdims"]
     layer = given[0] if given else env.counter
+    at = given[1] if info.along is not None else None
     edits, reads = request.asked(env.numbers)
-    x, hits = _edited(edits, x, layer, info, dims, _offsets(info, dims, x), state.hits)
+    x, hits = _edited(edits, x, layer, info, dims, _offsets(info, at), state.hits)
     x = site_p.bind(x, *given, **eqn.params)
     buffers, counts = dict(state.buffers), dict(state.counts)
     if request.reads_here(eqn):
         for read in (r for r in reads if r.site == name):
-            buffers[name], counts[name] = _written(read, x, layer, info, dims, buffers[name], counts[name])
+            put = partial(write_row, read, info, at)
+            buffers[name], counts[name] = _written(
+                read, put, x, layer, info, dims, buffers[name], counts[name]
+            )
     return [x], State(buffers, counts, hits)
 
 
@@ -113,41 +118,50 @@ def _edited(edits: Any, x: Array, layer: Any, info: SiteInfo, dims: Any, offsets
     return x, tuple(updated)
 
 
-def _written(read: Any, x: Array, layer: Any, info: SiteInfo, dims: Any, buffer: Array,
+def _written(read: Any, put: Any, x: Array, layer: Any, info: SiteInfo, dims: Any, buffer: Array,
              count: Array) -> tuple[Array, Array]:  # fmt: skip
     """The buffer with what is kept of `x` in the row of its layer."""
-    rows = read.rows(info)
 
     def value(x: Array) -> Array:
         return read.value(x, info, layer)
 
     def write(x: Array, layer: Any, buffer: Array) -> tuple[Array, Array]:
-        return write_row(buffer, jnp.zeros_like(count), read.value(x, info, layer), rows, layer, info.layers)
+        return put(buffer, jnp.zeros_like(count), read.value(x, info, layer), layer)
 
     run: Any = value
     if all(layer_dim is None for _, layer_dim in dims):
         for dim, _ in dims:
             run = jax.vmap(run, in_axes=dim, out_axes=0)
-        return write_row(buffer, count, run(x), rows, layer, info.layers)
+        return put(buffer, count, run(x), layer)
     run = write  # the layer itself is mapped over: every example writes its own row
-    at = 0 if rows is None else 1
+    at = 0 if read.rows(info) is None else 1
     for dim, layer_dim in dims:
         run = jax.vmap(run, in_axes=(dim, layer_dim, at), out_axes=(at, 0))
     buffer, ran = run(x, layer, buffer)
     return buffer, count + ran.reshape(-1, *count.shape).max(0)
 
 
-def _offsets(info: SiteInfo, dims: Any, x: Array) -> tuple[Any, ...]:
-    """Per dimension of one example, the global index of the local part's first element."""
-    if info.mapped is None or info.spec is None:
-        return info.missing
-    offsets = []
-    for whole, entry in zip(info.local, info.spec, strict=True):
+def _offsets(info: SiteInfo, at: Any) -> tuple[Any, ...]:
+    """Per dimension of one example, the global index of the local part's first element.
+
+    `at` is the index that a loop along one of them is at.
+    """
+    offsets = list(info.missing) if info.mapped is None or info.spec is None else _of_parts(info)
+    if info.along is not None:
+        offsets[info.n_batch + info.axes.index(info.along)] = at
+    return tuple(offsets)
+
+
+def _of_parts(info: SiteInfo) -> list[Any]:
+    """The same of this device's part inside `shard_map`."""
+    mesh: Any = info.mapped and info.mapped.mesh
+    offsets: list[Any] = []
+    for whole, entry in zip(info.local, info.spec or (), strict=True):
         position = 0
         for axis in axis_names(entry):
-            position = position * info.mapped.mesh.shape[axis] + jax.lax.axis_index(axis)
+            position = position * mesh.shape[axis] + jax.lax.axis_index(axis)
         parts = 1
         for axis in axis_names(entry):
-            parts *= info.mapped.mesh.shape[axis]
+            parts *= mesh.shape[axis]
         offsets.append(position * (whole // parts))
-    return tuple(offsets)
+    return offsets

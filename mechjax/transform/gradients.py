@@ -95,7 +95,7 @@ class _GradientsAt(eqx.Module):
         have = trace(self.objective, args, kwargs, frozenset(self.objective.sites))[0].sites
         reads = [with_static(r, site=known_as(r.site, have)) for r in self.reads]
         reached = [r for r in reads if _cotangent(r.site) in have]
-        ran = [Read(r.site, r.layers, {}, hold(_nothing)) for r in reads]
+        ran = [_whether(r, have[r.site]) for r in reads]
         wanted = [Read(_cotangent(r.site), r.layers) for r in reached]
         value, acts = Transformed(self.objective, (), (*ran, *wanted))(*args, **kwargs)
         arrays = {r.site: _gradient(r, acts, have[r.site]) for r in reads}
@@ -105,6 +105,13 @@ class _GradientsAt(eqx.Module):
 
 def _cotangent(site: str) -> str:
     return f"{site}@cotangent"
+
+
+def _whether(read: Read, info: SiteInfo) -> Read:
+    """Reads whether a site ran, and nothing of it."""
+    if info.along is None:
+        return Read(read.site, read.layers, {}, hold(_nothing))
+    return Read(read.site, read.layers, {info.along: jnp.zeros(0, jnp.int32)})
 
 
 def _nothing(x: Array, info: Any) -> Array:

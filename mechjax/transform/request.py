@@ -1,6 +1,6 @@
 """What is asked of a program: sites to read, edits to make, and the state that carries both through it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import equinox as eqx
@@ -45,10 +45,45 @@ class Read(eqx.Module):
         if any(info.missing) and x.shape != info.local:
             fill = jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0
             x = jnp.pad(x, [(n, 0) for n in info.missing], constant_values=fill)
-        kept = take(x, self.index, info)
+        kept = take(x, self.beside(info), info)
         return (
             kept if self.reduce is None else jnp.asarray(self.reduce(kept, At(info.name, info.axes, layer)))
         )
+
+    def like(self, info: SiteInfo) -> Any:
+        """Shape and dtype of what is kept of one example's whole activation."""
+        whole = jax.ShapeDtypeStruct(info.local, info.dtype)
+        kept = jax.eval_shape(lambda x: self.value(x, info, jnp.int32(0)), whole)
+        if info.along not in self.index:
+            return kept
+        looped, axes = {info.along: self.index[info.along]}, kept_axes(info.axes, self.beside(info))
+        return jax.eval_shape(lambda x: take(x, looped, replace(info, axes=axes)), kept)
+
+    def beside(self, info: SiteInfo) -> dict[str, Array]:
+        """The parts of axes to keep, but of that which a loop runs along."""
+        return {axis: index for axis, index in self.index.items() if axis != info.along}
+
+    def running(self, info: SiteInfo) -> int | None:
+        """The dimension, counted from the last, that is kept whole while a loop runs along it."""
+        if info.along is None or info.along in self.index:
+            return None
+        axes = kept_axes(info.axes, self.beside(info))
+        return axes.index(info.along) - len(axes)
+
+    def merged(self, old: Array, new: Array, info: SiteInfo, at: Any) -> Array:
+        """What is kept, after what a loop met at index `at` of the axis that it runs along."""
+        if info.along not in self.index:
+            return new
+        index, size = self.index[info.along], info.size(info.along)
+        axes = kept_axes(info.axes, self.beside(info))
+        before = axes.index(info.along)
+        after = len(axes) - before - 1
+        here = jnp.where(index < 0, index + size, index) == at
+        if index.ndim == 0:
+            return jnp.where(here, new.squeeze(new.ndim - after - 1), old)
+        per_example = (1,) * before if index.ndim > 1 else ()
+        here = here.reshape(*here.shape[:-1], *per_example, here.shape[-1], *(1,) * after)
+        return jnp.where(here, new, old)
 
     def captured(self, info: SiteInfo) -> Captured:
         """What a record says of it: no axes of its own where a reducer made it."""
@@ -70,7 +105,7 @@ class State(eqx.Module):
 
     Attributes:
         buffers: Site -> captured rows so far; NaN where nothing ran.
-        counts: Site -> how often each row was written.
+        counts: Site -> how often each row was written; in a loop along an axis, once at each index.
         hits: Per edit, whether it took hold.
     """
 
@@ -136,21 +171,21 @@ def blank_state(request: Request, numbers: Any) -> State:
         rows = read.rows(info)
         n = () if rows is None else (len(rows),)
         mapped = info.shape[: len(info.shape) - len(info.local)]
-        kept = jax.eval_shape(lambda x, read=read, info=info: read.value(x, info, jnp.int32(0)),
-                              jax.ShapeDtypeStruct(info.local, info.dtype))  # fmt: skip
+        kept = read.like(info)
         fill = jnp.nan if jnp.issubdtype(kept.dtype, jnp.inexact) else 0
         buffers[read.site] = jnp.full((*n, *mapped, *kept.shape), fill, kept.dtype)
         counts[read.site] = jnp.zeros(n, jnp.int32)
     return State(buffers, counts, tuple(no_hits(e.layer) for e in edits))
 
 
-def write_row(buffer: Array, count: Array, value: Array, rows: tuple[int, ...] | None, layer: Any,
-              layers: int | None) -> tuple[Array, Array]:  # fmt: skip
-    """The buffer with the row of `layer` written, where it is asked for.
+def write_row(read: Read, info: SiteInfo, at: Any, buffer: Array, count: Array, value: Array,
+              layer: Any) -> tuple[Array, Array]:  # fmt: skip
+    """The buffer with the row of `layer` written, where it is asked for; `at` as in `Read.merged`.
 
     The row is read, selected and written back, which XLA does in place; a scatter would copy. A row that is written a
     second time becomes NaN: a name stands for one activation per layer. (Integers have no NaN; they raise at the end.)
     """
+    rows, layers = read.rows(info), info.layers
     if rows is None:
         return value.astype(buffer.dtype), count + 1
     slots = np.full(layers or len(rows), -1, np.int32)
@@ -159,11 +194,14 @@ def write_row(buffer: Array, count: Array, value: Array, rows: tuple[int, ...] |
     slot = (
         jnp.asarray(layer) if everything else jnp.take(jnp.asarray(slots), layer, mode="fill", fill_value=-1)
     )
-    at = jnp.maximum(slot, 0)
-    old = jax.lax.dynamic_index_in_dim(buffer, at, 0, keepdims=False)
-    new = value.astype(buffer.dtype)
+    row = jnp.maximum(slot, 0).astype(jnp.int32)
+    starts, sizes = [row] + [jnp.int32(0)] * (buffer.ndim - 1), [1, *buffer.shape[1:]]
+    if (running := read.running(info)) is not None:  # of its row, only what this step gives
+        starts[running], sizes[running] = at, 1
+    old = jax.lax.dynamic_slice(buffer, starts, sizes)[0]
+    new = read.merged(old, value.astype(buffer.dtype), info, at)
     if jnp.issubdtype(buffer.dtype, jnp.inexact):
-        new = jnp.where(count[at] > 0, jnp.nan, new).astype(buffer.dtype)
+        new = jnp.where(count[row] >= info.steps, jnp.nan, new).astype(buffer.dtype)
     new = new if everything else jnp.where(slot >= 0, new, old)
-    written = jax.lax.dynamic_update_index_in_dim(buffer, new, at, 0)
+    written = jax.lax.dynamic_update_slice(buffer, new[None], starts)
     return written, count + (jnp.arange(len(rows), dtype=jnp.int32) == slot).astype(jnp.int32)

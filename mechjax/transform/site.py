@@ -1,9 +1,10 @@
 """`site`: an identity primitive that names an activation and lowers to nothing.
 
 A site carries, as static parameters, its name, how many layers have it, the names of its axes (right-aligned) and,
-inside `shard_map`, how it is partitioned; its layer travels as an operand, so scanned, unrolled and looped layers
-look alike. Batching records where the batch axis stands instead of moving it (a move would cost a transpose in the
-untransformed program). Differentiation names tangents and cotangents (`"resid_post@cotangent"`).
+inside `shard_map`, how it is partitioned; its layer travels as an operand, so scanned, unrolled and looped layers look
+alike, and so does, in a loop along one of its axes, the index that is running. Batching records where the batch axis
+stands instead of moving it (a move would cost a transpose in the untransformed program). Differentiation names tangents
+and cotangents (`"resid_post@cotangent"`).
 """
 
 from typing import Any
@@ -27,12 +28,17 @@ _FLIPPED = {"tangent": "cotangent", "cotangent": "tangent", "primal": "cotangent
 
 
 def _batch(args: Any, dims: Any, *, bdims: Any, **params: Any) -> Any:
-    dim, *layer_dim = dims
-    layer_dim = layer_dim[0] if layer_dim else None
+    dim, *operand_dims = dims
+    layer_dim = operand_dims[0] if operand_dims else None
+    if any(other is not None for other in operand_dims[1:]):
+        raise SiteError(
+            f"site `{params['name']}` is vmapped over its index along `{params['along'][0]}`; all examples of a loop "
+            "must be at the same index. Map inside the loop instead."
+        )
     if dim is None and layer_dim is None:
         return site_p.bind(*args, bdims=bdims, **params), None
     if dim is None:  # only the layer is mapped: the value must carry the axis too
-        args = (jnp.broadcast_to(args[0], (args[1].shape[layer_dim], *args[0].shape)), args[1])
+        args = (jnp.broadcast_to(args[0], (args[1].shape[layer_dim], *args[0].shape)), *args[1:])
         dim = 0
     return site_p.bind(*args, bdims=(*bdims, (dim, layer_dim)), **params), dim
 
@@ -75,6 +81,7 @@ def site(
     having: tuple[int, ...] | None = None,
     also: tuple[str, ...] = (),
     starts: tuple[tuple[str, int], ...] = (),
+    along: tuple[str, Any, int] | None = None,
 ) -> Array:
     """Name the activation `x`; the identity, free in the compiled program.
 
@@ -90,12 +97,16 @@ def site(
         also: Other names that it is asked for by, `{}` standing for the layer.
         starts: Axes of which the value holds only the indices from a number on: ("pos", 4). Edits and captures count
             from the axis' beginning all the same: what came before reads NaN, and edits there are misses.
+        along: The axis that a loop runs along, the running index (traced), and how many there are: ("pos", t, 8). `x`
+            is what is there at this index, with that axis of length 1; edits and captures see the whole axis, and an
+            edit at one index is in what the loop carries to the next. Needs `layer`, and every index once.
 
     Returns:
         `x` unchanged.
 
     Raises:
-        SiteError: `layer` without `layers`, a constant layer out of range, or more axes than dimensions.
+        SiteError: `layer` without `layers`, a constant layer out of range, more axes than dimensions, or `along`
+            without a layer, an axis of the site and length 1 there.
     """
     x = jnp.asarray(x)
     if len(axes) > x.ndim:
@@ -107,6 +118,9 @@ def site(
             f"site `{name}` was given layer {layer}; with layers={layers} it must be 0 to {layers - 1}."
         )
     operands = () if layer is None else (_int32(layer),)
+    if along is not None:
+        _check_along(x, name, axes, along[0], layer)
+        operands = (*operands, jnp.asarray(along[1], jnp.int32))
     return site_p.bind(
         x,
         *operands,
@@ -119,4 +133,18 @@ def site(
         having=having,
         also=also,
         starts=starts,
+        along=None if along is None else (along[0], along[2]),
     )
+
+
+def _check_along(x: Array, name: str, axes: tuple[str, ...], axis: str, layer: Any) -> None:
+    if axis not in axes or x.shape[x.ndim - len(axes) + axes.index(axis)] != 1:
+        raise SiteError(
+            f"site `{name}` runs along `{axis}`, one index at a time: its value, of shape {x.shape}, must have that "
+            f"axis among {axes}, of length 1."
+        )
+    if layer is None:
+        raise SiteError(
+            f"site `{name}` runs along `{axis}`, so the loop's counter is no layer: pass `layer=` and `layers=` (0 and "
+            "1 where there is one)."
+        )

@@ -43,6 +43,7 @@ class SiteInfo:
         having: The layers that have the site, where not all do; None for all.
         also: Other names that it is asked for by, `{}` standing for the layer.
         starts: Axes of which a run holds only the indices from a number on; `shape` and `local` count all.
+        along: The axis that a loop runs along, one index at a time; `shape` and `local` count all.
     """
 
     name: str
@@ -58,6 +59,12 @@ class SiteInfo:
     having: tuple[int, ...] | None = None
     also: tuple[str, ...] = ()
     starts: tuple[tuple[str, int], ...] = ()
+    along: str | None = None
+
+    @property
+    def steps(self) -> int:
+        """How often it is met in each layer."""
+        return 1 if self.along is None else self.size(self.along)
 
     @property
     def n_batch(self) -> int:
@@ -176,13 +183,16 @@ def _occurrence(name: str, eqn: Any, place: _Place) -> SiteInfo:
     starts, axes = dict(params["starts"]), params["axes"]
     before = [0] * (len(local) - len(axes)) + [starts.get(axis, 0) for axis in axes]
     local = [n + more for n, more in zip(local, before, strict=True)]
+    along = params["along"]
+    if along is not None:
+        local[len(local) - len(axes) + axes.index(along[0])] = along[1]
     spec = _full_spec(name, params["spec"], len(local))
     if place.mapped is not None and spec is not None:
         local = [n * _parts(place.mapped.mesh, entry) for n, entry in zip(local, spec, strict=True)]
     return SiteInfo(
         name, axes, (*mapped_sizes, *local), tuple(local), aval.dtype,
         layers, stacked, spec, place.mapped, place.custom, params["having"], params["also"],
-        params["starts"],
+        params["starts"], None if along is None else along[0],
     )  # fmt: skip
 
 

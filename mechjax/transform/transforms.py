@@ -109,22 +109,23 @@ def _evaluated(
     request = Request(program.sites, edits, reads)
     start = blank_state(request, request.numbers)
     outs, state = evaluate(request, program.jaxpr, consts, data, Env(request.numbers), start)
-    buffers = _once(reads, state)
+    buffers = _once(reads, state, program.sites)
     if judge:
         outs = [jnp.asarray(out) for out in outs]
         outs, buffers = settle(edits, state.hits, (outs, buffers))
     return outs, State(buffers, state.counts, state.hits)
 
 
-def _once(reads: Any, state: State) -> dict[str, Array]:
+def _once(reads: Any, state: State, sites: dict[str, SiteInfo]) -> dict[str, Array]:
     """The captured rows, of which none was written twice; rows of floats that were are NaN already."""
     buffers = dict(state.buffers)
     for read in reads:
         if not jnp.issubdtype(buffers[read.site].dtype, jnp.inexact):
+            twice = (state.counts[read.site] > sites[read.site].steps).any()
             message = (
                 f"site `{read.site}` ran twice at one layer; a name stands for one activation per layer."
             )
-            buffers[read.site] = halt_if(buffers[read.site], (state.counts[read.site] > 1).any(), message)
+            buffers[read.site] = halt_if(buffers[read.site], twice, message)
     return buffers
 
 

@@ -5,7 +5,7 @@ import pytest
 
 import mechjax as mj
 from mechjax.base.catalogue import SITES, canonical
-from mechjax.models import Config, EncoderConfig, T5Config, ViTConfig
+from mechjax.models import Config, EncoderConfig, MambaConfig, T5Config, ViTConfig
 from mechjax.models.experts import Experts
 from mechjax.models.latent import Latent
 from mechjax.models.structures import build
@@ -46,10 +46,18 @@ def test_sites__of_models_that_have_them__stand_in_the_tables_order_with_its_axe
         config = ViTConfig(**sizes, **heads)
         vit = build(config, {path: jax.numpy.zeros(shape) for path, shape in config.shapes.items()})
         seen |= dict(mj.list_sites(vit, jax.numpy.zeros((1, 3, 4, 4))))
+    heads = {}
+    for choices in ({"mixer_norm_eps": 1.0}, {"mixer": "mamba2", "d_inner": 6, "d_head": 2}):
+        config = MambaConfig(d_vocab=7, d_model=4, n_layers=2, **choices)
+        mamba = build(config, {path: jax.numpy.zeros(shape) for path, shape in config.shapes.items()})
+        table = mj.list_sites(mamba, jax.numpy.zeros((1, 3), int))
+        assert list(table) == [name for name in SITES if name in set(table)]
+        seen, heads = dict(table) | seen, dict(table)
     assert seen.keys() == SITES.keys()
     for name, entry in SITES.items():
         assert seen[name].axes == entry.axes
         assert seen[name].stacked == entry.layered
+        assert name not in heads or heads[name].axes == (entry.in_heads or entry.axes)
 
 
 def test_costly_sites__when_nobody_asks__are_not_formed(tiny_model, tiny_tokens):
@@ -58,7 +66,7 @@ def test_costly_sites__when_nobody_asks__are_not_formed(tiny_model, tiny_tokens)
     }
     assert costly == {
         "q_input", "k_input", "v_input", "attn_scores", "pattern", "result",
-        "expert_pre", "expert_pre_linear", "expert_post", "expert_out", "pos_bias",
+        "expert_pre", "expert_pre_linear", "expert_post", "expert_out", "pos_bias", "state",
     }  # fmt: skip
     plain = str(jax.make_jaxpr(lambda model, tokens: model(tokens))(tiny_model, tiny_tokens))
     assert not [name for name in costly if f"name={name}" in plain]

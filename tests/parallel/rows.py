@@ -114,6 +114,15 @@ def answered(c):
     return found.tokens, found.log_probs, found.acts["cross_pattern"]
 
 
+def mamba(config, c):
+    """Logits, states and an edit of one, of a state space model, which also goes on from a cache."""
+    model, ids = other(config, c), c.pair[0]
+    edit = mj.add("state", 1.0, layer=0, pos=1)
+    out, acts = mj.capture(mj.intervene(model, edit), ["state", "mixer_out"])(ids)
+    first, cache = model(ids[:, :4], cache=mj.models.StateCache.empty(config, 4))
+    return out, acts["state"], acts["mixer_out"], first, model(ids[:, 4:], cache=cache)[0]
+
+
 def edited(c):
     """Every kind of edit, of them some with places and data."""
     means = mj.means(c.model, c.pair[1], ["mlp_post"], per="all")
@@ -311,6 +320,12 @@ SUBJECTS = {
     "latent attention": dataclasses.replace(CONFIG, **LLAMA | {"latent": MLA, "d_head": 5, "rotary_dim": 2}),
 }
 
+_MAMBA = {"d_vocab": 20, "d_model": 8, "n_layers": 2, "d_inner": 16, "d_state": 4}
+MAMBAS = {
+    "a Mamba": mj.models.MambaConfig(**_MAMBA, dt_rank=2),
+    "a Mamba-2": mj.models.MambaConfig(**_MAMBA, mixer="mamba2", d_head=2, n_groups=2),
+}
+
 ROWS = {
     "forward": lambda c: c.model(c.pair[0]),
     "forward of padded prompts": padded,
@@ -389,6 +404,7 @@ ROWS = {
     )},
     "head_attribution": partial(transcoded, "head_attribution", head=(1, 2)),
     **{f"capture of {name}": partial(subject, config) for name, config in SUBJECTS.items()},
+    **{f"capture of {name}": partial(mamba, config) for name, config in MAMBAS.items()},
 }  # fmt: skip
 """What is called: by the name of a public function, and perhaps how it is called."""
 

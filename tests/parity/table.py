@@ -14,7 +14,7 @@ import numpy as np
 import mechjax as mj
 from mechjax.models.families import FAMILIES, OTHERS, config_from_hf
 from mechjax.studies.hf_sites import hf_sites
-from tests.parity import cases, test_encoders, test_experts, test_t5, test_vision
+from tests.parity import cases, test_encoders, test_experts, test_mambas, test_t5, test_vision
 
 README = Path(__file__).parents[2] / "README.md"
 BETWEEN = re.compile(
@@ -49,6 +49,8 @@ def every_case() -> Iterator[tuple[Any, ...]]:
         yield hf, model, *texts
     for name in test_vision.CASES:
         yield test_vision.pair(name)
+    for name in test_mambas.CASES:
+        yield test_mambas.pair(name)
 
 
 def table() -> str:

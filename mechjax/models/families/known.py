@@ -14,6 +14,7 @@ from mechjax.models.families.gemma import GEMMA, GEMMA2, GEMMA3
 from mechjax.models.families.gpt2 import GPT2
 from mechjax.models.families.gptj import GPTJ, NEO
 from mechjax.models.families.llama import GRANITE, LLAMA, MISTRAL
+from mechjax.models.families.mamba import MAMBAS
 from mechjax.models.families.moe import GPT_OSS, MIXTRAL, OLMOE, QWEN3_MOE
 from mechjax.models.families.native import NATIVE
 from mechjax.models.families.neox import NEOX
@@ -30,7 +31,7 @@ FAMILIES: tuple[Family, ...] = (
     COHERE, COHERE2, GRANITE, FALCON, BLOOM, OPT, MIXTRAL, QWEN3_MOE, OLMOE, GPT_OSS, DEEPSEEK_V2, DEEPSEEK_V3,
 )  # fmt: skip
 """Every family of decoders, in the order in which an export tries them."""
-OTHERS: tuple[Family, ...] = (*ENCODERS, *ENCODER_DECODERS, *VISION)
+OTHERS: tuple[Family, ...] = (*ENCODERS, *ENCODER_DECODERS, *VISION, *MAMBAS)
 """Every family of other structures."""
 EVERY: tuple[Family, ...] = (*FAMILIES, NATIVE, *OTHERS)
 """Every family."""

@@ -31,7 +31,7 @@ class _Whole(Rule):
     def shape(self, config: ModelConfig) -> tuple[int, ...]:
         return config.shapes[self.name]
 
-    def split(self, array: Any, config: ModelConfig) -> dict[str, Any]:
+    def split(self, array: Any, config: ModelConfig, **sizes_here: int) -> dict[str, Any]:
         return {self.name: array}
 
     def join(self, params: Mapping[str, Any], config: ModelConfig) -> Any:

@@ -68,9 +68,12 @@ class Rule:
         sizes = self._sizes(config)
         return tuple(math.prod(sizes[axis] for axis in group) for group in _groups(self._sides[0]))
 
-    def split(self, array: Any, config: ModelConfig) -> dict[str, Any]:
-        """Our parameters (of one layer, without layer axis) by path; views of `array` where its library makes views."""
-        (theirs, ours), sizes = self._sides, self._sizes(config)
+    def split(self, array: Any, config: ModelConfig, **sizes_here: int) -> dict[str, Any]:
+        """Our parameters (of one layer, without layer axis) by path; views of `array` where its library makes views.
+
+        `sizes_here` are letters of the layout that have another size than the config says.
+        """
+        (theirs, ours), sizes = self._sides, self._sizes(config) | sizes_here
         if "+" not in self.layout:
             result = rearrange(array, theirs, ours, sizes)
             return dict(zip(self.paths, result if len(self.paths) > 1 else (result,), strict=True))
