@@ -15,11 +15,14 @@ from mechjax.models.factored import qk as qk
 from mechjax.models.init import init as init
 from mechjax.models.params import assemble as assemble
 from mechjax.models.params import parameters as parameters
+from mechjax.models.quantized import Quantized as Quantized
 from mechjax.models.resume import resume as resume
 from mechjax.models.rewrite import center_unembed as center_unembed
 from mechjax.models.rewrite import center_writing as center_writing
+from mechjax.models.rewrite import dequantize as dequantize
 from mechjax.models.rewrite import fold_norm as fold_norm
 from mechjax.models.rewrite import fold_value_bias as fold_value_bias
+from mechjax.models.rewrite import quantize as quantize
 from mechjax.models.rewrite import refactor_qk_ov as refactor_qk_ov
 from mechjax.models.rewrite import ungroup_kv as ungroup_kv
 from mechjax.models.steps import at_steps as at_steps

@@ -19,6 +19,7 @@ from mechjax.models.encoder_config import EncoderConfig
 from mechjax.models.families import ENCODERS, FAMILIES, NATIVE, Family
 from mechjax.models.families.family import write_config
 from mechjax.models.params import parameters
+from mechjax.models.quantized import holds_quantized
 
 
 def export(
@@ -46,11 +47,13 @@ def export(
         The folder.
 
     Raises:
-        UnsupportedModelError: An unknown family, one that cannot express this model, or one of decoders for an encoder.
+        UnsupportedModelError: An unknown family, one that cannot express this model, or one of decoders for an encoder;
+            or a model whose matrices are in few bits.
         WriteError: The folder exists and is not empty, or cannot be written.
     """
     table = _family(family)
     _check_kind(model, table)
+    _check_full(model)
     # What the family says of special ids wins: RoBERTa counts positions from its padding id.
     config = _special_ids(tokenizer) | write_config(model.config, table) | {"dtype": model.W_E.dtype.name}
     tensors = _tensors(model, table)
@@ -97,6 +100,15 @@ def _check_kind(model: Decoder | Encoder, family: Family) -> None:
         raise UnsupportedModelError(
             f"The {family.name} family is one of {other}; this model needs one of {kind}: "
             f"{', '.join(table.name for table in fits)}."
+        )
+
+
+def _check_full(model: Decoder | Encoder) -> None:
+    if holds_quantized(model):
+        raise UnsupportedModelError(
+            "`export` writes the layouts of Hugging Face, which hold floats; this model's matrices are in few bits. "
+            "Write the function that it computes, `mj.export(mj.models.dequantize(model), ...)`, or the model that it "
+            "was rounded from, and pass `weights=` to `mj.load`."
         )
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import jax
+
 from mechjax.base.errors import ArgumentError
 from mechjax.models.decoder import Decoder
 from mechjax.models.params import assemble, parameters
@@ -44,5 +46,8 @@ def first_layers(model: Decoder, n: int) -> Decoder:
     }
     params = parameters(model)
     return assemble(
-        cut, {path: params[path][: counts[path]] if path in counts else params[path] for path in cut.shapes}
+        cut,
+        {
+            path: jax.tree.map(lambda leaf, n=counts.get(path): leaf[:n], params[path]) for path in cut.shapes
+        },
     )
