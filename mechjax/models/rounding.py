@@ -55,12 +55,16 @@ def scheme(bits: int, group: int | None) -> Scheme:
     return Scheme(bits, GROUP if group is None and bits == 4 else group)
 
 
-def named_scheme(weights: str, group: int | None) -> Scheme:
-    """A scheme by the name that `load` takes.
+def named_scheme(weights: str | None, group: int | None) -> Scheme | None:
+    """A scheme by the name that `load` takes; None for None.
 
     Raises:
-        ArgumentError: Another name, or a group that is no number from 2.
+        ArgumentError: Another name, a group without one, or a group that is no number from 2.
     """
+    if weights is None:
+        if group is not None:
+            raise ArgumentError(f'group={group} is for weights in few bits: pass `weights="int4"` or "int8" too.')
+        return None
     names = {f"int{bits}": bits for bits in _LIMIT}
     if weights not in names:
         raise ArgumentError(f"weights={weights!r}: they may be {', '.join(names)}, or None as `dtype` says.")
@@ -106,13 +110,6 @@ def scales(path: str, shape: tuple[int, ...], how: Scheme) -> tuple[int, ...]:
     return tuple(found)
 
 
-def described(path: str, shape: tuple[int, ...], dtype: Any, how: Scheme | None) -> Any:
-    """A parameter by shapes, rounded where a scheme rounds it."""
-    if how is None or not is_matrix(path):
-        return jax.ShapeDtypeStruct(shape, dtype)
-    return jax.eval_shape(lambda: rounded(jnp.zeros(shape, dtype), path, how))
-
-
 def rounded(W: Any, path: str, how: Scheme) -> Quantized:
     """A matrix in few bits. The same numbers come of an array of JAX and of numpy, where it stays on the host.
 
@@ -126,11 +123,12 @@ def rounded(W: Any, path: str, how: Scheme) -> Quantized:
     apart = W.reshape([size for pair in zip(n, W.shape, strict=True) for size in (pair[0], pair[1] // pair[0])])
     wide = apart.astype(np.promote_types(W.dtype, np.float32))
     largest = abs(wide).max(tuple(range(1, 2 * W.ndim, 2)), keepdims=True)
-    scale = (largest / limit).astype(W.dtype)
+    scale = (largest * wide.dtype.type(1 / limit)).astype(W.dtype)  # as XLA divides by a constant
     cut = largest > (limit + 0.5) * scale.astype(wide.dtype)  # float16's smallest numbers are far apart
     scale = xp.where(cut, xp.nextafter(scale, xp.full_like(scale, xp.inf)), scale)
-    scale = xp.where(scale == 0, xp.ones_like(scale), scale)
-    q = xp.clip(xp.round(wide / scale.astype(wide.dtype)), -limit, limit).astype(np.int8).reshape(W.shape)
+    scale = xp.where(scale.astype(wide.dtype) < np.finfo(wide.dtype).tiny, xp.ones_like(scale), scale)
+    times = 1 / scale.astype(wide.dtype)  # XLA would multiply by it anyway, and must agree with numpy
+    q = xp.clip(xp.round(wide * times), -limit, limit).astype(np.int8).reshape(W.shape)
     return Quantized(q if packed is None else _pairs(q, packed, xp), scale.reshape(n), packed)
 
 
