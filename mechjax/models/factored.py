@@ -28,6 +28,7 @@ from mechjax.models.contraction import widened
 from mechjax.models.decoder import Decoder
 from mechjax.models.mla import MLA
 from mechjax.models.norms import Norm
+from mechjax.models.quantized import full
 
 
 class FactoredMatrix(Record):
@@ -208,7 +209,7 @@ def qk(model: Decoder) -> FactoredMatrix:
     Raises:
         UnsupportedModelError: Queries and keys have LayerNorms, which are not of this form.
     """
-    attn, config = model.blocks.attn, model.config
+    attn, config = full(model.blocks.attn), model.config
     if isinstance(attn, MLA):
         nope = attn.W_UK.shape[-1]
         Q, K = (
@@ -232,7 +233,7 @@ def ov(model: Decoder) -> FactoredMatrix:
     Of latent attention, `W_DKV @ W_UV @ W_O` with the scales of the latent's norm: exact up to a positive factor for
     each key.
     """
-    attn = model.blocks.attn
+    attn = full(model.blocks.attn)
     if isinstance(attn, MLA):
         return FactoredMatrix(_up(_down(attn.W_DKV, attn.w_kv), attn.W_UV), attn.W_O)
     return FactoredMatrix(_per_head(attn.W_V, model).transpose(0, 2, 1, 3), attn.W_O)

@@ -1,6 +1,7 @@
 """The first layers of a model, for what needs no more of it."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 
@@ -45,9 +46,8 @@ def first_layers(model: Decoder, n: int) -> Decoder:
         if path.startswith("blocks.")
     }
     params = parameters(model)
-    return assemble(
-        cut,
-        {
-            path: jax.tree.map(lambda leaf, n=counts.get(path): leaf[:n], params[path]) for path in cut.shapes
-        },
-    )
+
+    def first(path: str) -> Any:
+        return jax.tree.map(lambda leaf: leaf[: counts[path]] if path in counts else leaf, params[path])
+
+    return assemble(cut, {path: first(path) for path in cut.shapes})

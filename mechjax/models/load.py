@@ -96,7 +96,11 @@ def load(
             shards = {path: jax.tree.map(_buffer, described[path]) for path in part.rule.paths}
             for name, place in part.places.items():
                 for path, tensor in part.rule.split(checkpoint[name], config).items():
-                    held = tensor if how is None or not is_matrix(path) else rounded_on_host(tensor, kept, path, how)
+                    held = (
+                        tensor
+                        if how is None or not is_matrix(path)
+                        else rounded_on_host(tensor, kept, path, how)
+                    )
                     jax.tree.map(lambda buffer, values, at=place: buffer.put(values, at), shards[path], held)
             params |= {path: jax.tree.map(Shards.array, shards.pop(path)) for path in part.rule.paths}
             progress.advance(len(part.places))

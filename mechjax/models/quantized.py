@@ -22,8 +22,8 @@ class Quantized(eqx.Module):
 
     Attributes:
         q: Whole numbers from -127 to 127, or two from -7 to 7 in a byte, the first in its lower half.
-        scale: What they are multiplied by. As many axes as the matrix, each of a size that divides the matrix's: a scale
-            is that of a block.
+        scale: What they are multiplied by. It has as many axes as the matrix, each of a size that divides the
+            matrix's: a scale is that of a block.
         packed: The axis (from the end) along which two numbers share a byte; None where none do.
     """
 
@@ -62,12 +62,18 @@ class Quantized(eqx.Module):
     def numbers(self, dtype: DTypeLike) -> Array:
         """The whole numbers, apart, in a dtype."""
         if self.packed is None:
-            return self.q.astype(dtype)
+            return jnp.asarray(self.q, dtype)
         i = len(self.q.shape) + self.packed
         pairs = jnp.expand_dims(lax.bitcast_convert_type(self.q, jnp.int8), i + 1)
         halves = jnp.array([4, 0], jnp.int8).reshape(-1, *[1] * (pairs.ndim - i - 2))
-        pairs, halves = jnp.broadcast_arrays(pairs, halves)  # as one shift: stacked, it takes fifteen times as long
-        return lax.shift_right_arithmetic(lax.shift_left(pairs, halves), jnp.int8(4)).reshape(self.shape).astype(dtype)
+        pairs, halves = jnp.broadcast_arrays(
+            pairs, halves
+        )  # as one shift: stacked, it takes fifteen times as long
+        return (
+            lax.shift_right_arithmetic(lax.shift_left(pairs, halves), jnp.int8(4))
+            .reshape(self.shape)
+            .astype(dtype)
+        )
 
     def full(self) -> Array:
         """The array that this stands for, each number rounded once."""
@@ -77,7 +83,7 @@ class Quantized(eqx.Module):
         ]
         apart = [n for pair in sizes for n in pair]
         scales = [m for n, pair in zip(self.scale.shape, sizes, strict=True) for m in (n, 1)[: len(pair)]]
-        return (self.numbers(self.dtype).reshape(apart) * self.scale.reshape(scales)).reshape(self.shape)
+        return (self.numbers(self.dtype).reshape(apart) * jnp.reshape(self.scale, scales)).reshape(self.shape)
 
     def outside(self, spec: str) -> Array | None:
         """Of a product `einsum(spec, x, self)`, the scale of each result; None where scales differ within its sums."""

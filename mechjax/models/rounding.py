@@ -46,7 +46,9 @@ def scheme(bits: int, group: int | None) -> Scheme:
         ArgumentError: Other bits, or a group that is no number from 2.
     """
     if isinstance(bits, bool) or bits not in _LIMIT:
-        raise ArgumentError(f"bits={bits!r}: weights are held in 8 bits or 4. For others, use `dtype=` of `mj.load`.")
+        raise ArgumentError(
+            f"bits={bits!r}: weights are held in 8 bits or 4. For others, use `dtype=` of `mj.load`."
+        )
     if group is not None and (isinstance(group, bool) or not isinstance(group, int) or group < 2):
         raise ArgumentError(
             f"group={group!r}: how many neighbouring weights share a scale, such as 32, 64 or 128; None for all that "
@@ -63,7 +65,9 @@ def named_scheme(weights: str | None, group: int | None) -> Scheme | None:
     """
     if weights is None:
         if group is not None:
-            raise ArgumentError(f'group={group} is for weights in few bits: pass `weights="int4"` or "int8" too.')
+            raise ArgumentError(
+                f'group={group} is for weights in few bits: pass `weights="int4"` or "int8" too.'
+            )
         return None
     names = {f"int{bits}": bits for bits in _LIMIT}
     if weights not in names:
@@ -120,7 +124,9 @@ def rounded(W: Any, path: str, how: Scheme) -> Quantized:
     """
     n, packed, limit = scales(path, W.shape, how), _packed(path, how), _LIMIT[how.bits]
     xp: Any = np if isinstance(W, np.ndarray) else jnp
-    apart = W.reshape([size for pair in zip(n, W.shape, strict=True) for size in (pair[0], pair[1] // pair[0])])
+    apart = W.reshape(
+        [size for pair in zip(n, W.shape, strict=True) for size in (pair[0], pair[1] // pair[0])]
+    )
     wide = apart.astype(np.promote_types(W.dtype, np.float32))
     largest = abs(wide).max(tuple(range(1, 2 * W.ndim, 2)), keepdims=True)
     scale = (largest * wide.dtype.type(1 / limit)).astype(W.dtype)  # as XLA divides by a constant
@@ -136,9 +142,7 @@ def rounded_on_host(W: np.ndarray, dtype: Any, path: str, how: Scheme) -> Quanti
     """What `rounded` makes of `W` in a dtype, a few outputs at a time, so that little of it is held in full."""
     step = max(1, _CHUNK // math.prod(W.shape[:-1]))
     with np.errstate(invalid="ignore"):  # what is not finite has a scale that is not
-        parts = [
-            rounded(W[..., i : i + step].astype(dtype), path, how) for i in range(0, W.shape[-1], step)
-        ]
+        parts = [rounded(W[..., i : i + step].astype(dtype), path, how) for i in range(0, W.shape[-1], step)]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves, -1), *parts)
 
 

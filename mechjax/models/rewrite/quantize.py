@@ -31,8 +31,8 @@ def quantize(model: M, bits: int = 8, *, group: int | None = None) -> M:
         model: A decoder or an encoder.
         bits: 8 or 4.
         group: How many neighbouring weights share a scale; None for all that an output sums over (8 bits) or 32 (4
-            bits). Of `W_O`, which sums over all heads, a group that is neither whole heads nor a part of one becomes the
-            largest part that divides both.
+            bits). Of `W_O`, which sums over all heads, a group that is neither whole heads nor a part of one becomes
+            the largest part that divides both.
 
     Raises:
         ArgumentError: Other bits, a group that does not divide, or a model that is quantised.
@@ -75,6 +75,6 @@ def _rounded(W: jax.Array, path: str, how: Scheme) -> Any:
 def _check(model: Any, asked: str) -> None:
     if not isinstance(model, Decoder | Encoder):
         raise UnsupportedModelError(
-            f"`{asked}` takes a decoder or an encoder of mechjax, not a {type(model).__name__}. Other libraries' models "
-            "are quantised by those libraries; of a transformed model, quantise the model before it is transformed."
+            f"`{asked}` takes a decoder or an encoder of mechjax, not a {type(model).__name__}. Quantise other "
+            "libraries' models with those libraries, and a model with edits before these are put on."
         )
