@@ -25,7 +25,14 @@ def quantize(model: M, bits: int = 8, *, group: int | None = None) -> M:
     them. No data is needed.
 
     Changes the function, within bounds: no weight is off by more than half its scale, so no result of a product by more
-    than the sum of `|x| * scale / 2`. `dequantize` gives the very function in full precision.
+    than the sum of `|x| * scale / 2`. Measured on `tasks-4l`, 256 prompts of indirect objects: a KL divergence of 5e-5
+    per position (0.003 at most) in 8 bits, 0.02 in 4 bits, 0.006 in groups of 8. Small models lose more in 4 bits than
+    large ones: compare what you find with the model in full. `dequantize` gives the same function in ordinary arrays,
+    to rounding.
+
+    Blocks take 1/4 of float32 in 8 bits and 1/8 in 4, and beside that a scale of the model's dtype for each group: in 4
+    bits and groups of 32 that is 4.5 bits a weight in bfloat16, 5 in float32. A forward makes one matrix of one layer
+    in full at a time. It is no faster where it waits for arithmetic, as on a CPU.
 
     Args:
         model: A decoder or an encoder.
@@ -44,13 +51,7 @@ def quantize(model: M, bits: int = 8, *, group: int | None = None) -> M:
             "`quantize`: this model's matrices are in few bits already, and rounded twice they would be further off. "
             "Load it again, or round what it stands for: `quantize(dequantize(model), bits)`."
         )
-    how = scheme(bits, group)
-
-    def held(path: Any, leaf: Any) -> Any:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return _rounded(leaf, name, how) if is_matrix(name) else leaf
-
-    return jax.tree_util.tree_map_with_path(held, model)
+    return _rounded(model, scheme(bits, group))
 
 
 @on_any_mesh
@@ -64,12 +65,19 @@ def dequantize(model: M) -> M:
         UnsupportedModelError: What is no decoder or encoder of mechjax.
     """
     _check(model, "dequantize")
-    return full(model)
+    return _full(model) if holds_quantized(model) else model
 
 
 @eqx.filter_jit
-def _rounded(W: jax.Array, path: str, how: Scheme) -> Any:
-    return rounded(W, path, how)
+def _rounded(model: M, how: Scheme) -> M:
+    def held(path: Any, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return rounded(leaf, name, how) if is_matrix(name) else leaf
+
+    return jax.tree_util.tree_map_with_path(held, model)
+
+
+_full = eqx.filter_jit(full)
 
 
 def _check(model: Any, asked: str) -> None:
