@@ -12,7 +12,7 @@ from mechjax.models.encoder import Encoder
 from mechjax.models.quantized import full, holds_quantized
 from mechjax.models.rounding import Scheme, is_matrix, rounded, scheme
 
-M = TypeVar("M", bound=Decoder | Encoder)
+M = TypeVar("M")
 
 
 @on_any_mesh
