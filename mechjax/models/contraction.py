@@ -24,7 +24,7 @@ def contract(spec: str, x: Array, y: Weight, config: Config, dtype: DTypeLike | 
         return jnp.einsum(spec, x, y, precision=precision, preferred_element_type=dtype)
     if (scale := y.outside(spec)) is None:
         return jnp.einsum(spec, x, y.full(), precision=precision, preferred_element_type=dtype)
-    wide = jnp.promote_types(x.dtype, jnp.float32)  # sums of whole numbers are large
+    wide = jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype  # sums of whole numbers are large
     sums = jnp.einsum(spec, x, y.numbers(y.dtype), precision=precision, preferred_element_type=wide)
     return (sums * scale.astype(wide)).astype(dtype or x.dtype)
 

@@ -242,10 +242,6 @@ def test_quantize__what_it_does_not_take__is_refused(tmp_path):
             mj.models.dequantize(other)
     with pytest.raises(UnsupportedModelError, match=r"mj.models.dequantize\(model\)"):
         mj.export(held, tmp_path / "m", family="mechjax")
-    with pytest.raises(ArgumentError, match="weights='int2'"):
-        mj.load("tasks-4l", weights="int2")
-    with pytest.raises(ArgumentError, match="weights='int2'"):
-        mj.plan("tasks-4l", weights="int2")
 
 
 def test_dequantize__of_ordinary_arrays__gives_them_back():
