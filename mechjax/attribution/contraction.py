@@ -28,6 +28,7 @@ from mechjax.metrics.measured import itself
 from mechjax.models.attention import Attention
 from mechjax.models.contraction import contract, widened
 from mechjax.models.decoder import Decoder
+from mechjax.models.quantized import full
 from mechjax.models.room import at_once
 from mechjax.transform.captured import Activations
 from mechjax.transform.gradients import value_and_grad_at
@@ -219,7 +220,7 @@ def _rows(x: Array, lead: int, rows: Array | None, n_groups: int, length: int) -
 
 def _weights(model: Decoder) -> list[Float[Array, "head layer d_head d_model"]]:
     """What pulls gradients at q, k and v back to the stream: the projections, times the norm's `w` and centred."""
-    attn, norm, config = _attention(model), model.blocks.ln1, model.config
+    attn, norm, config = full(_attention(model)), model.blocks.ln1, model.config
 
     def of(W: Array) -> Array:
         W = W.transpose(2, 0, 3, 1)

@@ -31,6 +31,7 @@ from mechjax.base.meshes import on_any_mesh
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder, as_tokens
 from mechjax.models.needs import needs_decoder
+from mechjax.models.quantized import full
 from mechjax.tasks.pairing import batched
 from mechjax.transform.select import is_concrete
 
@@ -137,7 +138,7 @@ def _measured(reads: Reads, run: Run, target: Reading, head: tuple[Array, Array]
     reader = reads.written(target.direction, layer)
     if run.post_scale is not None:
         reader = reader / entry(run.post_scale, layer, target.at, 0)
-    W_O = entry(reads.model.blocks.attn.W_O, layer, number).astype(reads.dtype)
+    W_O = entry(full(reads.model.blocks.attn.W_O), layer, number).astype(reads.dtype)
     out = contract("dm,m->d", W_O, reader, reads.model.config)
     value = contract("d,d->", entry(run.values, layer, source, shared), out, reads.model.config)
     looks = jnp.where(layer < target.n_attn, entry(run.pattern, layer, number, target.at, source), 0)

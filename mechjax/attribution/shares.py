@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from mechjax.models.config import Config
 from mechjax.models.contraction import contract
 from mechjax.models.norms import Norm
+from mechjax.models.quantized import Weight
 
 
 class Shares(eqx.Module):
@@ -63,7 +64,7 @@ class Shares(eqx.Module):
         return Shares(jnp.where(source, self.total - ablated, self.own), rest)
 
 
-def affine(spec: str, x: Shares, W: Array, b: Array | None, config: Config) -> Shares:
+def affine(spec: str, x: Shares, W: Weight, b: Array | None, config: Config) -> Shares:
     """Through weights, then a bias."""
     return x.each(lambda part: contract(spec, part, W, config)).plus(b)
 

@@ -1,5 +1,7 @@
 """`mechjax plan MODEL`: what a model will take, before anything is allocated."""
 
+from typing import Literal
+
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +25,8 @@ def plan(
     devices: str | None = None,
     chip: str | None = None,
     mesh: tuple[int, int] | None = None,
+    weights: Literal["int8", "int4"] | None = None,
+    group: int | None = None,
 ) -> None:
     """Say what a model takes: parameters, operations, memory, and the bytes of every site.
 
@@ -36,6 +40,8 @@ def plan(
         chip: A TPU to compile for, such as v5e:2x4; none needs to be here, only libtpu.
         mesh: How many of them divide the batch, and how many the model; by default as many divide the model as can,
             the others the batch.
+        weights: What the matrices of blocks are rounded to, as mj.load(weights=) would.
+        group: How many neighbouring weights share a scale.
     """
     config = load_config(model)
     if pos is not None and config.reads_pixels:
@@ -43,7 +49,17 @@ def plan(
             f"`{model}` reads images, each of which is {config.n_ctx} positions: leave out --pos."
         )
     given = config.inputs(batch, min(128, getattr(config, "n_ctx", 128)) if pos is None else pos)
-    found = make_plan(model, given, capture=capture, dtype=dtype, devices=devices, chip=chip, mesh=mesh)
+    found = make_plan(
+        model,
+        given,
+        capture=capture,
+        dtype=dtype,
+        devices=devices,
+        chip=chip,
+        mesh=mesh,
+        weights=weights,
+        group=group,
+    )
     console = Console()
     console.print(Text(found.name, style="bold"))
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

@@ -17,6 +17,7 @@ from mechjax.decompose.recorded import place_of, read
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder
 from mechjax.models.norms import Norm
+from mechjax.models.quantized import full
 from mechjax.transform.captured import Activations
 
 Part = Literal["attn", "mlp"]
@@ -79,7 +80,8 @@ def neuron_factors(model: Decoder, acts: Activations, n_layers: int, asked: str)
         ArgumentError: Shared experts are gated.
     """
     wanted = neuron_sites(model, n_layers)
-    found, mlp, moe, units = read(acts, wanted, asked), model.blocks.mlp, model.blocks.moe, []
+    found, (mlp, moe) = read(acts, wanted, asked), full((model.blocks.mlp, model.blocks.moe))
+    units: list[Factors] = []
 
     def add(site: str, on: Array, W_out: Array, names: list[str], own: int) -> None:
         W = W_out[: len(wanted[site])].reshape(len(wanted[site]), -1, 1, W_out.shape[-1])

@@ -18,6 +18,7 @@ from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder, Tokens, as_tokens, through
 from mechjax.models.needs import needs_decoder
 from mechjax.models.norms import Norm
+from mechjax.models.quantized import Weight
 from mechjax.transform.captured import Activations
 from mechjax.transform.select import is_concrete
 from mechjax.transform.transforms import capture
@@ -64,7 +65,7 @@ class Writes(eqx.Module):
             )
         blocks, config = model.blocks, model.config
 
-        def of_layer(W_O: Array, post: Norm | None, z: Array) -> Array:
+        def of_layer(W_O: Weight, post: Norm | None, z: Array) -> Array:
             return jnp.moveaxis(head_vectors(W_O, post, z, config), -2, 0)
 
         own, mlps = jax.vmap(of_layer)(blocks.attn.W_O, blocks.ln1_post, self.heads), self.mlps
@@ -81,7 +82,7 @@ class Writes(eqx.Module):
 
 
 def head_vectors(
-    W_O: Float[Array, "head d_head d_model"],
+    W_O: Float[Weight, "head d_head d_model"],
     post: Norm | None,
     z: Float[Array, "*batch pos head d_head"],
     config: Config,

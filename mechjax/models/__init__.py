@@ -18,11 +18,14 @@ from mechjax.models.mamba_config import MambaConfig as MambaConfig
 from mechjax.models.model_config import ModelConfig as ModelConfig
 from mechjax.models.params import assemble as assemble
 from mechjax.models.params import parameters as parameters
+from mechjax.models.quantized import Quantized as Quantized
 from mechjax.models.resume import resume as resume
 from mechjax.models.rewrite import center_unembed as center_unembed
 from mechjax.models.rewrite import center_writing as center_writing
+from mechjax.models.rewrite import dequantize as dequantize
 from mechjax.models.rewrite import fold_norm as fold_norm
 from mechjax.models.rewrite import fold_value_bias as fold_value_bias
+from mechjax.models.rewrite import quantize as quantize
 from mechjax.models.rewrite import refactor_qk_ov as refactor_qk_ov
 from mechjax.models.rewrite import ungroup_kv as ungroup_kv
 from mechjax.models.state_cache import StateCache as StateCache

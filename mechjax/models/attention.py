@@ -22,6 +22,7 @@ from mechjax.models.kernels.attend import attend
 from mechjax.models.marks import Mark, under
 from mechjax.models.norms import Norm
 from mechjax.models.positions import Sequence, Varying, rotate
+from mechjax.models.quantized import Weight, merged
 from mechjax.models.scores import mix, scores
 from mechjax.transform.context import wanted
 
@@ -29,10 +30,10 @@ from mechjax.transform.context import wanted
 class Attention(eqx.Module):
     """Weights of one layer, or of all with a leading layer axis."""
 
-    W_Q: Float[Array, "*layer d_model head d_head"]
-    W_K: Float[Array, "*layer d_model kv_head d_head"]
-    W_V: Float[Array, "*layer d_model kv_head d_head"]
-    W_O: Float[Array, "*layer head d_head d_model"]
+    W_Q: Float[Weight, "*layer d_model head d_head"]
+    W_K: Float[Weight, "*layer d_model kv_head d_head"]
+    W_V: Float[Weight, "*layer d_model kv_head d_head"]
+    W_O: Float[Weight, "*layer head d_head d_model"]
     b_Q: Float[Array, "*layer head d_head"] | None
     b_K: Float[Array, "*layer kv_head d_head"] | None
     b_V: Float[Array, "*layer kv_head d_head"] | None
@@ -142,6 +143,6 @@ class Attention(eqx.Module):
         if wanted("result"):
             out = mark(contract("...hd,hdm->...hm", z, self.W_O, config), "result").sum(-2)
         else:
-            W = self.W_O.reshape(config.n_heads * config.d_head, -1)  # merged, or XLA copies it
+            W = merged(self.W_O)  # or XLA copies it
             out = contract("...i,im->...m", z.reshape(*z.shape[:-2], W.shape[0]), W, config)
         return out if self.b_O is None else out + self.b_O

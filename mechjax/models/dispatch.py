@@ -10,12 +10,14 @@ and it cannot be mapped while the weights are shared, which every sweep does (ja
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from mechjax.models.config import Config
 from mechjax.models.contraction import contract
+from mechjax.models.quantized import Weight
 
 _LEAST, _MOST = 8, 128  # rows of a block: enough to use a matrix unit, few enough to pad little
 
@@ -40,7 +42,7 @@ class Dispatch(eqx.Module):
     def multiply(
         self,
         x: Float[Array, "block row d_in"],
-        W: Float[Array, "expert d_in d_out"],
+        W: Float[Weight, "expert d_in d_out"],
         b: Float[Array, "expert d_out"] | None,
         config: Config,
     ) -> Float[Array, "block row d_out"]:
@@ -48,8 +50,11 @@ class Dispatch(eqx.Module):
 
         def one(block: tuple[Array, Array]) -> Array:
             rows, expert = block
-            y = contract("ri,io->ro", rows, lax.dynamic_index_in_dim(W, expert, keepdims=False), config)
-            return y if b is None else y + lax.dynamic_index_in_dim(b, expert, keepdims=False)
+            own, bias = jax.tree.map(
+                lambda leaf: lax.dynamic_index_in_dim(leaf, expert, keepdims=False), (W, b)
+            )
+            y = contract("ri,io->ro", rows, own, config)
+            return y if bias is None else y + bias
 
         return lax.map(one, (x, self.expert))
 

@@ -16,7 +16,8 @@ import jax
 from mechjax.base.errors import ArgumentError
 from mechjax.base.records import Record
 from mechjax.base.units import in_bytes, in_flop, in_words
-from mechjax.models.plan import subject_of
+from mechjax.models.plan import subject_of, weights_of
+from mechjax.models.quantized import nbytes
 from mechjax.models.share import Share, Sizes, shared
 from mechjax.transform.cost import Cost, jaxpr_cost, n_programs, traced
 
@@ -82,7 +83,7 @@ def dry_run(
 
     Args:
         method: A function of mechjax that takes a model first, such as `mj.patching.activation_patch`, or your own.
-        model: A name or folder as `load` takes it, a `Config`, or a model.
+        model: A name or folder as `load` takes it, a `Config`, or a model, of arrays or of shapes.
         *args: What else the method takes. Prompts may be `jax.ShapeDtypeStruct`s.
         devices: What it would run on, such as "v5e-256" or "8xH200": the result says what each would hold, whether
             that fits, and which `chunk_size` would, where the method has one, or else which batch.
@@ -100,6 +101,7 @@ def dry_run(
         raise ArgumentError(f"mesh={mesh} divides devices, but none were named: say devices='v5e-8'.")
     name, subject = subject_of(model, dtype)
     params = eqx.filter(subject, lambda x: isinstance(x, jax.ShapeDtypeStruct))
+    weights = weights_of(params)
     given = eqx.partition((args, kwargs), lambda x: isinstance(x, jax.ShapeDtypeStruct))
 
     def call(subject: Any, shapes: Any, **more: Any) -> Any:
@@ -112,12 +114,11 @@ def dry_run(
     closed = program()
     out = eqx.filter_eval_shape(call, subject, given[0])
     arrays = [(path, x) for path, x in jax.tree_util.tree_leaves_with_path(out) if hasattr(x, "shape")]
-    leaves = [x for x in jax.tree.leaves(params) if jax.numpy.issubdtype(x.dtype, jax.numpy.inexact)]
     return DryRun(
         method=getattr(method, "__name__", type(method).__name__),
         model=name,
-        n_params=sum(math.prod(x.shape) for x in leaves),
-        param_bytes=sum(_bytes(x) for x in leaves),
+        n_params=sum(math.prod(x.shape) for x in weights),
+        param_bytes=nbytes(weights),
         outputs=tuple(
             (jax.tree_util.keystr(p).lstrip(".") or "it", tuple(x.shape), str(x.dtype)) for p, x in arrays
         ),

@@ -17,6 +17,7 @@ from mechjax.models.families import EVERY, Family
 from mechjax.models.families.family import write_config
 from mechjax.models.needs import needs_decoder
 from mechjax.models.params import parameters
+from mechjax.models.quantized import holds_quantized
 from mechjax.models.structures import Model, structure_of
 
 
@@ -46,11 +47,13 @@ def export(
         The folder.
 
     Raises:
-        UnsupportedModelError: An unknown family, one that cannot express this model, or one of another structure.
+        UnsupportedModelError: An unknown family, one that cannot express this model, or one of another structure; or a
+            model whose matrices are in few bits.
         WriteError: The folder exists and is not empty, or cannot be written.
     """
     table = _family(family)
     _check_kind(model, table)
+    _check_full(model)
     # What the family says of special ids wins: RoBERTa counts positions from its padding id.
     config = _special_ids(tokenizer) | write_config(model.config, table) | {"dtype": _dtype(model)}
     tensors = _tensors(model, table)
@@ -102,6 +105,15 @@ def _check_kind(model: Any, family: Family) -> None:
 def _dtype(model: Any) -> str:
     """What the parameters are in."""
     return next(iter(parameters(model).values())).dtype.name
+
+
+def _check_full(model: Any) -> None:
+    if holds_quantized(model):
+        raise UnsupportedModelError(
+            "`export` writes the layouts of Hugging Face, which hold floats; this model's matrices are in few bits. "
+            "Write the function that it computes, `mj.export(mj.models.dequantize(model), ...)`, or the model that it "
+            "was rounded from, and pass `weights=` to `mj.load`."
+        )
 
 
 def _tensors(model: Any, family: Family) -> dict[str, np.ndarray]:

@@ -29,6 +29,7 @@ from mechjax.models.decoder import Decoder
 from mechjax.models.mla import MLA
 from mechjax.models.needs import needs_decoder
 from mechjax.models.norms import Norm
+from mechjax.models.quantized import full
 
 
 class FactoredMatrix(Record):
@@ -211,11 +212,12 @@ def qk(model: Decoder) -> FactoredMatrix:
         UnsupportedModelError: Queries and keys have LayerNorms, which are not of this form.
     """
     attn, config = model.blocks.attn, model.config
+    weights: Any = full(attn)
     if isinstance(attn, MLA):
-        nope = attn.W_UK.shape[-1]
+        nope = weights.W_UK.shape[-1]
         Q, K = (
-            _up(_down(attn.W_DQ, attn.w_q), attn.W_Q[..., :nope]),
-            _up(_down(attn.W_DKV, attn.w_kv), attn.W_UK),
+            _up(_down(weights.W_DQ, weights.w_q), weights.W_Q[..., :nope]),
+            _up(_down(weights.W_DKV, weights.w_kv), weights.W_UK),
         )
         return FactoredMatrix(Q, K.mT)
     if config.qk_norm != "none" and config.norm != "rms":
@@ -223,7 +225,7 @@ def qk(model: Decoder) -> FactoredMatrix:
             f"`qk` cannot be read off this model, which has `qk_norm` = {config.qk_norm!r} with `norm` = "
             f"{config.norm!r}: LayerNorms of queries and keys subtract means and add biases. Capture `attn_scores`."
         )
-    Q, K = (_scaled(W, norm, config) for W, norm in ((attn.W_Q, attn.q_norm), (attn.W_K, attn.k_norm)))
+    Q, K = (_scaled(W, norm, config) for W, norm in ((weights.W_Q, attn.q_norm), (weights.W_K, attn.k_norm)))
     return FactoredMatrix(Q.transpose(0, 2, 1, 3), _per_head(K, model).transpose(0, 2, 3, 1))
 
 
@@ -236,9 +238,10 @@ def ov(model: Decoder) -> FactoredMatrix:
     each key.
     """
     attn = model.blocks.attn
+    weights: Any = full(attn)
     if isinstance(attn, MLA):
-        return FactoredMatrix(_up(_down(attn.W_DKV, attn.w_kv), attn.W_UV), attn.W_O)
-    return FactoredMatrix(_per_head(attn.W_V, model).transpose(0, 2, 1, 3), attn.W_O)
+        return FactoredMatrix(_up(_down(weights.W_DKV, weights.w_kv), weights.W_UV), weights.W_O)
+    return FactoredMatrix(_per_head(weights.W_V, model).transpose(0, 2, 1, 3), weights.W_O)
 
 
 @on_any_mesh

@@ -1,6 +1,9 @@
 """The first layers of a model, for what needs no more of it."""
 
 from dataclasses import replace
+from typing import Any
+
+import jax
 
 from mechjax.base.errors import ArgumentError
 from mechjax.models.decoder import Decoder
@@ -43,6 +46,8 @@ def first_layers(model: Decoder, n: int) -> Decoder:
         if path.startswith("blocks.")
     }
     params = parameters(model)
-    return assemble(
-        cut, {path: params[path][: counts[path]] if path in counts else params[path] for path in cut.shapes}
-    )
+
+    def first(path: str) -> Any:
+        return jax.tree.map(lambda leaf: leaf[: counts[path]] if path in counts else leaf, params[path])
+
+    return assemble(cut, {path: first(path) for path in cut.shapes})

@@ -33,6 +33,7 @@ from mechjax.hub.folder import CONFIG
 from mechjax.models.families import Family, Rule, config_from_hf
 from mechjax.models.model_config import ModelConfig
 from mechjax.models.params import parameters
+from mechjax.models.rounding import Scheme, is_matrix, named_scheme, rounded, rounded_on_host
 from mechjax.models.structures import build
 from mechjax.parallel.buffers import Shards
 from mechjax.parallel.shard import shard
@@ -49,6 +50,8 @@ def load(
     revision: str | None = None,
     precision: Literal["highest", "default"] = "highest",
     mesh: Mesh | None = None,
+    weights: Literal["int8", "int4"] | None = None,
+    group: int | None = None,
 ) -> tuple[Any, Tokenizer | None]:
     """A model and its tokenizer.
 
@@ -60,6 +63,10 @@ def load(
         precision: "highest" computes float32 contractions in full float32; "default" whatever is fast on the device.
         mesh: Splits every parameter over devices (`mj.make_mesh(data=2, model=4)`), as `mj.shard` would; each process
             reads only the bytes of its own. Give it prompts as they are, or on the mesh: `mj.shard(prompts, mesh)`.
+        weights: "int8" or "int4" rounds the matrices of blocks as they are read, as `mj.models.quantize` would; of the
+            model in full there is never more than one tensor. (On a mesh, each process then reads all of them, as a
+            scale is that of a whole sum.)
+        group: With `weights`, how many neighbouring weights share a scale, as `mj.models.quantize` says.
 
     Returns:
         The model, of the class that its structure has (`models/structures.py`): a `Decoder`, for BERT and RoBERTa an
@@ -69,25 +76,32 @@ def load(
         CheckpointError: Missing, truncated or hostile files; missing, left-over or misshapen weights.
         UnsupportedModelError: An unknown architecture or config key.
         HubError: A name that cannot be fetched.
-        ArgumentError: A dtype that cannot be used, a revision of what is not on the Hub, absurd config numbers, or a
-            mesh that does not divide heads, neurons or experts: which, and what would fit.
+        ArgumentError: A dtype that cannot be used, a revision of what is not on the Hub, absurd config numbers, a mesh
+            that does not divide heads, neurons or experts, or `weights` or a group that cannot be: which, and what
+            would fit.
     """
+    how = named_scheme(weights, group)
     folder = locate(name_or_folder, revision)
     config, family = _understand(folder, precision)
     checkpoint = Checkpoint(folder)
     config = config if family.settled is None else family.settled(config, checkpoint.entries)
     planned = _plan(checkpoint, config, family)
     kept = _choose_dtype(dtype, checkpoint, planned)
-    where = {} if mesh is None else _shardings(config, kept, mesh)
-    params: dict[str, jax.Array] = {}
+    described = _described(config, kept, how, mesh)
+    params: dict[str, Any] = {}
     with bar("Reading weights", sum(len(part.places) for part in planned)) as progress:
         progress.advance(0)  # nothing compiles here
         for part in planned:
-            shards = {path: Shards(config.shapes[path], kept, where.get(path)) for path in part.rule.paths}
+            shards = {path: jax.tree.map(_buffer, described[path]) for path in part.rule.paths}
             for name, place in part.places.items():
                 for path, tensor in part.rule.split(checkpoint[name], config).items():
-                    shards[path].put(tensor, place)
-            params |= {path: shards.pop(path).array() for path in part.rule.paths}
+                    held = (
+                        tensor
+                        if how is None or not is_matrix(path)
+                        else rounded_on_host(tensor, kept, path, how)
+                    )
+                    jax.tree.map(lambda buffer, values, at=place: buffer.put(values, at), shards[path], held)
+            params |= {path: jax.tree.map(Shards.array, shards.pop(path)) for path in part.rule.paths}
             progress.advance(len(part.places))
     tokenizer = Tokenizer.from_folder(folder)
     if tokenizer is not None:
@@ -277,12 +291,21 @@ def _choose_dtype(asked: Any, checkpoint: Checkpoint, planned: list[_Part]) -> n
     return dtype
 
 
-def _shardings(config: ModelConfig, dtype: np.dtype, mesh: Mesh) -> dict[str, NamedSharding]:
-    """Where every parameter lies on a mesh, by path."""
-    shapes = jax.eval_shape(
-        lambda: build(config, {path: jnp.zeros(shape, dtype) for path, shape in config.shapes.items()})
-    )
-    return {path: cast(NamedSharding, x.sharding) for path, x in parameters(shard(shapes, mesh)).items()}
+def _described(config: ModelConfig, dtype: np.dtype, how: Scheme | None, mesh: Mesh | None) -> dict[str, Any]:
+    """Every parameter by shapes, which say where it lies on a mesh, by path."""
+
+    def made() -> Any:
+        params = {path: jnp.zeros(shape, dtype) for path, shape in config.shapes.items()}
+        if how is not None:
+            params |= {path: rounded(W, path, how) for path, W in params.items() if is_matrix(path)}
+        return build(config, params)
+
+    shapes = jax.eval_shape(made)
+    return parameters(shapes if mesh is None else shard(shapes, mesh))
+
+
+def _buffer(shape: jax.ShapeDtypeStruct) -> Shards:
+    return Shards(shape.shape, np.dtype(shape.dtype), cast(NamedSharding | None, shape.sharding))
 
 
 def _check_vocabulary(tokenizer: Tokenizer, config: Any, folder: Path) -> None:

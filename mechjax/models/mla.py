@@ -23,24 +23,25 @@ from mechjax.models.latent import Latent
 from mechjax.models.marks import Mark
 from mechjax.models.norms import Norm
 from mechjax.models.positions import Sequence, Varying, rotate
+from mechjax.models.quantized import Weight, merged
 from mechjax.transform.context import wanted
 
 
 class MLA(eqx.Module):
     """Weights of one layer, or of all with a leading layer axis; the scales of the latents' norms are `w_q`, `w_kv`."""
 
-    W_DQ: Float[Array, "*layer d_model q_rank"] | None
+    W_DQ: Float[Weight, "*layer d_model q_rank"] | None
     b_DQ: Float[Array, "*layer q_rank"] | None
     w_q: Float[Array, "*layer q_rank"] | None
-    W_Q: Float[Array, "*layer q_read head d_head"]
-    W_DKV: Float[Array, "*layer d_model kv_rank"]
+    W_Q: Float[Weight, "*layer q_read head d_head"]
+    W_DKV: Float[Weight, "*layer d_model kv_rank"]
     b_DKV: Float[Array, "*layer kv_rank"] | None
     w_kv: Float[Array, "*layer kv_rank"]
-    W_UK: Float[Array, "*layer kv_rank head d_nope"]
-    W_UV: Float[Array, "*layer kv_rank head d_value"]
-    W_KR: Float[Array, "*layer d_model d_rope"]
+    W_UK: Float[Weight, "*layer kv_rank head d_nope"]
+    W_UV: Float[Weight, "*layer kv_rank head d_value"]
+    W_KR: Float[Weight, "*layer d_model d_rope"]
     b_KR: Float[Array, "*layer d_rope"] | None
-    W_O: Float[Array, "*layer head d_value d_model"]
+    W_O: Float[Weight, "*layer head d_value d_model"]
     b_O: Float[Array, "*layer d_model"] | None
 
     def __call__(
@@ -120,17 +121,17 @@ class MLA(eqx.Module):
         if wanted("result"):
             out = mark(contract("...hd,hdm->...hm", z, self.W_O, config), "result").sum(-2)
         else:
-            W = self.W_O.reshape(-1, self.W_O.shape[-1])  # merged, or XLA copies it
+            W = merged(self.W_O)  # or XLA copies it
             out = contract("...i,im->...m", z.reshape(*z.shape[:-2], W.shape[0]), W, config)
         return out if self.b_O is None else out + self.b_O
 
 
-def _affine(x: Array, W: Array, b: Array | None, config: Config) -> Array:
+def _affine(x: Array, W: Weight, b: Array | None, config: Config) -> Array:
     y = contract("...m,mr->...r", x, W, config)
     return y if b is None else y + b
 
 
-def _up(c: Array, W: Array, config: Config, *, per_head: bool) -> Array:
+def _up(c: Array, W: Weight, config: Config, *, per_head: bool) -> Array:
     return contract("...hr,rhd->...hd" if per_head else "...r,rhd->...hd", c, W, config)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from mechjax.models.contraction import contract
 from mechjax.models.marks import Mark
 from mechjax.models.model_config import ModelConfig
+from mechjax.models.quantized import Weight
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -26,9 +27,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class MLP(eqx.Module):
     """Weights of one layer, or of all with a leading layer axis; `W_gate` and `b_gate` are None where it is plain."""
 
-    W_in: Float[Array, "*layer d_model d_mlp"]
-    W_gate: Float[Array, "*layer d_model d_mlp"] | None
-    W_out: Float[Array, "*layer d_mlp d_model"]
+    W_in: Float[Weight, "*layer d_model d_mlp"]
+    W_gate: Float[Weight, "*layer d_model d_mlp"] | None
+    W_out: Float[Weight, "*layer d_mlp d_model"]
     b_in: Float[Array, "*layer d_mlp"] | None
     b_gate: Float[Array, "*layer d_mlp"] | None
     b_out: Float[Array, "*layer d_model"] | None
@@ -47,6 +48,6 @@ class MLP(eqx.Module):
         return _affine(mark(post, "mlp_post"), self.W_out, self.b_out, config)
 
 
-def _affine(x: Array, W: Array, b: Array | None, config: ModelConfig) -> Array:
+def _affine(x: Array, W: Weight, b: Array | None, config: ModelConfig) -> Array:
     y = contract("...i,io->...o", x, W, config)
     return y if b is None else y + b

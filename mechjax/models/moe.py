@@ -23,6 +23,7 @@ from mechjax.models.dispatch import dispatch
 from mechjax.models.experts import Experts
 from mechjax.models.marks import Mark
 from mechjax.models.mlp import ACTIVATIONS, MLP
+from mechjax.models.quantized import Weight
 from mechjax.models.routing import route
 from mechjax.transform.context import wanted
 
@@ -36,9 +37,9 @@ class MoE(eqx.Module):
     W_router: Float[Array, "*layer d_model expert"]
     b_router: Float[Array, "*layer expert"] | None
     b_choice: Float[Array, "*layer expert"] | None
-    W_in: Float[Array, "*layer expert d_model d_mlp"]
-    W_gate: Float[Array, "*layer expert d_model d_mlp"]
-    W_out: Float[Array, "*layer expert d_mlp d_model"]
+    W_in: Float[Weight, "*layer expert d_model d_mlp"]
+    W_gate: Float[Weight, "*layer expert d_model d_mlp"]
+    W_out: Float[Weight, "*layer expert d_mlp d_model"]
     b_in: Float[Array, "*layer expert d_mlp"] | None
     b_gate: Float[Array, "*layer expert d_mlp"] | None
     b_out: Float[Array, "*layer expert d_model"] | None
@@ -95,7 +96,7 @@ class MoE(eqx.Module):
         experts: Experts,
         mark: Mark,
     ) -> Float[Array, "*batch pos d_model"]:
-        def multiply(spec: str, x: Array, W: Array, b: Array | None) -> Array:
+        def multiply(spec: str, x: Array, W: Weight, b: Array | None) -> Array:
             y = contract(spec, x, W, config)
             return y if b is None else y + b
 

@@ -14,6 +14,7 @@ from mechjax.models.mla import MLA
 from mechjax.models.mlp import MLP
 from mechjax.models.moe import MoE
 from mechjax.models.norms import Norm
+from mechjax.models.quantized import is_quantized
 from mechjax.models.shapes import norm_places
 
 
@@ -52,6 +53,9 @@ def assemble(config: Config, params: Mapping[str, Any]) -> Decoder:
 
 
 def parameters(model: eqx.Module) -> dict[str, Any]:
-    """Every parameter (or its shape, of a model of shapes) by path; the inverse of `assemble`, and of an encoder's."""
-    leaves = jax.tree_util.tree_flatten_with_path(model)[0]
+    """Every parameter (or its shape, of a model of shapes) by path; the inverse of `assemble`, and of an encoder's.
+
+    A matrix in few bits is one parameter, a `Quantized`.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_quantized)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

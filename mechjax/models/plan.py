@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -26,6 +26,9 @@ from mechjax.hub import Checkpoint, read_config
 from mechjax.interop import Subject
 from mechjax.models.load import load_config, locate
 from mechjax.models.model_config import ModelConfig
+from mechjax.models.quantized import is_quantized, nbytes
+from mechjax.models.rewrite.quantize import quantize
+from mechjax.models.rounding import Scheme, named_scheme
 from mechjax.models.share import Share, Sizes, arranged, shared
 from mechjax.models.structures import build
 from mechjax.parallel.described import ChipMemory, Placed, memory_per_chip
@@ -165,6 +168,8 @@ def plan(
     devices: str | None = None,
     chip: str | None = None,
     mesh: Sizes = None,
+    weights: Literal["int8", "int4"] | None = None,
+    group: int | None = None,
 ) -> Plan:
     """What `run(model, tokens, edits=edits, capture=capture)` takes, before anything is allocated.
 
@@ -185,12 +190,14 @@ def plan(
             a minute, and the plan says what one chip must hold. No TPU is needed.
         mesh: How many of those divide the batch and how many the model, or a size for each axis by name; by default as
             many divide the model as can, the others the batch.
+        weights: "int8" or "int4" rounds the matrices of blocks, as `load` would.
+        group: How many of their neighbours share a scale, as `load` says.
 
     Returns:
         The plan.
 
     Raises:
-        ArgumentError: A dtype, chip or mesh that cannot be used.
+        ArgumentError: A dtype, chip, mesh, `weights` or group that cannot be used.
         SiteError: A site that the model does not have.
         ShapeError: More positions than the model has, or an edit that does not fit.
         MissingExtraError: `chip=` without libtpu.
@@ -199,14 +206,14 @@ def plan(
         raise ArgumentError(
             f"mesh={mesh} divides described devices, but none were named: say devices='v5e-8' or chip='v5e:2x4'."
         )
-    name, subject = subject_of(model, dtype)
+    name, subject = subject_of(model, dtype, named_scheme(weights, group))
     given = _shapes(tokens, subject)
     first = _first(given)
     plain = unhold(subject.fn) if isinstance(subject, Transformed) else subject
     call = intervene(subject, edits)
     if capture:
         call = _capture(call, capture)
-    params = [x for x in jax.tree.leaves(plain) if _is_shape(x) and jnp.issubdtype(x.dtype, jnp.inexact)]
+    params = weights_of(plain)
     shapes, rest = eqx.partition(call, _is_shape)  # edits keep their numbers, so that they are checked
     out = eqx.filter_eval_shape(lambda shapes, t: _called(eqx.combine(shapes, rest), t), shapes, given)
     taken = out[1] if isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], Activations) else None
@@ -214,9 +221,9 @@ def plan(
         name=name,
         tokens=first.shape,
         inputs=str(first.dtype),
-        dtype=", ".join(sorted({str(x.dtype) for x in params})),
+        dtype=", ".join(sorted({f"int{x.bits}" if is_quantized(x) else str(x.dtype) for x in params})),
         n_params=sum(math.prod(x.shape) for x in params),
-        param_bytes=sum(_bytes(x) for x in params),
+        param_bytes=nbytes(params),
         sites=_sites(plain, given),
         captured=() if taken is None else _captured(taken),
         cost=jaxpr_cost(traced(_called, call, given)),
@@ -228,8 +235,17 @@ def plan(
 _capture = capture
 
 
-def subject_of(model: Any, dtype: Any) -> tuple[str, Any]:
-    """What the model is called, and the model with shapes in place of arrays."""
+def weights_of(model: Any) -> list[Any]:
+    """The parameters of a model of shapes: floats, and matrices in few bits."""
+    leaves = jax.tree.leaves(model, is_leaf=is_quantized)
+    return [x for x in leaves if hasattr(x, "shape") and jnp.issubdtype(x.dtype, jnp.inexact)]
+
+
+def subject_of(model: Any, dtype: Any, how: Scheme | None = None) -> tuple[str, Any]:
+    """What the model is called, and the model with shapes in place of arrays, its matrices rounded as `how` says."""
+    if how is not None:
+        name, subject = subject_of(model, dtype)
+        return name, eqx.filter_eval_shape(quantize, subject, how.bits, group=how.group)
     if isinstance(model, Transformed):
         name, fn = subject_of(model.fn, dtype)
         return name, Transformed(fn, model.edits, model.reads)

@@ -6,6 +6,7 @@ arXiv:2304.11277). Norms, and whatever has no names, are whole on every device.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -43,8 +44,11 @@ def layout(module: Any, sizes: Mapping[str, int], rules: Mapping[str, tuple[str,
     """
 
     def of(path: Any, leaf: Any) -> Spec:
-        names = _axes(module, path, leaf)
-        return (None,) * len(leaf.shape) if names is None else split(names, leaf.shape, sizes, rules)
+        names, shape = _axes(module, path, leaf)
+        if names is None:
+            return (None,) * len(leaf.shape)
+        found = split(names, shape, sizes, rules)
+        return found if shape == leaf.shape else _where_it_divides(found, leaf.shape, sizes)
 
     return jax.tree_util.tree_map_with_path(of, module)
 
@@ -78,6 +82,12 @@ def split(
     return tuple(None if not axes else axes[0] if len(axes) == 1 else axes for axes in over)
 
 
+def _where_it_divides(whole: Spec, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Spec:
+    """How a part of a quantised matrix lies, of which axes are shorter: as the matrix, or whole where that is odd."""
+    n = [math.prod(sizes[axis] for axis in ((a,) if isinstance(a, str) else a or ())) for a in whole]
+    return tuple(None if size % k else axes for size, k, axes in zip(shape, n, whole, strict=True))
+
+
 def _does_not_divide(name: str, n: int, axes: tuple[str, ...], sizes: Mapping[str, int]) -> str:
     by = " x ".join(f"{axis}={sizes[axis]}" for axis in axes)
     most = max(sizes[axis] for axis in axes)
@@ -85,8 +95,11 @@ def _does_not_divide(name: str, n: int, axes: tuple[str, ...], sizes: Mapping[st
     return f"`{name}` has {n}, which {by} devices cannot share equally. Of `{name}`, {fits} devices can."
 
 
-def _axes(owner: Any, path: Any, leaf: Any) -> tuple[str, ...] | None:
-    """Names of the axes of the leaf at `path`; None where its annotation does not tell."""
+def _axes(owner: Any, path: Any, leaf: Any) -> tuple[tuple[str, ...] | None, tuple[int, ...]]:
+    """Names of the axes of the leaf at `path`, None where its annotation does not tell; and the shape that has them.
+
+    That is the leaf's own, or that of the array which a module with a shape (a quantised matrix) stands for.
+    """
     annotation: Any = None
     for key in path:
         if isinstance(owner, (tuple, list, dict)):  # what is inside is told by itself
@@ -95,8 +108,11 @@ def _axes(owner: Any, path: Any, leaf: Any) -> tuple[str, ...] | None:
             continue
         name = getattr(key, "name", None)
         if name is None or not dataclasses.is_dataclass(owner):
-            return None
+            return None, leaf.shape
         annotation = next((f.type for f in dataclasses.fields(owner) if f.name == name), None)
         owner = getattr(owner, name)
+        if dataclasses.is_dataclass(owner) and isinstance(getattr(owner, "shape", None), tuple):
+            break
+    shape = getattr(owner, "shape", leaf.shape)
     choices = [a for a in (annotation, *get_args(annotation)) if hasattr(a, "dim_str")]
-    return names_from_annotation(choices[0].dim_str, len(leaf.shape), {}) if choices else None
+    return (names_from_annotation(choices[0].dim_str, len(shape), {}) if choices else None), shape

@@ -10,6 +10,7 @@ from jaxtyping import Array
 from mechjax.base.errors import UnsupportedModelError
 from mechjax.models.decoder import Decoder
 from mechjax.models.params import assemble, parameters
+from mechjax.models.quantized import holds_quantized
 
 _ANY = None
 _CHOICES: Mapping[str, tuple[Any, ...] | None] = {
@@ -68,6 +69,11 @@ def presume(model: Decoder, rewrite: str) -> None:
     Raises:
         UnsupportedModelError: Such a choice or parameter, by name.
     """
+    if holds_quantized(model):
+        raise refusal(
+            rewrite, "matrices in few bits", "a rewrite changes weights, which would have to be rounded again.",
+            "Rewrite first and quantise then, or apply `mj.models.dequantize` before.",
+        )  # fmt: skip
     found = []
     for field in fields(model.config):
         value = getattr(model.config, field.name)
