@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax.base.errors import ArgumentError, ShapeError, did_you_mean
+from mechjax.base.optional import require
 from mechjax.interop.torch_arrays import array_dtype, in_range, to_tensor
 
 
@@ -62,7 +63,7 @@ class Arguments:
         missing = [name for name in self.names if name not in given]
         if missing:
             raise ArgumentError(
-                f"the call lacks {_listed(missing)}, which the example of from_torch had. It takes {_listed(self.names)}."
+                f"the call lacks {_listed(missing)}, which the example had. It takes {_listed(self.names)}."
             )
         if (found := jax.tree.structure(given)) != (tree := jax.tree.structure(self.example)):
             raise ArgumentError(
@@ -102,7 +103,7 @@ def arguments(module: Any, example: Any) -> Arguments:
     Raises:
         ArgumentError: It is no tensor, tuple or dictionary of named arguments, or holds no tensor at all.
     """
-    torch = _torch()
+    torch = require("torch", extra="torch")
     forward = [
         p.name
         for p in inspect.signature(module.forward).parameters.values()
@@ -125,8 +126,8 @@ def arguments(module: Any, example: Any) -> Arguments:
         if isinstance(x, (bool, int, float, complex, str)):
             return Constant(x)
         raise ArgumentError(
-            f"the example holds a {type(x).__name__}; from_torch takes a tensor, a tuple of arguments or a dictionary of "
-            "named arguments, with tensors, arrays, numbers, strings, tuples, lists and dictionaries in them."
+            f"the example holds a {type(x).__name__}; from_torch takes a tensor, a tuple of arguments or a dictionary "
+            "of named arguments, with tensors, arrays, numbers, strings, tuples, lists and dictionaries in them."
         )
 
     found = {name: jax.tree.map(leaf, value) for name, value in given.items()}
@@ -143,7 +144,7 @@ def arguments(module: Any, example: Any) -> Arguments:
 def _array(value: Any, example: Any, place: str) -> jax.Array:
     if not isinstance(value, (jax.Array, np.ndarray, np.generic, bool, int, float)):
         raise ArgumentError(
-            f"`{place}` is a {type(value).__name__}; a subject takes NumPy or JAX arrays (a tensor's are `tensor.numpy()`)."
+            f"`{place}` is a {type(value).__name__}; a subject takes NumPy or JAX arrays: `tensor.numpy()`."
         )
     dtype = array_dtype(example.dtype, of=f"`{place}`")
     if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and dtype.kind in "iu":
@@ -157,7 +158,7 @@ def _array(value: Any, example: Any, place: str) -> jax.Array:
         )
     if array.ndim != example.dim():
         raise ShapeError(
-            f"`{place}` has {array.ndim} axes, shape {array.shape}; in the example of from_torch it had {example.dim()}, "
+            f"`{place}` has {array.ndim} axes, shape {array.shape}; in the example it had {example.dim()}, "
             f"shape {tuple(example.shape)}."
         )
     return array.astype(dtype)
@@ -173,9 +174,3 @@ def _place(at: tuple[Any, ...]) -> str:
 
 def _listed(names: Any) -> str:
     return ", ".join(f"`{name}`" for name in names)
-
-
-def _torch() -> Any:
-    from mechjax.base.optional import require
-
-    return require("torch", extra="torch")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechjax.base.errors import ArgumentError, UnsupportedModelError
+from mechjax.base.optional import require
 
 
 def array_dtype(dtype: Any, *, of: str) -> np.dtype:
@@ -43,16 +44,18 @@ def from_tensor(tensor: Any, *, of: str) -> jax.Array:
         return jnp.asarray(tensor.numpy().astype(dtype))
     if dtype.kind in "biufc":
         return jnp.array(tensor.numpy(), dtype)
-    bits = tensor.view({1: _torch().uint8, 2: _torch().int16}[dtype.itemsize])  # bfloat16, which NumPy lacks
+    torch = require("torch", extra="torch")
+    bits = tensor.view({1: torch.uint8, 2: torch.int16}[dtype.itemsize])  # bfloat16, which NumPy lacks
     return jnp.array(bits.numpy().view(dtype))
 
 
 def to_tensor(array: Any) -> Any:
-    """A tensor with an array's numbers; whole numbers as `int64`, which is what torch indexes by."""
+    """A tensor with an array's numbers; `int32` as `int64`, which is what torch indexes by."""
+    torch = require("torch", extra="torch")
     array = np.array(array)
     if array.dtype == jnp.bfloat16:
-        return _torch().from_numpy(array.view(np.int16)).view(_torch().bfloat16)
-    return _torch().from_numpy(array.astype(np.int64) if array.dtype.kind in "iu" else array)
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array.astype(np.int64) if array.dtype == np.int32 else array)
 
 
 def in_range(array: np.ndarray, dtype: np.dtype, *, of: str) -> jax.Array:
@@ -67,9 +70,3 @@ def in_range(array: np.ndarray, dtype: np.dtype, *, of: str) -> jax.Array:
             f"{of} holds whole numbers past {dtype.name}. Switch on 64 bits: jax.config.update('jax_enable_x64', True)."
         )
     return jnp.asarray(array.astype(dtype))
-
-
-def _torch() -> Any:
-    from mechjax.base.optional import require
-
-    return require("torch", extra="torch")

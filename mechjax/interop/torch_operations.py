@@ -29,7 +29,9 @@ def _attention(
 ) -> Array:  # fmt: skip
     """`scaled_dot_product_attention`: softmax in 32 bits, and zero where a query may look at nothing."""
     if dropout_p:
-        raise UnsupportedModelError(f"attention with dropout_p={dropout_p} draws random numbers; set it to 0.")
+        raise UnsupportedModelError(
+            f"attention with dropout_p={dropout_p} draws random numbers; set it to 0."
+        )
     if enable_gqa:
         k, v = (jnp.repeat(x, q.shape[-3] // x.shape[-3], axis=-3) for x in (k, v))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -48,11 +50,19 @@ def _attention(
     return jnp.matmul(pattern.astype(v.dtype), v)
 
 
+def _grouped_matmul(x: Array, weight: Array, offsets: Array) -> Array:
+    """Rows up to `offsets[0]` times the first matrix, up to `offsets[1]` times the second, and so on."""
+    sizes = jnp.diff(offsets, prepend=jnp.zeros(1, offsets.dtype)).astype(jnp.int32)
+    return lax.ragged_dot(x, weight, sizes, precision=lax.Precision.HIGHEST)
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "mechjax.stop.default": lax.stop_gradient,
     "aten.linear.default": _linear,
     "aten.matmul.default": jnp.matmul,
     "aten.scaled_dot_product_attention.default": _attention,
+    "transformers.grouped_mm_fallback.default": _grouped_matmul,  # experts, as transformers exports them
+    "aten._grouped_mm.default": _grouped_matmul,
     "aten.sym_size.int": lambda x, axis: x.shape[axis],
     "aten.sym_numel.default": lambda x: x.size,
     "aten._assert_scalar.default": _check,

@@ -1,6 +1,5 @@
 """An exported graph as a JAX function: each operation by torchax's function for it, or by one of ours."""
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,8 @@ from mechjax.base.optional import require
 from mechjax.interop.marks import recorder
 from mechjax.interop.torch_arguments import Arguments
 from mechjax.interop.torch_arrays import array_dtype, from_tensor
-from mechjax.interop.torch_export import Exported, module_of
+from mechjax.interop.torch_export import Exported
+from mechjax.interop.torch_graph import module_of
 from mechjax.interop.torch_operations import OPERATIONS
 from mechjax.interop.torch_sizes import Axis, check_sizes
 from mechjax.interop.torchax_shim import lowerings
@@ -33,6 +33,7 @@ class Program:
         self._nodes = list(exported.program.graph_module.graph.nodes)
         self._marks = exported.marks
         self._output = exported.output
+        self._holding = exported.holding
         self._torch = require("torch", extra="torch")
         self._state, self._axes = _inputs(exported.program, arguments)
         self._results = [
@@ -49,6 +50,14 @@ class Program:
         found: State = {"parameters": {}, "buffers": {}}
         for kind, name, tensor in self._tensors(exported.program):
             if name not in found[kind]:
+                if (
+                    kind == "parameters"
+                    and array_dtype(tensor.dtype, of=name).itemsize < tensor.element_size()
+                ):
+                    raise UnsupportedModelError(
+                        f"parameter `{name}` is {tensor.dtype}, for which JAX needs jax_enable_x64. Switch it on, or "
+                        "convert the module: module.float()."
+                    )
                 found[kind][name] = from_tensor(tensor, of=f"`{name}`")
         return found
 
@@ -67,7 +76,7 @@ class Program:
         Raises:
             ShapeError: They are others.
         """
-        check_sizes(self._axes, _sizes(self.arguments, arrays))
+        check_sizes(self._axes, self._holding, _sizes(self.arguments, arrays))
 
     def __call__(self, state: State, arrays: list[jax.Array]) -> Any:
         """Run the graph, marking values if anybody records."""
@@ -222,6 +231,3 @@ def _as_in_torch(node: Any, out: Any, expected: Any) -> Any:
         )
     dtype = array_dtype(expected.dtype, of=f"{node.target}")
     return out if out.dtype == dtype and not out.weak_type else lax.convert_element_type(out, dtype)
-
-
-_ = operator

@@ -1,4 +1,4 @@
-"""torchax's table of what PyTorch's operations are in JAX, without torchax's changes to the process it is imported into.
+"""torchax's table of what PyTorch's operations are in JAX, without its changes to the process that imports it.
 
 torchax 0.0.13 names overloads of named tensors (`prod.dim_Dimname`), which torch 2.13 no longer has, so that its import
 fails. While it is imported, such names are answered with placeholders, which no graph can hold. Its import also
