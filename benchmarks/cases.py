@@ -177,6 +177,28 @@ def cases(batch: tuple[int, int]) -> tuple[Case, ...]:
             at_least={"huggingface": 1.0},
         ),
         Case(
+            "bridged-forward",
+            "logits of the module of transformers, bridged",
+            (
+                Side("mechjax", "bridged_forward", runs=21, label="bridged"),
+                Side("mechjax", "forward", runs=21, label="own decoder"),
+                Side("huggingface", "forward", runs=21),
+            ),
+            tolerance=1e-5,
+            at_least={"mechjax, own decoder": 1 / 1.3},
+        ),
+        Case(
+            "bridged-sweep",
+            "one prompt, bridged: patch every MLP's output, layer x position",
+            (
+                Side("mechjax", "bridged_sweep", {"n_prompts": 1}, runs=4, label="bridged"),
+                Side("nnsight", "bridged_sweep", {"n_prompts": 1}, runs=2),
+            ),
+            arrays=("clean", "corrupt"),
+            tolerance=2e-5,
+            at_least={"nnsight": 3.0},
+        ),
+        Case(
             "capture",
             "logits and every activation",
             (

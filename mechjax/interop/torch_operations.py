@@ -56,6 +56,14 @@ def _grouped_matmul(x: Array, weight: Array, offsets: Array) -> Array:
     return lax.ragged_dot(x, weight, sizes, precision=lax.Precision.HIGHEST)
 
 
+def _masked_scatter(x: Array, mask: Array, source: Array) -> Array:
+    """The numbers of `source`, in order, where the mask is true; NaN where there are too few."""
+    mask = jnp.broadcast_to(mask, x.shape)
+    place = jnp.cumsum(mask.ravel()) - 1
+    taken = jnp.take(source.ravel(), jnp.where(mask.ravel(), place, 0), mode="fill")
+    return jnp.where(mask, taken.reshape(x.shape), x)
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "mechjax.stop.default": lax.stop_gradient,
     "aten.linear.default": _linear,
@@ -63,6 +71,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "aten.scaled_dot_product_attention.default": _attention,
     "transformers.grouped_mm_fallback.default": _grouped_matmul,  # experts, as transformers exports them
     "aten._grouped_mm.default": _grouped_matmul,
+    "aten.masked_scatter.default": _masked_scatter,
+    "aten._is_all_true.default": jnp.all,
+    "aten._assert_async.msg": _nothing,  # a check of numbers, which a compiled program cannot raise for
     "aten.sym_size.int": lambda x, axis: x.shape[axis],
     "aten.sym_numel.default": lambda x: x.size,
     "aten._assert_scalar.default": _check,

@@ -1,5 +1,6 @@
 """An exported graph as a JAX function: each operation by torchax's function for it, or by one of ours."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -103,9 +104,11 @@ class Program:
         if str(node.target) == "mechjax.mark.default":
             now = recorder()
             return args[0] if now is None else now.tag(args[0], self._marks[args[1]])
-        args, kwargs = _fewer_bits(args, kwargs, self._torch)
+        args, kwargs = _for_jax(args, kwargs, self._torch)
         try:
-            out = self._functions[node](*args, **kwargs)
+            with warnings.catch_warnings():  # torchax asks for int64, and gets what JAX has
+                warnings.filterwarnings("ignore", "Explicitly requested dtype", UserWarning)
+                out = self._functions[node](*args, **kwargs)
         except (ShapeError, UnsupportedModelError):
             raise
         except Exception as error:
@@ -197,17 +200,19 @@ def _depends_on_numbers(node: Any) -> bool:
     )
 
 
-def _fewer_bits(args: Any, kwargs: Any, torch: Any) -> Any:
-    """The arguments with torch's dtypes of eight bytes as those that JAX has now."""
-    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
-        return args, kwargs
+def _for_jax(args: Any, kwargs: Any, torch: Any) -> Any:
+    """The arguments with dtypes that JAX has now, and with lists that may be written to, as torchax does."""
     narrow = {
-        torch.int64: torch.int32,
-        torch.float64: torch.float32,
-        torch.complex128: torch.complex64,
-    }
-    swap = lambda x: narrow.get(x, x) if isinstance(x, torch.dtype) else x
-    return tuple(swap(x) for x in args), {key: swap(x) for key, x in kwargs.items()}
+        torch.int64: torch.int32, torch.float64: torch.float32, torch.complex128: torch.complex64,
+    }  # fmt: skip
+    wide = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+
+    def one(x: Any) -> Any:
+        if isinstance(x, list):
+            return [one(part) for part in x]
+        return narrow.get(x, x) if isinstance(x, torch.dtype) and not wide else x
+
+    return tuple(one(x) for x in args), {key: one(x) for key, x in kwargs.items()}
 
 
 def _as_in_torch(node: Any, out: Any, expected: Any) -> Any:

@@ -34,6 +34,9 @@ CASES = {
     "grouped attention": ("aten.scaled_dot_product_attention.default", (_Q, _K[:, :2], _V[:, :2]), {"enable_gqa": True}),
     "grouped matmul": ("transformers.grouped_mm_fallback.default", (_random(5, 4), _random(3, 4, 6), _OFFSETS), {}),
     "grouped matmul of torch": ("aten._grouped_mm.default", (_random(5, 4), _random(3, 4, 8), _OFFSETS), {}),
+    "masked scatter": ("aten.masked_scatter.default", (_random(3, 5), _BLIND, _random(9)), {}),
+    "masked scatter over an axis": ("aten.masked_scatter.default", (_random(3, 5), _BLIND[:, :1], _random(15)), {}),
+    "whether all are true": ("aten._is_all_true.default", (_BLIND,), {}),
     "alias": ("aten.alias.default", (_random(3),), {}),
     "stop": ("mechjax.stop.default", (_random(3),), {}),
 }  # fmt: skip
@@ -54,12 +57,18 @@ def test_operation__of_our_own__is_that_of_torch(case):
     assert_allclose(found, expected, **TOL["float32", "parity"])
 
 
+def test_masked_scatter__with_too_few_numbers__gives_nan():
+    found = OPERATIONS["aten.masked_scatter.default"](jnp.zeros(3), jnp.ones(3, bool), jnp.ones(2))
+    assert_array_equal(found, [1, 1, np.nan])
+
+
 def test_operations__of_sizes__are_numbers():
     x = jnp.zeros((3, 4))
     assert OPERATIONS["aten.sym_size.int"](x, 1) == 4
     assert OPERATIONS["aten.sym_numel.default"](x) == 12
     assert OPERATIONS["aten.sym_constrain_range.default"](3) is None
     assert OPERATIONS["aten._assert_scalar.default"](True, "") is None
+    assert OPERATIONS["aten._assert_async.msg"](jnp.zeros((), bool), "") is None
     with pytest.raises(ShapeError, match="does not hold for these sizes: 3 of 4"):
         OPERATIONS["aten._assert_scalar.default"](False, "3 of 4")
 

@@ -209,7 +209,16 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet": Architecture(
         "ResNetForImageClassification", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [2, 1], "layer_type": "basic"}, "vision", "residual convolutions", example="pixels_32",
     ),
-    "beit": Architecture("BeitForImageClassification", _VIT | {"use_relative_position_bias": True}, "vision", "relative bias patch encoder", example="pixels"),
+    "segformer": Architecture(
+        "SegformerForImageClassification",
+        {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [8, 16], "patch_sizes": [3, 3], "strides": [2, 2], "num_attention_heads": [2, 2], "mlp_ratios": [2, 2]},
+        "vision", "hierarchical attention with convolutions", example="pixels",
+    ),
+    "poolformer": Architecture(
+        "PoolFormerForImageClassification",
+        {"num_encoder_blocks": 2, "depths": [1, 1], "hidden_sizes": [8, 16], "patch_sizes": [3, 3], "strides": [2, 2], "padding": [1, 1]},
+        "vision", "pooling in place of attention", example="pixels",
+    ),
     # vision and language
     "clip": Architecture(
         "CLIPModel", {"text_config": _CLIP_TEXT, "vision_config": _VIT | {"projection_dim": 16}, "projection_dim": 16}, "vision-language", "two towers",
@@ -234,7 +243,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt_bigcode": Architecture("GPTBigCodeForCausalLM", _SMALL | {"n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 16}, "decoder", "one key head", fixed=_NO_CACHE),
     "codegen": Architecture("CodeGenForCausalLM", _SMALL | {"n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 16, "n_ctx": 16, "rotary_dim": 4}, "decoder", "fused rotary parallel block", fixed=_NO_CACHE),
     "mpt": Architecture("MptForCausalLM", {"vocab_size": VOCAB, "d_model": 24, "n_heads": 4, "n_layers": 2, "max_seq_len": 16}, "decoder", "ALiBi decoder", fixed=_NO_CACHE),
-    "persimmon": Architecture("PersimmonForCausalLM", _LLAMA, "decoder", "normed queries and squared ReLU", fixed=_NO_CACHE),
+    "persimmon": Architecture("PersimmonForCausalLM", _LLAMA | {"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 8}, "decoder", "normed queries and squared ReLU", fixed=_NO_CACHE),
     "nemotron": Architecture("NemotronForCausalLM", _LLAMA, "decoder", "LayerNorm with 1 added, squared ReLU", fixed=_NO_CACHE),
     "glm": Architecture("GlmForCausalLM", _LLAMA, "decoder", "interleaved partial rotary", fixed=_NO_CACHE),
     "glm4": Architecture("Glm4ForCausalLM", _LLAMA, "decoder", "sandwich norms, interleaved rotary", fixed=_NO_CACHE),

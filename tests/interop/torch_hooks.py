@@ -80,7 +80,7 @@ def gradients(module: Any, kwargs: dict[str, Any], metric: Callable[[Any], Any])
             return x
         x = x.clone() if x.requires_grad else x.detach().clone().requires_grad_()
         values[key] = x
-        return x
+        return x.clone()  # the module may write into it
 
     with torch.enable_grad():
         value = metric(run_hooked(module, kwargs, keep))

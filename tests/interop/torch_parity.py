@@ -49,7 +49,7 @@ def matched(sites: Any, keys: Any) -> dict[Key, tuple[str, int | None]]:
         found[key] = fitting[0]
     assert len(set(found.values())) == len(found)
     rows = {(name, row) for name, info in sites.items() for row in (info.rows if info.layers else (None,))}
-    # Exported, transformers makes the masks explicit that it leaves out otherwise.
+    # Exported, transformers makes masks explicit that it leaves out otherwise.
     rows = {(name, row) for name, row in rows if sites[name].dtype != bool}
     assert rows <= set(found.values()), f"no hook for {rows - set(found.values())}"
     return found
