@@ -15,7 +15,7 @@ from mechjax.interop.torch_arguments import Arguments
 from mechjax.interop.torch_arrays import array_dtype, from_tensor
 from mechjax.interop.torch_export import Exported
 from mechjax.interop.torch_graph import module_of
-from mechjax.interop.torch_operations import OPERATIONS
+from mechjax.interop.torch_operations import CHECKS, OPERATIONS
 from mechjax.interop.torch_sizes import Axis, check_sizes
 from mechjax.interop.torchax_shim import lowerings
 
@@ -31,7 +31,7 @@ class Program:
 
     def __init__(self, arguments: Arguments, exported: Exported) -> None:
         self.arguments = arguments
-        self._nodes = list(exported.program.graph_module.graph.nodes)
+        self._nodes = _without_checks_of_numbers(list(exported.program.graph_module.graph.nodes))
         self._marks = exported.marks
         self._output = exported.output
         self._holding = exported.holding
@@ -186,6 +186,17 @@ def _function(node: Any) -> Callable[..., Any]:
             "mechjax.interop.torch_operations, where one may be added."
         )
     return found
+
+
+def _without_checks_of_numbers(nodes: list[Any]) -> list[Any]:
+    """The nodes but for what only serves to raise an error for some numbers, which a compiled program cannot."""
+    idle: set[Any] = set()
+    for node in reversed(nodes):
+        if node.op != "call_function" or not node.users or not _depends_on_numbers(node):
+            continue
+        if all(user in idle or str(user.target) in CHECKS for user in node.users):
+            idle |= {node, *node.users}
+    return [node for node in nodes if node not in idle]
 
 
 def _depends_on_numbers(node: Any) -> bool:

@@ -216,7 +216,7 @@ def test_from_torch__a_module_called_twice_and_one_that_nobody_reads__have_sites
         assert_allclose(acts[f"inner.call_{i}.output"], value.detach(), **TOL["float32", "parity"])
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_from_torch__half_precision__stays(dtype):
     module = net().to(getattr(torch, dtype))
     subject = from_torch(module, TOKENS, output="logits", dynamic=False)
@@ -251,6 +251,15 @@ def test_from_torch__the_module__is_left_as_it_was():
     with torch.no_grad():
         module.embed.weight.zero_()
     assert_array_equal(subject(TOKENS.numpy()), first)
+
+
+def test_from_torch__checks_of_numbers__are_left_out():
+    def checks(x):
+        torch._check(x.sum().item() > -(10.0**9))
+        return 2 * x
+
+    x = torch.randn(2, D)
+    assert_array_equal(from_torch(inside(checks), x, dynamic=False)(x.numpy()), 2 * x.numpy())
 
 
 REFUSED = {

@@ -10,7 +10,7 @@ from tests.interop.torch_hooks import candidates, seen
 from tests.interop.torch_parity import bridged, compare, matched, numbers, worst
 from tests.tolerances import TOL
 
-_QUICK = ("distilbert", "vit", "phimoe")
+_QUICK = ("vit",)
 _PARITY = TOL["float32", "parity"]["atol"]
 _GRADIENT = TOL["float32", "gradient"]["rtol"]
 
@@ -26,11 +26,11 @@ def test_from_torch__architecture__equals_torch_at_every_module(name):
 
 
 def test_compare__sites_off_by_one_layer__are_told_apart():
-    model, kwargs = built("distilbert")
-    subject, arrays = bridged("distilbert")
+    model, kwargs = built("vit")
+    subject, arrays = bridged("vit")
     _, values = seen(model, kwargs)
     names = matched(mj.list_sites(subject, **arrays), values)
-    site = "distilbert.transformer.layer.ffn.output"
+    site = "vit.layers.mlp.output"
     _, record = mj.capture(subject, site)(**arrays)
     at = {layer: numbers(values[key]) for key, (name, layer) in names.items() if name == site}
     for layer, value in at.items():
@@ -47,7 +47,7 @@ def test_candidates__of_numbered_modules__name_each_reading():
     ]
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", ["jetmoe", pytest.param("dbrx", marks=pytest.mark.slow)])
 def test_from_torch__an_architecture_that_cannot_be_carried__is_refused_by_name(name):
     model, kwargs = built(name)
     made, message = REFUSED[name]
@@ -56,7 +56,7 @@ def test_from_torch__an_architecture_that_cannot_be_carried__is_refused_by_name(
 
 
 def test_from_torch__a_model_that_returns_its_cache__says_how_to_switch_it_off():
-    model, kwargs = built("phimoe")
+    model, kwargs = built("gpt_bigcode")
     with pytest.raises(ArgumentError, match=r"`output.past_key_values`.*a DynamicCache.*use_cache=False"):
         mj.interop.from_torch(model, kwargs, dynamic=False)
 

@@ -214,11 +214,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [8, 16], "patch_sizes": [3, 3], "strides": [2, 2], "num_attention_heads": [2, 2], "mlp_ratios": [2, 2]},
         "vision", "hierarchical attention with convolutions", example="pixels",
     ),
-    "poolformer": Architecture(
-        "PoolFormerForImageClassification",
-        {"num_encoder_blocks": 2, "depths": [1, 1], "hidden_sizes": [8, 16], "patch_sizes": [3, 3], "strides": [2, 2], "padding": [1, 1]},
-        "vision", "pooling in place of attention", example="pixels",
-    ),
     # vision and language
     "clip": Architecture(
         "CLIPModel", {"text_config": _CLIP_TEXT, "vision_config": _VIT | {"projection_dim": 16}, "projection_dim": 16}, "vision-language", "two towers",
