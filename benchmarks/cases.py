@@ -166,16 +166,9 @@ def for_tpus(subject: str, method: str, chip: str, batch: tuple[int, int], **mes
     )
 
 
-def cases(batch: tuple[int, int]) -> tuple[Case, ...]:
-    """Every case, for token arrays of this shape."""
+def bridged() -> tuple[Case, Case]:
+    """A module of transformers, bridged: its forward, and a sweep over its submodules' outputs."""
     return (
-        Case(
-            "forward",
-            "logits",
-            (Side("mechjax", "forward", runs=21), Side("huggingface", "forward", runs=21)),
-            tolerance=1e-5,
-            at_least={"huggingface": 1.0},
-        ),
         Case(
             "bridged-forward",
             "logits of the module of transformers, bridged",
@@ -198,6 +191,20 @@ def cases(batch: tuple[int, int]) -> tuple[Case, ...]:
             tolerance=2e-5,
             at_least={"nnsight": 3.0},
         ),
+    )
+
+
+def cases(batch: tuple[int, int]) -> tuple[Case, ...]:
+    """Every case, for token arrays of this shape."""
+    return (
+        Case(
+            "forward",
+            "logits",
+            (Side("mechjax", "forward", runs=21), Side("huggingface", "forward", runs=21)),
+            tolerance=1e-5,
+            at_least={"huggingface": 1.0},
+        ),
+        *bridged(),
         Case(
             "capture",
             "logits and every activation",
