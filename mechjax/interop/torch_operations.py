@@ -64,14 +64,6 @@ def _masked_scatter(x: Array, mask: Array, source: Array) -> Array:
     return jnp.where(mask, taken.reshape(x.shape), x)
 
 
-# What raises an error, and has no other result.
-CHECKS = frozenset(
-    {
-        "aten._assert_scalar.default", "aten._assert_async.msg", "aten._assert_tensor_metadata.default",
-        "aten.sym_constrain_range_for_size.default", "aten.sym_constrain_range.default",
-    }
-)  # fmt: skip
-
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "mechjax.stop.default": lax.stop_gradient,
     "aten.linear.default": _linear,

@@ -15,7 +15,7 @@ from mechjax.interop.torch_arguments import Arguments
 from mechjax.interop.torch_arrays import array_dtype, from_tensor
 from mechjax.interop.torch_export import Exported
 from mechjax.interop.torch_graph import module_of
-from mechjax.interop.torch_operations import CHECKS, OPERATIONS
+from mechjax.interop.torch_operations import OPERATIONS
 from mechjax.interop.torch_sizes import Axis, check_sizes
 from mechjax.interop.torchax_shim import lowerings
 
@@ -190,12 +190,15 @@ def _function(node: Any) -> Callable[..., Any]:
 
 def _without_checks_of_numbers(nodes: list[Any]) -> list[Any]:
     """The nodes but for what only serves to raise an error for some numbers, which a compiled program cannot."""
+    uncertain: set[Any] = set()
+    for node in nodes:
+        if _depends_on_numbers(node) or any(value in uncertain for value in node.all_input_nodes):
+            uncertain.add(node)
     idle: set[Any] = set()
     for node in reversed(nodes):
-        if node.op != "call_function" or not node.users or not _depends_on_numbers(node):
-            continue
-        if all(user in idle or str(user.target) in CHECKS for user in node.users):
-            idle |= {node, *node.users}
+        kept = node.op != "call_function" or str(node.target) == "mechjax.mark.default"
+        if node in uncertain and not kept and all(user in idle for user in node.users):
+            idle.add(node)
     return [node for node in nodes if node not in idle]
 
 
