@@ -71,16 +71,7 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "speech": lambda: {"input_features": torch.randn(BATCH, 8, 20), "decoder_input_ids": _decoder_ids()},
     "waves": lambda: {"input_values": torch.randn(BATCH, 120)},
     "image_text": lambda: _tokens(pixel_values=_pixels()),
-    "llava": lambda: _tokens(pixel_values=_pixels()) | {"input_ids": _image_ids(4)},
 }
-
-
-def _image_ids(n: int) -> Any:
-    ids = _tokens()["input_ids"].clone()
-    ids[:, 1 : 1 + n] = VOCAB - 1
-    ids[:, 0] = 5
-    ids[:, 1 + n :] = 7
-    return ids
 
 
 _SMALL = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
@@ -222,11 +213,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "siglip": Architecture(
         "SiglipModel", {"text_config": _CLIP_TEXT | {"projection_size": 24}, "vision_config": _VIT}, "vision-language", "two towers with a pooling head",
         example="image_text", output="logits_per_image",
-    ),
-    "llava": Architecture(
-        "LlavaForConditionalGeneration",
-        {"text_config": _LLAMA | {"model_type": "llama"}, "vision_config": _VIT | {"model_type": "clip_vision_model", "projection_dim": 16}, "image_token_index": VOCAB - 1, "image_token_id": VOCAB - 1, "vision_feature_layer": -1, "vision_feature_select_strategy": "default", "image_seq_length": 4},
-        "vision-language", "image tokens in a decoder", example="llava", fixed=_NO_CACHE,
     ),
     # audio
     "wav2vec2": Architecture(
