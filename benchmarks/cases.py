@@ -166,6 +166,34 @@ def for_tpus(subject: str, method: str, chip: str, batch: tuple[int, int], **mes
     )
 
 
+def bridged() -> tuple[Case, Case]:
+    """A module of transformers, bridged: its forward, and a sweep over its submodules' outputs."""
+    return (
+        Case(
+            "bridged-forward",
+            "logits of the module of transformers, bridged",
+            (
+                Side("mechjax", "bridged_forward", runs=21, label="bridged"),
+                Side("mechjax", "forward", runs=21, label="own decoder"),
+                Side("huggingface", "forward", runs=21),
+            ),
+            tolerance=1e-5,
+            at_least={"mechjax, own decoder": 1 / 1.3},
+        ),
+        Case(
+            "bridged-sweep",
+            "one prompt, bridged: patch every MLP's output, layer x position",
+            (
+                Side("mechjax", "bridged_sweep", {"n_prompts": 1}, runs=4, label="bridged"),
+                Side("nnsight", "bridged_sweep", {"n_prompts": 1}, runs=2),
+            ),
+            arrays=("clean", "corrupt"),
+            tolerance=2e-5,
+            at_least={"nnsight": 3.0},
+        ),
+    )
+
+
 def cases(batch: tuple[int, int]) -> tuple[Case, ...]:
     """Every case, for token arrays of this shape."""
     return (
@@ -176,6 +204,7 @@ def cases(batch: tuple[int, int]) -> tuple[Case, ...]:
             tolerance=1e-5,
             at_least={"huggingface": 1.0},
         ),
+        *bridged(),
         Case(
             "capture",
             "logits and every activation",

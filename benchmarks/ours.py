@@ -12,6 +12,7 @@ import jaxlib
 import numpy as np
 
 import mechjax as mj
+from benchmarks.bridged import bridged_jobs
 from benchmarks.dictionary_data import STEPS, TOKENS, batches, start
 from benchmarks.floor import edge_operations, operations, rate
 from benchmarks.for_chips import tpu_job
@@ -104,7 +105,7 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, Job], dict[str, str]]:
         return work, collect
 
     jobs: dict[str, Job] = {"forward": forward, "capture": capture, "sweep": sweep, "generate": generate}
-    jobs |= {"load": reload, "train": train_job, **edge_jobs(model)}
+    jobs |= {"load": reload, "train": train_job, **edge_jobs(model), **bridged_jobs(settings["checkpoint"])}
     jobs |= {
         "compile": lambda **job: compile_job(model, **job),
         "compile_tpu": tpu_job,

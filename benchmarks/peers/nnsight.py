@@ -74,4 +74,32 @@ def load(settings: dict[str, Any]) -> tuple[dict[str, Job], dict[str, str]]:
         return finished(work), lambda out: {"tokens": out.cpu().numpy()}
 
     versions = {"torch": torch.__version__, "nnsight": importlib.metadata.version("nnsight")}
-    return {"sweep": sweep, "generate": generate}, versions
+    return {"sweep": sweep, "bridged_sweep": mlp_sweep(model, device), "generate": generate}, versions
+
+
+def mlp_sweep(model: Any, device: torch.device) -> Job:
+    """Every MLP's output of the clean run put into the corrupt run, logits at the last position only."""
+    n_layers, last = model.config.n_layer, {"use_cache": False, "logits_to_keep": 1}
+
+    def patch(ids: torch.Tensor, layer: int, pos: int, value: torch.Tensor) -> torch.Tensor:
+        with model.trace(ids, **last):
+            model.transformer.h[layer].mlp.output[:, pos] = value[:, pos]
+            score = last_difference(model.output.logits).save()
+        return score
+
+    def bridged_sweep(clean: np.ndarray, corrupt: np.ndarray, n_prompts: int):
+        before, ids = (torch.from_numpy(x[:n_prompts]).to(device) for x in (clean, corrupt))
+
+        def work() -> list[torch.Tensor]:
+            values = []
+            with model.trace(before, **last):
+                for layer in range(n_layers):
+                    values.append(model.transformer.h[layer].mlp.output.save())  # noqa: PERF401 (nnsight's form)
+            places = itertools.product(range(n_layers), range(ids.shape[1]))
+            return [patch(ids, layer, pos, values[layer]) for layer, pos in places]
+
+        return finished(work), lambda scores: {
+            "scores": torch.stack(scores).reshape(n_layers, ids.shape[1]).cpu().numpy()
+        }
+
+    return bridged_sweep

@@ -53,6 +53,11 @@ class Recorder:
     wrappers: set[int] = field(default_factory=set)
     running: list[tuple[tuple[str, ...], str, int]] = field(default_factory=list)
 
+    def tag(self, x: jax.Array, mark: Mark) -> jax.Array:
+        """One array, marked."""
+        self.marks.append(mark)
+        return site(x, raw_name(len(self.marks) - 1))
+
     def mark(self, value: Any, path: tuple[str, ...], method: str, side: str, call: int) -> Any:
         """`value` with every array in it marked; only tuples, lists and dictionaries are looked into."""
 
@@ -60,9 +65,7 @@ class Recorder:
             if isinstance(x, jax.Array):
                 if jnp.issubdtype(x.dtype, jax.dtypes.extended):  # random keys are no activations
                     return x
-                leaf = ".".join(at) if any(part != "0" for part in at) else ""
-                self.marks.append(Mark(path, method, side, leaf, call))
-                return site(x, raw_name(len(self.marks) - 1))
+                return self.tag(x, Mark(path, method, side, leaf_name(at), call))
             if isinstance(x, tuple):
                 parts = [marked(part, (*at, str(i))) for i, part in enumerate(x)]
                 return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
@@ -90,6 +93,11 @@ class _Now:
 _now = jax.make_user_context(None)  # made once, at import: making contexts is not thread-safe
 
 
+def leaf_name(at: tuple[str, ...]) -> str:
+    """Name of a place in arguments or a result: "" for the first, `1`, `0.mask`."""
+    return ".".join(at) if any(part != "0" for part in at) else ""
+
+
 def raw_name(i: int) -> str:
     """Name of the site of the i-th mark, until it gets its own."""
     return f"{_RAW}{i}"
@@ -105,6 +113,11 @@ def recording(recorder: Recorder) -> Iterator[None]:
     """Record the calls of modules made inside."""
     with _now(_Now(recorder, 0)):
         yield
+
+
+def recorder() -> Recorder | None:
+    """Who records now."""
+    return None if _now.value is None else _now.value.recorder
 
 
 def call_marked(

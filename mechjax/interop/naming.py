@@ -23,12 +23,16 @@ Sites = Mapping[str, str | tuple[str, tuple[str, ...]]]
 
 @dataclass(frozen=True)
 class Name:
-    """What a mark is called, the layer it stands in, how many there are, and the names of its axes."""
+    """What a mark is called, the layer it stands in, how many there are, the names of its axes, and who has it.
+
+    `having` are the layers that have such a mark, where not all do.
+    """
 
     name: str
     layer: int | None = None
     layers: int | None = None
     axes: tuple[str, ...] = ()
+    having: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,21 @@ def name_modules(recorder: Recorder, table: dict[str, SiteInfo]) -> dict[int, Na
         words = [w if n is None or k == at else f"{w}_{n}" for k, (w, n) in enumerate(path)]
         name = ".".join([*words, *tails[i]])
         names[i] = Name(name) if at is None else Name(name, path[at][1], layered[path[:at], path[at][0]])
-    return names
+    return _with_holders(names)
+
+
+def _with_holders(names: dict[int, Name]) -> dict[int, Name]:
+    """The names, saying which layers have them where not all do."""
+    holders: dict[str, set[int]] = defaultdict(set)
+    for name in names.values():
+        if name.layer is not None:
+            holders[name.name].add(name.layer)
+    return {
+        i: name
+        if name.layers is None or len(holders[name.name]) == name.layers
+        else replace(name, having=tuple(sorted(holders[name.name])))
+        for i, name in names.items()
+    }
 
 
 def name_occurrences(recorder: Recorder, table: dict[str, SiteInfo]) -> dict[int, Name]:

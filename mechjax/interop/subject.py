@@ -116,6 +116,12 @@ def _renamed(eqn: Any, names: dict[int, Name]) -> tuple[list[Any], dict[Any, Any
     if i not in names:
         return without(eqn)
     name = names[i]
-    params = {**eqn.params, "name": name.name, "layers": name.layers, "axes": name.axes}
+    params = {
+        **eqn.params,
+        "name": name.name,
+        "layers": name.layers,
+        "axes": name.axes,
+        "having": name.having,
+    }
     operands = [] if name.layer is None else [layer_operand(name.layer)]
     return [eqn.replace(invars=[*eqn.invars, *operands], params=params)], {}

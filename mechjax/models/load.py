@@ -34,7 +34,7 @@ from mechjax.models.families import Family, Rule, config_from_hf
 from mechjax.models.model_config import ModelConfig
 from mechjax.models.params import parameters
 from mechjax.models.rounding import Scheme, is_matrix, named_scheme, rounded, rounded_on_host
-from mechjax.models.structures import build
+from mechjax.models.structures import build, structure_of
 from mechjax.parallel.buffers import Shards
 from mechjax.parallel.shard import shard
 
@@ -83,6 +83,11 @@ def load(
     how = named_scheme(weights, group)
     folder = locate(name_or_folder, revision)
     config, family = _understand(folder, precision)
+    if how is not None and not (structure := structure_of(config)).rounds:
+        raise UnsupportedModelError(
+            f"weights={weights!r} rounds matrices of decoders and encoders; `{folder}` is one of the {structure.name}. "
+            'Load it in full, perhaps with dtype="bfloat16".'
+        )
     checkpoint = Checkpoint(folder)
     config = config if family.settled is None else family.settled(config, checkpoint.entries)
     planned = _plan(checkpoint, config, family)
