@@ -1,5 +1,8 @@
 """Things to look into: a decoder whose every activation is a named site, its config, and how it starts."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from mechjax.models.cache import Cache as Cache
 from mechjax.models.config import Config as Config
 from mechjax.models.decoder import Decoder as Decoder
@@ -13,8 +16,6 @@ from mechjax.models.factored import copying_score as copying_score
 from mechjax.models.factored import ov as ov
 from mechjax.models.factored import qk as qk
 from mechjax.models.init import init as init
-from mechjax.models.mamba import Mamba as Mamba
-from mechjax.models.mamba_config import MambaConfig as MambaConfig
 from mechjax.models.model_config import ModelConfig as ModelConfig
 from mechjax.models.params import assemble as assemble
 from mechjax.models.params import parameters as parameters
@@ -28,11 +29,38 @@ from mechjax.models.rewrite import fold_value_bias as fold_value_bias
 from mechjax.models.rewrite import quantize as quantize
 from mechjax.models.rewrite import refactor_qk_ov as refactor_qk_ov
 from mechjax.models.rewrite import ungroup_kv as ungroup_kv
-from mechjax.models.state_cache import StateCache as StateCache
 from mechjax.models.steps import at_steps as at_steps
-from mechjax.models.structures import Model as Model
-from mechjax.models.t5 import T5 as T5
-from mechjax.models.t5_config import T5Config as T5Config
-from mechjax.models.vit import Seen as Seen
-from mechjax.models.vit import ViT as ViT
-from mechjax.models.vit_config import ViTConfig as ViTConfig
+
+if TYPE_CHECKING:
+    from mechjax.models.mamba import Mamba as Mamba
+    from mechjax.models.mamba_config import MambaConfig as MambaConfig
+    from mechjax.models.state_cache import StateCache as StateCache
+    from mechjax.models.structures import Model as Model
+    from mechjax.models.t5 import T5 as T5
+    from mechjax.models.t5_config import T5Config as T5Config
+    from mechjax.models.vit import Seen as Seen
+    from mechjax.models.vit import ViT as ViT
+    from mechjax.models.vit_config import ViTConfig as ViTConfig
+
+_LAZY = {
+    "Mamba": "mechjax.models.mamba",
+    "MambaConfig": "mechjax.models.mamba_config",
+    "Model": "mechjax.models.structures",
+    "Seen": "mechjax.models.vit",
+    "StateCache": "mechjax.models.state_cache",
+    "T5": "mechjax.models.t5",
+    "T5Config": "mechjax.models.t5_config",
+    "ViT": "mechjax.models.vit",
+    "ViTConfig": "mechjax.models.vit_config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import structures that are no decoder on first use."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'mechjax.models' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
