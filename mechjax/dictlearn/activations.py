@@ -26,8 +26,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mechjax.base.digests import tree_digest
 from mechjax.base.errors import ArgumentError, CheckpointError
-from mechjax.models import Model
 from mechjax.models.needs import needs_decoder
+from mechjax.models.structures import Model
 from mechjax.store.rows import batch_of, captured, columns_of
 
 Rows = Float[Array, "_ width"]

@@ -1,7 +1,7 @@
 """Things to look into: a decoder whose every activation is a named site, its config, and how it starts."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mechjax.models.cache import Cache as Cache
 from mechjax.models.config import Config as Config
@@ -30,17 +30,6 @@ from mechjax.models.rewrite import quantize as quantize
 from mechjax.models.rewrite import refactor_qk_ov as refactor_qk_ov
 from mechjax.models.rewrite import ungroup_kv as ungroup_kv
 from mechjax.models.steps import at_steps as at_steps
-
-if TYPE_CHECKING:
-    from mechjax.models.mamba import Mamba as Mamba
-    from mechjax.models.mamba_config import MambaConfig as MambaConfig
-    from mechjax.models.state_cache import StateCache as StateCache
-    from mechjax.models.structures import Model as Model
-    from mechjax.models.t5 import T5 as T5
-    from mechjax.models.t5_config import T5Config as T5Config
-    from mechjax.models.vit import Seen as Seen
-    from mechjax.models.vit import ViT as ViT
-    from mechjax.models.vit_config import ViTConfig as ViTConfig
 
 _LAZY = {
     "Mamba": "mechjax.models.mamba",

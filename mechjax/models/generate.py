@@ -131,11 +131,6 @@ def _runs(
     """What is run, and the tokens and mask that it goes on with."""
     if isinstance(model, T5):
         return t5_runs(model, prompts, mask, decoder_prompts)
-    if not isinstance(model, Decoder):
-        raise ArgumentError(
-            f"generate takes a decoder, got {type(model).__name__}. Edits and captures of a generation are its own "
-            "arguments: generate(model, prompts, n_tokens, edits=[...], capture=[...])."
-        )
     if decoder_prompts is not None:
         raise ArgumentError(
             "`decoder_prompts` are those of an encoder-decoder; a decoder goes on with `prompts`."

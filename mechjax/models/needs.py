@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from mechjax.base.errors import NeedsDecoderError
 from mechjax.models.decoder import Decoder
+from mechjax.transform.transforms import Transformed
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -112,6 +113,11 @@ def _refusal(name: str, model: Any, need: Need) -> str:
     kind = type(model).__name__.lstrip("_")
     if isinstance(model, str):
         return f"`{name}` takes a model, and got the text {model!r}: model, tokenizer = mj.load({model!r})."
+    if isinstance(model, Transformed):
+        return (
+            f"`{name}` takes a model itself, and got one inside of `intervene` or `capture`. Pass the model; edits and "
+            "captures go where the function takes them (`edits=`, `capture=`, `site=`)."
+        )
     return (
         f"`{name}` needs mechjax's own decoder (`mj.load`, `mj.init`), and got a {kind}: {need.why}. Use instead "
         f"{need.instead}. The table of subjects in the README says what runs on any of them."

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.errors import ArgumentError
 from mechjax.base.whole import whole
-from mechjax.models import Model
+from mechjax.models.structures import Model
 from mechjax.store.manifest import Specification
 from mechjax.store.rows import NUMPY, Column, captured, filled
 from mechjax.store.source import Placed, Position, batches_from

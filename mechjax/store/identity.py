@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 
 from mechjax.hub import Tokenizer
-from mechjax.models import Model
+from mechjax.models.structures import Model
 
 
 def config_digest(model: Model) -> str:

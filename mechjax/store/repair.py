@@ -8,8 +8,8 @@ from typing import Any
 
 from mechjax.base.digests import arrays_digest
 from mechjax.base.errors import ArgumentError, CheckpointError
-from mechjax.models import Model
 from mechjax.models.needs import needs_decoder
+from mechjax.models.structures import Model
 from mechjax.store.arrays import Columns, digest_of, write_metadata, write_shard
 from mechjax.store.capturing import Rows, shards_from
 from mechjax.store.identity import config_digest

@@ -18,10 +18,13 @@ from jaxtyping import Array, Bool, Float, Int
 from mechjax.base.errors import ArgumentError, SiteError
 from mechjax.base.prompts import Prompts
 from mechjax.base.whole import whole
-from mechjax.models import T5, Decoder, Mamba, Model, ViT
-from mechjax.models.decoder import as_tokens
+from mechjax.models.decoder import Decoder, as_tokens
 from mechjax.models.first_layers import first_layers
+from mechjax.models.mamba import Mamba
 from mechjax.models.patches import as_pixels
+from mechjax.models.structures import Model
+from mechjax.models.t5 import T5
+from mechjax.models.vit import ViT
 from mechjax.transform import capture
 from mechjax.transform.static import hold
 from mechjax.transform.transforms import Transformed, reads_of

@@ -17,7 +17,7 @@ import numpy as np
 from mechjax.base.errors import ArgumentError
 from mechjax.base.prompts import Prompts
 from mechjax.base.whole import whole
-from mechjax.models import Model
+from mechjax.models.structures import Model
 from mechjax.store.rows import Batch, batch_of
 
 

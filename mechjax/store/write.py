@@ -26,8 +26,8 @@ from mechjax.base.errors import ArgumentError, WriteError
 from mechjax.base.processes import by_the_first
 from mechjax.base.progress import bar
 from mechjax.hub import Tokenizer
-from mechjax.models import Model
 from mechjax.models.needs import needs_decoder
+from mechjax.models.structures import Model
 from mechjax.store.arrays import Columns, place, write_metadata, write_shard
 from mechjax.store.capturing import Filled, shards_from
 from mechjax.store.identity import config_digest, tokenizer_digest

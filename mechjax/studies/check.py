@@ -428,7 +428,7 @@ def _by_site(ours: Sites, theirs: Sites, config: ModelConfig, dtype: str) -> tup
         name, layer = key
         prefix = _ENCODER if name.startswith(_ENCODER) else ""
         outside = -1.0 if order[name] < order[f"{prefix}resid_pre"] else float("inf")
-        return not prefix, (outside if layer is None else layer), order[name]
+        return not prefix, (outside if layer is None else float(layer)), order[name]
 
     shared = sorted(ours.keys() & theirs.keys(), key=place)
     difference = {key: _difference(ours[key], theirs[key]) for key in shared}

@@ -6,7 +6,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import mechjax as mj
-from mechjax.base.errors import ArgumentError, ShapeError, SiteError, TokenError
+from mechjax.base.errors import ArgumentError, NeedsDecoderError, ShapeError, SiteError, TokenError
 from mechjax.models import Config, at_steps, init
 from tests.tolerances import TOL
 
@@ -358,7 +358,8 @@ def test_arguments__out_of_range__are_refused(tiny_model, tiny_tokens, as_a_user
 def test_model__that_is_edited_already__is_refused(tiny_model, tiny_tokens, as_a_user):
     edited = mj.intervene(tiny_model, mj.zero("z"))
     with pytest.raises(
-        ArgumentError, match=r"generate takes a decoder, got Transformed. Edits and captures of a"
+        NeedsDecoderError,
+        match=r"`generate` takes a model itself, and got one inside of `intervene`.*`edits=`",
     ):
         mj.generate(edited, tiny_tokens, 2)
 

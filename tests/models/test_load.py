@@ -312,7 +312,7 @@ def test_load__drawn_config_values__load_or_fail_typed(folders, tmp_path, family
 
 def test_load__from_the_hub__is_checked_before_its_weights_are_fetched(folders, tmp_path):
     files = {path.name: path.read_bytes() for path in folders["neox-sharded"].iterdir()}
-    config = json.loads(files["config.json"]) | {"architectures": ["MambaForCausalLM"]}
+    config = json.loads(files["config.json"]) | {"architectures": ["RwkvForCausalLM"]}
     other = {**files, "config.json": json.dumps(config).encode()}
     code = """
 from mechjax.models.config import Config
@@ -338,7 +338,7 @@ except ValueError as error:
     assert float(first.split()[0]) == pytest.approx(float(expected), rel=1e-6)
     assert int(n_layers) == json.loads(bare["config.json"])["num_hidden_layers"]
     assert first.endswith("None")
-    assert "MambaForCausalLM is not implemented" in second
+    assert "RwkvForCausalLM is not implemented" in second
     assert not any("mamba" in request and request.endswith(".safetensors") for request in hub.requests)
 
 

@@ -195,7 +195,7 @@ def test_plan__of_a_model_of_images__counts_its_arrays(model):
         assert found.n_params == model.config.n_params
         assert {site.name for site in found.sites} == set(mj.list_sites(model, PIXELS))
     assert found.captured_bytes == mj.capture(model, ["z"])(PIXELS)[1]["z"].nbytes
-    assert "per image" in repr(found) and "3 × 2 × 6 × 4" in repr(found)
+    assert "per example" in repr(found) and "3 × 2 × 6 × 4" in repr(found)
     assert mj.plan(model).tokens == (1, 2, 6, 4)
     dry = mj.dry_run(mj.run, model, PIXELS, capture=["pattern"])
     assert dry.n_params == model.config.n_params

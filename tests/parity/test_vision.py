@@ -392,7 +392,7 @@ def test_cli__of_a_model_of_images__says_its_sites_and_what_it_takes(tmp_path, c
     assert "patch_embed 9 patch × 24 d_model" in said and "image_embed 7 d_proj" in said
     assert main(["plan", folder, "--batch", "2"]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"pixels +2 × 2 × 14 × 14", said) and "per image" in said
+    assert re.search(r"inputs +2 × 2 × 14 × 14", said) and "per example" in said
     assert main(["plan", folder, "--pos", "3"]) == 2
     assert "each of which is 10 positions" in " ".join(capsys.readouterr().err.split())
     words = ["--clean", "a", "--corrupt", "b", "--answer", "c", "--wrong", "d"]

@@ -293,9 +293,9 @@ def test_cli__of_an_altered_weight__names_the_site_and_exits_1(folders, tmp_path
 
 
 def test_cli__of_what_cannot_be_checked__exits_2_without_a_traceback(folders, tmp_path, capsys):
-    (tmp_path / "config.json").write_text('{"architectures": ["MambaForCausalLM"]}')
+    (tmp_path / "config.json").write_text('{"architectures": ["RwkvForCausalLM"]}')
     for argv in (["/no/such"], [str(tmp_path)], [str(folders / "gpt2"), "--seed", "-3"]):
         assert main(["check", *argv]) == 2
     err = capsys.readouterr().err
-    assert "CheckpointError" in err and "MambaForCausalLM is not implemented" in err and "seed=-3" in err
+    assert "CheckpointError" in err and "RwkvForCausalLM is not implemented" in err and "seed=-3" in err
     assert "Traceback" not in err

@@ -5,16 +5,17 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 
-from mechjax.base.errors import ArgumentError, UnsupportedModelError
+from mechjax.base.errors import ArgumentError
 from mechjax.base.meshes import on_any_mesh
-from mechjax.models.decoder import Decoder
 from mechjax.models.encoder import Encoder
+from mechjax.models.needs import needs_decoder
 from mechjax.models.quantized import full, holds_quantized
 from mechjax.models.rounding import Scheme, is_matrix, rounded, scheme
 
 M = TypeVar("M")
 
 
+@needs_decoder("weights", also=Encoder)
 @on_any_mesh
 def quantize(model: M, bits: int = 8, *, group: int | None = None) -> M:
     """Round the matrices of blocks to 8 or 4 bits, which products multiply as they are; activations stay floats.
@@ -43,9 +44,8 @@ def quantize(model: M, bits: int = 8, *, group: int | None = None) -> M:
 
     Raises:
         ArgumentError: Other bits, a group that does not divide, or a model that is quantised.
-        UnsupportedModelError: What is no decoder or encoder of mechjax.
+        NeedsDecoderError: What is no decoder or encoder of mechjax.
     """
-    _check(model, "quantize")
     if holds_quantized(model):
         raise ArgumentError(
             "`quantize`: this model's matrices are in few bits already, and rounded twice they would be further off. "
@@ -54,6 +54,7 @@ def quantize(model: M, bits: int = 8, *, group: int | None = None) -> M:
     return _rounded(model, scheme(bits, group))
 
 
+@needs_decoder("weights", also=Encoder)
 @on_any_mesh
 def dequantize(model: M) -> M:
     """The model with ordinary arrays in place of matrices in few bits: the same function, but for the order of sums.
@@ -62,9 +63,8 @@ def dequantize(model: M) -> M:
     rounding lost stay lost. A model without such matrices comes back as it is.
 
     Raises:
-        UnsupportedModelError: What is no decoder or encoder of mechjax.
+        NeedsDecoderError: What is no decoder or encoder of mechjax.
     """
-    _check(model, "dequantize")
     return _full(model) if holds_quantized(model) else model
 
 
@@ -78,11 +78,3 @@ def _rounded(model: M, how: Scheme) -> M:
 
 
 _full = eqx.filter_jit(full)
-
-
-def _check(model: Any, asked: str) -> None:
-    if not isinstance(model, Decoder | Encoder):
-        raise UnsupportedModelError(
-            f"`{asked}` takes a decoder or an encoder of mechjax, not a {type(model).__name__}. Quantise other "
-            "libraries' models with those libraries, and a model with edits before these are put on."
-        )

@@ -64,7 +64,7 @@ def test_config_from_hf__old_and_new_spellings__are_read(base, given, expected):
 @pytest.mark.parametrize(
     ("hf", "message"),
     [
-        ({"architectures": ["MambaForCausalLM"]}, r"MambaForCausalLM is not implemented; known are GPT2LMHead"),
+        ({"architectures": ["RwkvForCausalLM"]}, r"RwkvForCausalLM is not implemented; known are GPT2LMHead"),
         ({"architectures": ["LlamaForCasualLM"]}, r"Did you mean `LlamaForCausalLM`"),
         ({"model_type": "bert"}, r"The architecture bert is not implemented"),
         ({}, r"The architecture None is not implemented"),

@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import mechjax as mj
-from mechjax.base.errors import ArgumentError, UnsupportedModelError
+from mechjax.base.errors import ArgumentError, NeedsDecoderError, UnsupportedModelError
 from mechjax.models.config import Config
 from mechjax.models.encoder_config import EncoderConfig
 from mechjax.models.first_layers import first_layers
@@ -236,9 +236,9 @@ def test_quantize__what_it_does_not_take__is_refused(tmp_path):
     with pytest.raises(ArgumentError, match="group=3 does not divide the 8 numbers"):
         mj.models.quantize(case("plain").model, 8, group=3)
     for other in (jnp.tanh, mj.intervene(case("plain").model, [mj.zero("z")])):
-        with pytest.raises(UnsupportedModelError, match="takes a decoder or an encoder of mechjax"):
+        with pytest.raises(NeedsDecoderError, match="`quantize` needs mechjax's own decoder"):
             mj.models.quantize(other)
-        with pytest.raises(UnsupportedModelError, match="`dequantize` takes a decoder or an encoder"):
+        with pytest.raises(NeedsDecoderError, match="`dequantize` needs mechjax's own decoder"):
             mj.models.dequantize(other)
     with pytest.raises(UnsupportedModelError, match=r"mj.models.dequantize\(model\)"):
         mj.export(held, tmp_path / "m", family="mechjax")
