@@ -14,7 +14,7 @@ import mechjax as mj
 from mechjax.cli import main
 from mechjax.models import Config
 from mechjax.models.export import export
-from mechjax.patching import units
+from mechjax.patching.sweep import Sweep
 from mechjax.studies import sweep as study
 from mechjax.studies.sweep_spec import spec_of
 from mechjax.tasks.vocabulary import build_tokenizer
@@ -63,14 +63,14 @@ def test_sweep__run_status_and_verify__say_what_there_is(spec, tmp_path, capsys)
 
 
 def test_sweep__with_a_unit_that_fails__exits_1_and_says_how_to_go_on(spec, tmp_path, capsys, monkeypatch):
-    folder, real = str(tmp_path / "sweep"), units.scores_of
+    folder, real = str(tmp_path / "sweep"), Sweep.scores_of
 
     def poisoned(plan, runs, layer, cells, start):
         if int(layer) == 1:
             raise ValueError("[poison]")
         return real(plan, runs, layer, cells, start)
 
-    monkeypatch.setattr(units, "scores_of", poisoned)
+    monkeypatch.setattr(Sweep, "scores_of", poisoned)
     assert main(["sweep", "run", spec, folder]) == 1
     out = said(capsys)
     assert "2 units failed three times and were set aside" in out
@@ -78,7 +78,7 @@ def test_sweep__with_a_unit_that_fails__exits_1_and_says_how_to_go_on(spec, tmp_
     assert f"Try again: mechjax sweep run {spec} {folder} --retry" in out
     assert main(["sweep", "status", folder]) == 0
     assert "part-000000/unit-000001.safetensors ValueError: [poison]" in said(capsys)
-    monkeypatch.setattr(units, "scores_of", real)
+    monkeypatch.setattr(Sweep, "scores_of", real)
     opened(f"{folder}/part-000000").write("quarantine/unit-000000.safetensors.abc", b"")
     assert main(["sweep", "run", spec, folder, "--retry"]) == 1
     assert "Two workers found different results: part-000000/quarantine/unit-000000" in said(capsys)
@@ -123,7 +123,7 @@ def test_sweep__of_what_cannot_be__prints_the_error_and_exits_2(spec, tmp_path, 
 
 
 def test_sweep__told_to_end__gives_its_unit_back(spec, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(units, "scores_of", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(Sweep, "scores_of", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     assert main(["sweep", "run", spec, str(tmp_path)]) == 130
     assert "interrupted" in said(capsys)
