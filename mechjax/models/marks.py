@@ -1,11 +1,10 @@
 """Marks: sites whose axes the catalogue knows, with the paths of the checkpoint's modules that hold the same."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from jaxtyping import Array, Int
 
 from mechjax.base.catalogue import SITES
-from mechjax.models.families.modules import spellings
 from mechjax.models.model_config import ModelConfig
 from mechjax.transform.site import site
 
@@ -15,7 +14,7 @@ Mark = Callable[[Array, str], Array]
 
 def marks(config: ModelConfig, start: int = 0) -> Mark:
     """Names activations that have no layer, of the positions from `start` on."""
-    also, starts = spellings(config), _starts(start)
+    also, starts = _also(config), _starts(start)
     return lambda x, name: site(x, name, axes=axes_of(name, config), also=also.get(name, ()), starts=starts)
 
 
@@ -32,7 +31,7 @@ def marks_of(
 
     Where only the positions from `start` on run, names count from the first all the same.
     """
-    also = spellings(config)
+    also = _also(config)
     layers = config.n_layers if layers is None else layers
     starts = _starts(start)
     return lambda x, name: site(
@@ -45,7 +44,7 @@ def marks_along(
     layer: Int[Array, ""] | int, config: ModelConfig, axis: str, size: int
 ) -> Callable[[Array, str, Array], Array]:
     """Names what one layer has at one index of `axis`, along which a loop runs: the third argument says where it is."""
-    also, layers = spellings(config), config.n_layers
+    also, layers = _also(config), config.n_layers
     return lambda x, name, at: site(
         x, name, layer=layer, layers=layers, axes=axes_of(name, config), also=also.get(name, ()), along=(axis, at, size)
     )  # fmt: skip
@@ -55,6 +54,15 @@ def axes_of(name: str, config: ModelConfig) -> tuple[str, ...]:
     """Names of the axes of a site in a model of this config."""
     entry = SITES[name]
     return entry.in_heads if entry.in_heads and getattr(config, "in_heads", False) else entry.axes
+
+
+def _also(config: ModelConfig) -> Mapping[str, tuple[str, ...]]:
+    if config.source is None:
+        return {}
+    # Every family is behind this, and only models that were loaded need them.
+    from mechjax.models.families.modules import spellings
+
+    return spellings(config)
 
 
 def _starts(start: int) -> tuple[tuple[str, int], ...]:
