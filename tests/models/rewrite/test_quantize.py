@@ -235,10 +235,14 @@ def test_quantize__what_it_does_not_take__is_refused(tmp_path):
         mj.models.quantize(case("plain").model, 2)
     with pytest.raises(ArgumentError, match="group=3 does not divide the 8 numbers"):
         mj.models.quantize(case("plain").model, 8, group=3)
-    for other in (jnp.tanh, mj.intervene(case("plain").model, [mj.zero("z")])):
-        with pytest.raises(NeedsDecoderError, match="`quantize` needs mechjax's own decoder"):
+    edited = mj.intervene(case("plain").model, [mj.zero("z")])
+    for other, said in (
+        (jnp.tanh, "needs mechjax's own decoder"),
+        (edited, "takes a model itself, and got one inside"),
+    ):
+        with pytest.raises(NeedsDecoderError, match=f"`quantize` {said}"):
             mj.models.quantize(other)
-        with pytest.raises(NeedsDecoderError, match="`dequantize` needs mechjax's own decoder"):
+        with pytest.raises(NeedsDecoderError, match=f"`dequantize` {said}"):
             mj.models.dequantize(other)
     with pytest.raises(UnsupportedModelError, match=r"mj.models.dequantize\(model\)"):
         mj.export(held, tmp_path / "m", family="mechjax")
