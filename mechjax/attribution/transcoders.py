@@ -176,16 +176,12 @@ def stack_transcoders(model: Decoder, given: Given, *, reads: Reads = "ln2.norma
             are trained where norms' scales are folded into weights: fold the model's too, `fold_norm`.)
 
     Raises:
-        UnsupportedModelError: A model without MLPs, or one whose stream is no sum.
+        UnsupportedModelError: A model without MLPs.
+        NeedsDecoderError: What is no decoder.
         ArgumentError: No transcoder, those of layers that there are not, of several kinds or sizes, or of a kind whose
             latents are not linear in what they read.
         ShapeError: Another width than the model's.
     """
-    if not isinstance(model, Decoder):
-        raise UnsupportedModelError(
-            f"circuits of transcoders need a decoder, whose stream is the sum of what was written; this is a "
-            f"{type(model).__name__}, which norms the stream itself."
-        )
     if model.config.mlp == "none":
         raise UnsupportedModelError("circuits of transcoders need MLPs; this model is attention only.")
     if reads not in get_args(Reads):

@@ -9,7 +9,7 @@ import pytest
 import mechjax as mj
 from mechjax.attribution import feature_attribution
 from mechjax.attribution.latent_parts import PARTS
-from mechjax.base.errors import ArgumentError, ShapeError, UnsupportedModelError
+from mechjax.base.errors import ArgumentError, NeedsDecoderError, ShapeError, UnsupportedModelError
 from mechjax.dictionaries import MatchingPursuit, Normalized, Switch, TopK
 from tests.attribution.transcoded import KINDS, F, Held, bare, case, cross_layer, per_layer
 from tests.compilations import nothing_compiles
@@ -245,9 +245,7 @@ def test_feature_attribution__bad_input__is_explained(plain, small, as_a_user):
         ask(tcs=wide)
     with pytest.raises(UnsupportedModelError, match="this model is attention only"):
         ask(model=bare(small, mlp="none"))
-    with pytest.raises(
-        UnsupportedModelError, match=r"need a decoder, .* this is a Identity, which norms the stream"
-    ):
+    with pytest.raises(NeedsDecoderError, match="needs mechjax's own decoder .* and got a Identity"):
         ask(model=eqx.nn.Identity())
     with pytest.raises(ArgumentError, match="reads='mlp_out': transcoders read"):
         mj.attribution.stack_transcoders(plain.model, plain.given, reads="mlp_out")
