@@ -245,7 +245,7 @@ def test_feature_attribution__bad_input__is_explained(plain, small, as_a_user):
         ask(tcs=wide)
     with pytest.raises(UnsupportedModelError, match="this model is attention only"):
         ask(model=bare(small, mlp="none"))
-    with pytest.raises(NeedsDecoderError, match="needs mechjax's own decoder .* and got a Identity"):
+    with pytest.raises(NeedsDecoderError, match=r"needs mechjax's own decoder .* and got a Identity"):
         ask(model=eqx.nn.Identity())
     with pytest.raises(ArgumentError, match="reads='mlp_out': transcoders read"):
         mj.attribution.stack_transcoders(plain.model, plain.given, reads="mlp_out")
