@@ -1,5 +1,7 @@
 """Controls: with one rule broken, the law that it serves must fail. A law that cannot fail says nothing."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -48,9 +50,9 @@ def test_control__law_3__a_capture_of_what_enters_the_site(monkeypatch):
         info = request.sites[eqn.params["name"]]
         for r in request.asked(env.numbers)[1]:
             if r.site == info.name and read(eqn):
-                written = evaluate._written(
-                    r, operands[0], operands[1], info, (), state.buffers[r.site], state.counts[r.site]
-                )
+                kept = state.buffers[r.site], state.counts[r.site]
+                put = partial(evaluate.write_row, r, info, None)
+                written = evaluate._written(r, put, operands[0], operands[1], info, (), *kept)
                 state.buffers[r.site], state.counts[r.site] = written
         return outs, state
 
