@@ -250,6 +250,7 @@ def test_edits__of_either_stack_and_between_them__equal_hooks_that_edit():
     assert_close(mj.intervene(model, [edit for edit, *_ in edits.values()])(*texts), right)
 
 
+@pytest.mark.slow
 def test_gradients__at_sites_and_of_every_parameter__equal_autograd():
     hf, model, texts = pair("t5")
     hf = deepcopy(hf)

@@ -114,6 +114,7 @@ def test_activation_patch__of_pictures__needs_neither_tokens_nor_positions():
     assert_allclose(again.per_example, found.per_example, **TOL["float32", "law"])
 
 
+@pytest.mark.slow
 def test_activation_patch__of_an_equinox_model_of_one_example__is_that_of_its_batch():
     sites = {"mlp_out": ("blocks.mlp.output", ("pos", "d_model"))}
     one = from_equinox(equinox("scan"), sites=sites)
@@ -153,6 +154,7 @@ def test_activation_patch__at_named_positions__is_those_columns():
     assert dict(found.labels) == {"pos": ("a", "b")}
 
 
+@pytest.mark.slow
 def test_folder__of_a_module__holds_the_same_and_is_known_again(tmp_path):
     sweep = functools.partial(activation_patch, NET, CLEAN, CORRUPT, METRIC, site="act", chunk_size=2)
     found, without = sweep(folder=tmp_path), sweep()

@@ -96,6 +96,7 @@ def test_rewrite__of_a_quantised_model__says_what_to_do_first(name):
         getattr(mj.models, name)(case("held").model)
 
 
+@pytest.mark.slow
 def test_encoder__in_few_bits__equals_the_model_with_arrays():
     config = EncoderConfig(
         d_vocab=23, n_ctx=8, d_model=8, n_layers=2, n_heads=2, d_mlp=6, pooler=True, nsp=True
@@ -161,6 +162,7 @@ def test_quantize__models_that_ship__lose_little_and_load_as_rounded(name, weigh
     assert ratio < {"int8": 0.28, "int4": 0.2}[weights]
 
 
+@pytest.mark.slow
 def test_load__onto_a_mesh__splits_numbers_and_scales_as_shard_does():
     mesh = mj.make_mesh(data=2, model=4)
     there = mj.load("tasks-4l", mesh=mesh, weights="int4")[0]
