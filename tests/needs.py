@@ -3,6 +3,7 @@
 import importlib.util
 import signal
 import sys
+from typing import Any
 
 import pytest
 
@@ -20,3 +21,12 @@ LINUX = pytest.mark.skipif(
 KILLS = pytest.mark.skipif(
     not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL: processes are killed otherwise there"
 )
+
+
+def torch_bridge() -> tuple[Any, Any]:
+    """PyTorch and transformers, for a test module of the bridge; the module is skipped without them, or torchax."""
+    why = "the bridge needs PyTorch, transformers and torchax, which the extra `test` installs on Python 3.11 only"
+    found = tuple(pytest.importorskip(name, reason=why) for name in ("torch", "transformers"))
+    if importlib.util.find_spec("torchax") is None:  # it cannot be imported by itself beside this torch
+        pytest.skip(why, allow_module_level=True)
+    return found

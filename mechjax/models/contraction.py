@@ -32,3 +32,9 @@ def contract(spec: str, x: Array, y: Weight, config: ModelConfig, dtype: DTypeLi
 def widened(x: Array) -> Array:
     """`x` in float32 at least, for what rounds once, at its end."""
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+
+
+def affine(x: Array, W: Weight, b: Array | None, config: ModelConfig, spec: str = "...i,io->...o") -> Array:
+    """`contract`, and the bias, if any, added."""
+    y = contract(spec, x, W, config)
+    return y if b is None else y + b

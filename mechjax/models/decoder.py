@@ -21,6 +21,7 @@ from mechjax.models.block import Block
 from mechjax.models.cache import Cache, Keys
 from mechjax.models.config import Config
 from mechjax.models.contraction import contract
+from mechjax.models.embedding import rows
 from mechjax.models.marks import Mark, marks, under
 from mechjax.models.model_config import ModelConfig
 from mechjax.models.norms import Norm
@@ -128,7 +129,7 @@ class Decoder(eqx.Module):
         """The residual stream entering the first block."""
         tokens, mask = as_tokens(tokens, mask, self.config)
         mark = marks(self.config)
-        resid = _rows(self.W_E, tokens)
+        resid = rows(self.W_E, tokens)
         if self.config.embed_scale != 1.0:
             resid = resid * jnp.asarray(self.config.embed_scale, resid.dtype)
         if self.ln_embed is not None:
@@ -138,8 +139,8 @@ class Decoder(eqx.Module):
             return resid
         if positions is None:
             positions = count_positions(tokens.shape[-1], mask)
-        rows = _rows(self.W_pos, positions + self.config.position_offset)
-        return resid + mark(jnp.broadcast_to(rows, resid.shape), "pos_embed")
+        places = rows(self.W_pos, positions + self.config.position_offset)
+        return resid + mark(jnp.broadcast_to(places, resid.shape), "pos_embed")
 
     def arrange(
         self,
@@ -245,11 +246,6 @@ def scaled(logits: Float[Array, "..."], config: Config) -> Float[Array, "..."]:
     if config.final_softcap is not None:
         logits = config.final_softcap * jnp.tanh(logits / config.final_softcap)
     return logits
-
-
-def _rows(table: Array, ids: Array) -> Array:
-    """Rows of a table; NaN for ids that it does not have (`jnp.take` would wrap negative ones)."""
-    return table.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 @eqx.filter_jit

@@ -28,8 +28,9 @@ from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
 from mechjax.base.whole import whole
 from mechjax.models.attention import Attention
-from mechjax.models.contraction import contract
+from mechjax.models.contraction import affine
 from mechjax.models.decoder import Tokens, as_tokens
+from mechjax.models.embedding import rows
 from mechjax.models.encoder_config import EncoderConfig
 from mechjax.models.marks import marks, marks_of, under
 from mechjax.models.mlp import ACTIVATIONS, MLP
@@ -160,9 +161,9 @@ class Encoder(eqx.Module):
     ) -> Float[Array, "*batch pos d_model"]:
         """The residual stream entering the first block."""
         mark = marks(self.config)
-        summed = mark(_rows(self.W_E, tokens), "embed")
-        places = _rows(self.W_pos, positions + self.config.position_offset)
-        summed = summed + mark(_rows(self.W_type, types), "token_type_embed")
+        summed = mark(rows(self.W_E, tokens), "embed")
+        places = rows(self.W_pos, positions + self.config.position_offset)
+        summed = summed + mark(rows(self.W_type, types), "token_type_embed")
         summed = summed + mark(jnp.broadcast_to(places, summed.shape), "pos_embed")
         return self.ln_embed(summed, self.config, under(mark, "ln_embed"))
 
@@ -171,10 +172,10 @@ class Encoder(eqx.Module):
         if self.W_head is None or self.ln_final is None:
             return None
         act, mark = ACTIVATIONS[self.config.head_activation], marks(self.config)
-        hidden = act(_affine("...m,mn->...n", resid, self.W_head, self.b_head, self.config))
+        hidden = act(affine(resid, self.W_head, self.b_head, self.config))
         normalized = self.ln_final(hidden, self.config, under(mark, "ln_final"))
         spec, W = ("...m,vm->...v", self.W_E) if self.W_U is None else ("...m,mv->...v", self.W_U)
-        return mark(_affine(spec, normalized, W, self.b_U, self.config), "logits")
+        return mark(affine(normalized, W, self.b_U, self.config, spec), "logits")
 
     def pool(
         self, resid: Float[Array, "*batch pos d_model"], mask: Bool[Array, "*batch pos"] | None = None
@@ -187,13 +188,11 @@ class Encoder(eqx.Module):
             first = resid[..., 0, :]
         else:
             first = jnp.take_along_axis(resid, mask.argmax(-1)[..., None, None], -2)[..., 0, :]
-        pooled = _affine("...m,mn->...n", first, self.W_pool, self.b_pool, self.config)
+        pooled = affine(first, self.W_pool, self.b_pool, self.config)
         pooled = mark(jnp.tanh(pooled), "pooled")
         if self.W_nsp is None:
             return pooled, None
-        return pooled, mark(
-            _affine("...m,mc->...c", pooled, self.W_nsp, self.b_nsp, self.config), "nsp_logits"
-        )
+        return pooled, mark(affine(pooled, self.W_nsp, self.b_nsp, self.config), "nsp_logits")
 
     def __hash__(self) -> NoReturn:
         raise JitError(
@@ -220,16 +219,6 @@ def _forward(
     resid, _ = lax.scan(step, resid, (model.blocks, jnp.arange(model.config.n_layers)))
     pooled, nsp_logits = model.pool(resid, mask)
     return Encoded(resid, model.unembed(resid), pooled, nsp_logits)
-
-
-def _affine(spec: str, x: Array, W: Array, b: Array | None, config: EncoderConfig) -> Array:
-    y = contract(spec, x, W, config)
-    return y if b is None else y + b
-
-
-def _rows(table: Array, ids: Array) -> Array:
-    """Rows of a table; NaN for ids that it does not have."""
-    return table.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def _as_types(types: Any, tokens: Array, mask: Array | None, config: EncoderConfig) -> Array:

@@ -22,6 +22,7 @@ from mechjax.base.errors import JitError
 from mechjax.base.meshes import on_any_mesh
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Tokens, as_tokens
+from mechjax.models.embedding import rows
 from mechjax.models.mamba2_mixer import Mamba2Mixer
 from mechjax.models.mamba_config import MambaConfig
 from mechjax.models.mamba_mixer import MambaMixer
@@ -112,10 +113,10 @@ class Mamba(eqx.Module):
 
     def embed(self, tokens: Int[Array, "*batch pos"]) -> Float[Array, "*batch pos d_model"]:
         """The residual stream entering the first block."""
-        rows = self.W_E.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-        rows = marks(self.config)(rows, "embed")
-        wide = self.config.residual_float32 and jnp.finfo(rows.dtype).bits < 32
-        return rows.astype(jnp.float32) if wide else rows
+        embedded = rows(self.W_E, tokens)
+        embedded = marks(self.config)(embedded, "embed")
+        wide = self.config.residual_float32 and jnp.finfo(embedded.dtype).bits < 32
+        return embedded.astype(jnp.float32) if wide else embedded
 
     def unembed(self, resid: Float[Array, "*batch pos d_model"]) -> Float[Array, "*batch pos d_vocab"]:
         """Logits of a final residual stream: the last norm, then the unembedding."""

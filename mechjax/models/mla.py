@@ -18,7 +18,7 @@ from mechjax.base.errors import ArgumentError
 from mechjax.models.attention import Attention
 from mechjax.models.cache import Keys
 from mechjax.models.config import Config
-from mechjax.models.contraction import contract, widened
+from mechjax.models.contraction import affine, contract, widened
 from mechjax.models.latent import Latent
 from mechjax.models.marks import Mark
 from mechjax.models.norms import Norm
@@ -96,7 +96,7 @@ class MLA(eqx.Module):
         if self.W_DQ is None or self.w_q is None:
             return _up(x if split is None else split, self.W_Q, config, per_head=split is not None)
         W, b, w = self.W_DQ, self.b_DQ, self.w_q
-        down = lambda x: _rms(_affine(x, W, b, config), w, latent)
+        down = lambda x: _rms(affine(x, W, b, config), w, latent)
         c = _per_head(down, x, split, lambda c: mark(c, "q_latent"))
         return _up(c, self.W_Q, config, per_head=split is not None)
 
@@ -109,11 +109,11 @@ class MLA(eqx.Module):
         config: Config,
         mark: Mark,
     ) -> tuple[Float[Array, "*batch pos head d_head"], Float[Array, "*batch pos head d_value"]]:
-        down = lambda x: _rms(_affine(x, self.W_DKV, self.b_DKV, config), self.w_kv, latent)
+        down = lambda x: _rms(affine(x, self.W_DKV, self.b_DKV, config), self.w_kv, latent)
         c = mark(down(x), "kv_latent")
         of_k, of_v = (_per_head(down, x, split, lambda _: c) for split in (split_k, split_v))
         nope = _up(of_k, self.W_UK, config, per_head=split_k is not None)
-        rope = _affine(x[..., None, :] if split_k is None else split_k, self.W_KR, self.b_KR, config)
+        rope = affine(x[..., None, :] if split_k is None else split_k, self.W_KR, self.b_KR, config)
         k = jnp.concatenate((nope, jnp.broadcast_to(rope, (*nope.shape[:-1], latent.d_rope))), -1)
         return k, _up(of_v, self.W_UV, config, per_head=split_v is not None)
 
@@ -124,11 +124,6 @@ class MLA(eqx.Module):
             W = merged(self.W_O)  # or XLA copies it
             out = contract("...i,im->...m", z.reshape(*z.shape[:-2], W.shape[0]), W, config)
         return out if self.b_O is None else out + self.b_O
-
-
-def _affine(x: Array, W: Weight, b: Array | None, config: Config) -> Array:
-    y = contract("...m,mr->...r", x, W, config)
-    return y if b is None else y + b
 
 
 def _up(c: Array, W: Weight, config: Config, *, per_head: bool) -> Array:

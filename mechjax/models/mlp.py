@@ -8,9 +8,8 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float
 
-from mechjax.models.contraction import contract
+from mechjax.models.contraction import affine
 from mechjax.models.marks import Mark
-from mechjax.models.model_config import ModelConfig
 from mechjax.models.quantized import Weight
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -39,15 +38,10 @@ class MLP(eqx.Module):
     ) -> Float[Array, "*batch pos d_model"]:
         """`W_out act(W_in x)`, or `W_out (act(W_gate x) * W_in x)`, with biases; any config with `activation` does."""
         act = ACTIVATIONS[config.activation]
-        linear = _affine(x, self.W_in, self.b_in, config)
+        linear = affine(x, self.W_in, self.b_in, config)
         if self.W_gate is None:
             post = act(mark(linear, "mlp_pre"))
         else:
-            gate = mark(_affine(x, self.W_gate, self.b_gate, config), "mlp_pre")
+            gate = mark(affine(x, self.W_gate, self.b_gate, config), "mlp_pre")
             post = act(gate) * mark(linear, "mlp_pre_linear")
-        return _affine(mark(post, "mlp_post"), self.W_out, self.b_out, config)
-
-
-def _affine(x: Array, W: Weight, b: Array | None, config: ModelConfig) -> Array:
-    y = contract("...i,io->...o", x, W, config)
-    return y if b is None else y + b
+        return affine(mark(post, "mlp_post"), self.W_out, self.b_out, config)

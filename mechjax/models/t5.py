@@ -23,6 +23,7 @@ from mechjax.base.meshes import on_any_mesh
 from mechjax.models.cache import Cache
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Tokens, as_tokens
+from mechjax.models.embedding import rows
 from mechjax.models.marks import marks
 from mechjax.models.mlp import MLP
 from mechjax.models.norms import Norm
@@ -150,8 +151,8 @@ class T5(eqx.Module):
 
     def embed(self, tokens: Int[Array, "*batch pos"], stack: Stack) -> Float[Array, "*batch pos d_model"]:
         """The residual stream entering the first block of a stack."""
-        rows = self.W_E.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-        return Names(marks(self.config), stack.prefix)(rows, "embed")
+        embedded = rows(self.W_E, tokens)
+        return Names(marks(self.config), stack.prefix)(embedded, "embed")
 
     def encoded(
         self, tokens: Int[Array, "*batch pos"], mask: Bool[Array, "*batch pos"] | None,

@@ -32,7 +32,7 @@ from mechjax.base.errors import JitError
 from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
 from mechjax.models.attention import Attention
-from mechjax.models.contraction import contract
+from mechjax.models.contraction import affine, contract
 from mechjax.models.marks import marks, marks_of, under
 from mechjax.models.mlp import MLP
 from mechjax.models.norms import Norm
@@ -191,11 +191,11 @@ class ViT(eqx.Module):
         pooled = embed = None
         if config.pooler != "none":
             dense = (
-                first if self.W_pool is None else jnp.tanh(_affine(first, self.W_pool, self.b_pool, config))
+                first if self.W_pool is None else jnp.tanh(affine(first, self.W_pool, self.b_pool, config))
             )
             pooled = mark(dense, "pooled")
         if pooled is not None and self.W_proj is not None:
-            embed = mark(_affine(pooled, self.W_proj, None, config), "image_embed")
+            embed = mark(affine(pooled, self.W_proj, None, config), "image_embed")
         return Seen(last, pooled, self._classify(last), embed)
 
     def _classify(self, last: Float[Array, "*batch pos d_model"]) -> Float[Array, "*batch d_class"] | None:
@@ -203,13 +203,13 @@ class ViT(eqx.Module):
         if self.W_class is None:
             return None
         mark, config = marks(self.config), self.config
-        logits = _affine(last[..., 0, :], self.W_class, self.b_class, config)
+        logits = affine(last[..., 0, :], self.W_class, self.b_class, config)
         if self.W_mean is not None:
             mean = mark(last[..., config.n_special :, :].mean(-2), "patch_mean")
-            logits = logits + _affine(mean, self.W_mean, None, config)
+            logits = logits + affine(mean, self.W_mean, None, config)
         if self.W_distillation is not None:
             logits = mark(logits, "class_token_logits")
-            other = _affine(last[..., 1, :], self.W_distillation, self.b_distillation, config)
+            other = affine(last[..., 1, :], self.W_distillation, self.b_distillation, config)
             logits = (logits + mark(other, "distillation_logits")) / 2
         return mark(logits, "class_logits")
 
@@ -238,11 +238,6 @@ def _forward(model: ViT, pixels: Array) -> Seen:
 
 def _scaled(x: Array, scale: Array | None) -> Array:
     return x if scale is None else x * scale
-
-
-def _affine(x: Array, W: Array, b: Array | None, config: ViTConfig) -> Array:
-    y = contract("...m,mn->...n", x, W, config)
-    return y if b is None else y + b
 
 
 def assemble_vit(config: ViTConfig, params: Mapping[str, Any]) -> ViT:

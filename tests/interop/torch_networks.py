@@ -3,15 +3,11 @@
 import dataclasses
 import logging
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
-import pytest
+from tests.needs import torch_bridge
 
-_WHY = "the bridge needs PyTorch and torchax, which the extra `test` installs on Python 3.11 only"
-torch = pytest.importorskip("torch", reason=_WHY)
-if find_spec("torchax") is None:  # it cannot be imported by itself beside this torch
-    pytest.skip(_WHY, allow_module_level=True)
+torch, _ = torch_bridge()
 
 # Else pytest keeps a line for every tensor that is traced.
 logging.getLogger("torch.__trace").propagate = False
