@@ -34,7 +34,7 @@ from mechjax.models.families import Family, Rule, config_from_hf
 from mechjax.models.model_config import ModelConfig
 from mechjax.models.params import parameters
 from mechjax.models.rounding import Scheme, is_matrix, named_scheme, rounded, rounded_on_host
-from mechjax.models.structures import build, structure_of
+from mechjax.models.structures import build
 from mechjax.parallel.buffers import Shards
 from mechjax.parallel.shard import shard
 
@@ -70,7 +70,8 @@ def load(
 
     Returns:
         The model, of the class that its structure has (`models/structures.py`): a `Decoder`, for BERT and RoBERTa an
-        `Encoder`, for T5 a `T5`, for images a `ViT`; and its tokenizer, or None where there is no tokenizer.json.
+        `Encoder`, for T5 a `T5`, for images a `ViT`, for state space models a `Mamba`; and its tokenizer, or None where
+        there is no tokenizer.json.
 
     Raises:
         CheckpointError: Missing, truncated or hostile files; missing, left-over or misshapen weights.
@@ -83,11 +84,6 @@ def load(
     how = named_scheme(weights, group)
     folder = locate(name_or_folder, revision)
     config, family = _understand(folder, precision)
-    if how is not None and not (structure := structure_of(config)).rounds:
-        raise UnsupportedModelError(
-            f"weights={weights!r} rounds matrices of decoders and encoders; `{folder}` is one of the {structure.name}. "
-            'Load it in full, perhaps with dtype="bfloat16".'
-        )
     checkpoint = Checkpoint(folder)
     config = config if family.settled is None else family.settled(config, checkpoint.entries)
     planned = _plan(checkpoint, config, family)

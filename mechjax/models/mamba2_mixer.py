@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mechjax.models.contraction import widened
+from mechjax.models.contraction import affine, widened
 from mechjax.models.mamba_config import MambaConfig
-from mechjax.models.mamba_mixer import affine, only_real
+from mechjax.models.mamba_mixer import only_real
 from mechjax.models.marks import Mark
 from mechjax.models.mlp import ACTIVATIONS
 from mechjax.models.norms import Norm
+from mechjax.models.quantized import Weight
 from mechjax.models.recurrence import by_products, one_by_one
 from mechjax.models.short_conv import short_conv
 from mechjax.models.state_cache import StateCache
@@ -27,13 +28,13 @@ from mechjax.transform.context import wanted
 class Mamba2Mixer(eqx.Module):
     """Weights of one layer's mixer, or of all with a leading layer axis; channels are those of the heads in turn."""
 
-    W_gate: Float[Array, "*layer d_model d_inner"]
+    W_gate: Float[Weight, "*layer d_model d_inner"]
     b_gate: Float[Array, "*layer d_inner"] | None
-    W_x: Float[Array, "*layer d_model d_inner"]
+    W_x: Float[Weight, "*layer d_model d_inner"]
     b_x: Float[Array, "*layer d_inner"] | None
-    W_B: Float[Array, "*layer d_model d_shared"]
+    W_B: Float[Weight, "*layer d_model d_shared"]
     b_B: Float[Array, "*layer d_shared"] | None
-    W_C: Float[Array, "*layer d_model d_shared"]
+    W_C: Float[Weight, "*layer d_model d_shared"]
     b_C: Float[Array, "*layer d_shared"] | None
     W_dt: Float[Array, "*layer d_model head"]
     b_dt_in: Float[Array, "*layer head"] | None
@@ -47,7 +48,7 @@ class Mamba2Mixer(eqx.Module):
     A_log: Float[Array, "*layer head"]
     D: Float[Array, "*layer head"]
     norm: Norm
-    W_O: Float[Array, "*layer d_inner d_model"]
+    W_O: Float[Weight, "*layer d_inner d_model"]
     b_O: Float[Array, "*layer d_model"] | None
 
     def __call__(
@@ -61,12 +62,12 @@ class Mamba2Mixer(eqx.Module):
     ) -> tuple[Float[Array, "*batch pos d_model"], StateCache]:
         """What the mixer writes, and the cache with these tokens; `mark_state(state, t)` names the state at t."""
         heads, groups = (config.n_heads, config.d_head), (config.n_groups, config.d_state)
-        gate = affine("...m,mi->...i", read, self.W_gate, self.b_gate, config)
+        gate = affine(read, self.W_gate, self.b_gate, config)
         gate = mark(_split(gate, heads), "gate")
         (x, B, C), windows = self._convolved(read, mask, cache, config, mark)
         act = ACTIVATIONS[config.activation]
         x = mark(act(mark(_split(x, heads), "conv")), "ssm_in")
-        delta = affine("...m,mh->...h", read, self.W_dt, self.b_dt_in, config)
+        delta = affine(read, self.W_dt, self.b_dt_in, config)
         delta = mark(widened(delta) + widened(self.b_dt), "delta_in")
         delta = mark(jnp.clip(jax.nn.softplus(delta), *config.dt_limit), "delta")
         B, C = (mark(act(_split(v, groups)), name) for v, name in ((B, "B"), (C, "C")))
@@ -74,9 +75,7 @@ class Mamba2Mixer(eqx.Module):
         y = mark(y, "readout")
         y = mark(y + widened(x) * widened(self.D)[:, None], "ssm_out")
         y = mark(y * jax.nn.silu(widened(gate)), "gated")
-        out = affine(
-            "...i,im->...m", self._normed(y, config, mark).astype(read.dtype), self.W_O, self.b_O, config
-        )
+        out = affine(self._normed(y, config, mark).astype(read.dtype), self.W_O, self.b_O, config)
         return mark(out, "mixer_out"), StateCache(windows, state)
 
     def _convolved(
@@ -91,7 +90,7 @@ class Mamba2Mixer(eqx.Module):
         )
         out, windows = [], []
         for (name, axes, W, b, w, bias), window in zip(parts, cache.windows, strict=True):
-            given = mark(_split(affine("...m,mi->...i", read, W, b, config), axes), name)
+            given = mark(_split(affine(read, W, b, config), axes), name)
             convolved, left = short_conv(
                 given.reshape(*read.shape[:-1], math.prod(axes)), w, bias, window, mask
             )

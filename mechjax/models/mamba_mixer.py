@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mechjax.models.contraction import contract, widened
+from mechjax.models.contraction import affine, contract, widened
 from mechjax.models.mamba_config import MambaConfig
 from mechjax.models.marks import Mark
 from mechjax.models.mlp import ACTIVATIONS
 from mechjax.models.norms import Norm
+from mechjax.models.quantized import Weight
 from mechjax.models.recurrence import in_chunks, one_by_one
 from mechjax.models.short_conv import short_conv
 from mechjax.models.state_cache import StateCache
@@ -26,20 +27,20 @@ from mechjax.transform.context import wanted
 class MambaMixer(eqx.Module):
     """Weights of one layer's mixer, or of all with a leading layer axis."""
 
-    W_gate: Float[Array, "*layer d_model d_inner"]
+    W_gate: Float[Weight, "*layer d_model d_inner"]
     b_gate: Float[Array, "*layer d_inner"] | None
-    W_x: Float[Array, "*layer d_model d_inner"]
+    W_x: Float[Weight, "*layer d_model d_inner"]
     b_x: Float[Array, "*layer d_inner"] | None
     conv_x: Float[Array, "*layer d_inner tap"]
     b_conv_x: Float[Array, "*layer d_inner"] | None
     W_dt_in: Float[Array, "*layer d_inner dt_rank"]
-    W_B: Float[Array, "*layer d_inner d_state"]
-    W_C: Float[Array, "*layer d_inner d_state"]
+    W_B: Float[Weight, "*layer d_inner d_state"]
+    W_C: Float[Weight, "*layer d_inner d_state"]
     W_dt: Float[Array, "*layer dt_rank d_inner"]
     b_dt: Float[Array, "*layer d_inner"]
     A_log: Float[Array, "*layer d_inner d_state"]
     D: Float[Array, "*layer d_inner"]
-    W_O: Float[Array, "*layer d_inner d_model"]
+    W_O: Float[Weight, "*layer d_inner d_model"]
     b_O: Float[Array, "*layer d_model"] | None
 
     def __call__(
@@ -52,8 +53,8 @@ class MambaMixer(eqx.Module):
         mark_state: Callable[[Array, Array], Array],
     ) -> tuple[Float[Array, "*batch pos d_model"], StateCache]:
         """What the mixer writes, and the cache with these tokens; `mark_state(state, t)` names the state at t."""
-        gate = mark(affine("...m,mi->...i", read, self.W_gate, self.b_gate, config), "gate")
-        x = mark(affine("...m,mi->...i", read, self.W_x, self.b_x, config), "conv_in")
+        gate = mark(affine(read, self.W_gate, self.b_gate, config), "gate")
+        x = mark(affine(read, self.W_x, self.b_x, config), "conv_in")
         x, window = short_conv(x, self.conv_x, self.b_conv_x, cache.windows[0], mask)
         x = mark(ACTIVATIONS[config.activation](mark(x, "conv")), "ssm_in")
         delta = self._normed(contract("...i,ir->...r", x, self.W_dt_in, config), "delta_norm", config, mark)
@@ -73,7 +74,7 @@ class MambaMixer(eqx.Module):
         y = mark(y, "readout")
         y = mark(y + widened(x) * widened(self.D), "ssm_out")
         y = mark((y * jax.nn.silu(widened(gate))).astype(read.dtype), "gated")
-        out = affine("...i,im->...m", y, self.W_O, self.b_O, config)
+        out = affine(y, self.W_O, self.b_O, config)
         return mark(out, "mixer_out"), StateCache((window,), state)
 
     def _normed(self, x: Array, place: str, config: MambaConfig, mark: Mark) -> Array:
@@ -81,12 +82,6 @@ class MambaMixer(eqx.Module):
             return x
         scale = lambda value, name: mark(value, f"{place}.scale") if name == "scale" else value
         return Norm(None, None)(x, replace(config, norm_eps=config.mixer_norm_eps), scale)
-
-
-def affine(spec: str, x: Array, W: Array, b: Array | None, config: MambaConfig) -> Array:
-    """A projection and its bias, if it has one."""
-    y = contract(spec, x, W, config)
-    return y if b is None else y + b
 
 
 def only_real(delta: Float[Array, "*batch pos channel"], mask: Array | None) -> Array:

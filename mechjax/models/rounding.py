@@ -8,6 +8,7 @@ is off by more than half a scale.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,27 @@ GROUP = 32
 """Numbers with one scale, in 4 bits, where nothing else is asked for."""
 _LIMIT = {8: 127, 4: 7}
 _CHUNK = 1 << 22  # numbers that are rounded at once on the host
-_WHOLE = ("W_router", "W_shared_gate")
-_PROJECTIONS = ("W_Q", "W_K", "W_V", "W_UK", "W_UV")
+
+_INTO_HEADS, _OUT_OF_HEADS, _PLAIN = (-3,), (-3, -2), (-2,)
+_MATRICES: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]], ...] = (
+    (("attn", "cross"), ("W_Q", "W_K", "W_V"), _INTO_HEADS),
+    (("attn", "cross"), ("W_O",), _OUT_OF_HEADS),
+    (("attn",), ("W_UK", "W_UV"), _INTO_HEADS),
+    (("attn",), ("W_DQ", "W_DKV", "W_KR"), _PLAIN),
+    (("mlp", "moe", "shared"), ("W_in", "W_gate", "W_out"), _PLAIN),
+    (("mixer",), ("W_gate", "W_x", "W_B", "W_C", "W_O"), _PLAIN),
+)
+MATRICES: Mapping[str, tuple[int, ...]] = {
+    f"{part}.{name}": axes for parts, names, axes in _MATRICES for part in parts for name in names
+}
+"""What is rounded, in every structure: a part of a block and its parameter -> the axes that products sum over.
+
+Kept in full are whatever is not in a block (embeddings, of patches too, unembedding, heads that read the last stream);
+what is no factor of a product (norms, biases, convolutions, `A_log`, `D`, `W_rel`, whose rows are looked up); and what
+is small and steers much: routers, and `W_dt_in` and `W_dt`, of which a Mamba's rates are made. These are 1 part in 25
+of a mixer's weights or less, and stand in the exponent of every later state; `W_dt` sums over `dt_rank` numbers, 48 in
+the smallest checkpoint, which groups of 32 do not divide.
+"""
 
 
 @dataclass(frozen=True)
@@ -76,23 +96,22 @@ def named_scheme(weights: str | None, group: int | None) -> Scheme | None:
 
 
 def is_matrix(path: str) -> bool:
-    """Whether a parameter is rounded: the matrices of blocks and experts. Routers, embeddings and norms are not."""
-    name = path.rpartition(".")[2]
-    return path.startswith("blocks.") and name.startswith("W_") and name not in _WHOLE
+    """Whether a parameter ("encoder.blocks.attn.W_Q") is rounded, which its last two names say."""
+    return _key(path) in MATRICES
 
 
 def scales(path: str, shape: tuple[int, ...], how: Scheme) -> tuple[int, ...]:
     """The shape of a matrix's scales: how many blocks it has along each axis.
 
-    `W_O` is summed over heads and their dimensions. A group is then whole heads, or a part of one: where it is neither,
-    the largest part that divides both.
+    `W_O` of attention is summed over heads and their dimensions. A group is then whole heads, or a part of one: where
+    it is neither, the largest part that divides both.
 
     Raises:
         ArgumentError: A group that does not divide what is summed over, or in 4 bits an odd number of dimensions.
     """
-    name = path.rpartition(".")[2]
-    last = -3 if name in _PROJECTIONS else -2
-    found, size, n_heads = list(shape), shape[last], shape[-3] if name == "W_O" else 1
+    axes = MATRICES[_key(path)]
+    last = axes[-1]
+    found, size, n_heads = list(shape), shape[last], math.prod(shape[axis] for axis in axes[:-1])
     if how.bits == 4 and size % 2:
         raise ArgumentError(
             f"`{path}` sums over {size} numbers, which is odd: two of 4 bits share a byte. Use 8 bits."
@@ -103,14 +122,16 @@ def scales(path: str, shape: tuple[int, ...], how: Scheme) -> tuple[int, ...]:
         fits = ", ".join(str(n) for n in range(2, size * n_heads + 1) if (size * n_heads) % n == 0)
         raise ArgumentError(
             f"group={group} does not divide the {size * n_heads} numbers that outputs of `{path}` sum over: "
-            f"{fits} do. All matrices of blocks are rounded alike, so choose one that divides `d_model` and `d_mlp`."
+            f"{fits} do. All matrices of blocks are rounded alike, so choose one that divides every width that they "
+            "read (`d_model`, and `d_mlp` or `d_inner`)."
         )
     elif group > size and group % size == 0:
         found[last] = 1
     else:
         found[last] = size // math.gcd(group, size)
-    if found[last] == 1 and name == "W_O":
-        found[-3] = n_heads // (group // size)
+    if found[last] == 1:
+        for axis in axes[:-1]:
+            found[axis] = n_heads // (group // size)
     return tuple(found)
 
 
@@ -119,10 +140,11 @@ def rounded(W: Any, path: str, how: Scheme) -> Quantized:
 
     Args:
         W: Floats.
-        path: The parameter that it is, or is a part of: leading axes may be missing.
+        path: The parameter of `MATRICES` that it is, or is a part of: leading axes may be missing.
         how: The scheme.
     """
-    n, packed, limit = scales(path, W.shape, how), _packed(path, how), _LIMIT[how.bits]
+    n, limit = scales(path, W.shape, how), _LIMIT[how.bits]
+    packed = None if how.bits == 8 else MATRICES[_key(path)][-1]
     xp: Any = np if isinstance(W, np.ndarray) else jnp
     apart = W.reshape(
         [size for pair in zip(n, W.shape, strict=True) for size in (pair[0], pair[1] // pair[0])]
@@ -146,10 +168,8 @@ def rounded_on_host(W: np.ndarray, dtype: Any, path: str, how: Scheme) -> Quanti
     return jax.tree.map(lambda *leaves: np.concatenate(leaves, -1), *parts)
 
 
-def _packed(path: str, how: Scheme) -> int | None:
-    if how.bits == 8:
-        return None
-    return -3 if path.rpartition(".")[2] in _PROJECTIONS else -2
+def _key(path: str) -> str:
+    return ".".join(path.split(".")[-2:])
 
 
 def _pairs(q: Any, axis: int, xp: Any) -> Any:

@@ -30,18 +30,16 @@ class Structure:
         name: What models of it are called, in words and in the plural.
         config: The class of their configs.
         assemble: A model of a config and its parameters by path.
-        rounds: Whether its matrices can be held in few bits (`rewrite/quantize`).
     """
 
     name: str
     config: type[ModelConfig]
     assemble: Callable[[Any, Mapping[str, Any]], Any]
-    rounds: bool = False
 
 
 STRUCTURES = (
-    Structure("decoders", Config, assemble, rounds=True),
-    Structure("encoders", EncoderConfig, assemble_encoder, rounds=True),
+    Structure("decoders", Config, assemble),
+    Structure("encoders", EncoderConfig, assemble_encoder),
     Structure("encoder-decoders", T5Config, assemble_t5),
     Structure("vision transformers", ViTConfig, assemble_vit),
     Structure("state space models", MambaConfig, assemble_mamba),

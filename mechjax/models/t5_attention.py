@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mechjax.models.contraction import contract
 from mechjax.models.marks import Mark
 from mechjax.models.norms import Norm
+from mechjax.models.quantized import Weight, merged
 from mechjax.models.scores import MASKED
 from mechjax.models.t5_config import T5Config
 from mechjax.transform.context import wanted
@@ -47,10 +48,10 @@ class Names:
 class T5Attention(eqx.Module):
     """Weights of one layer, or of all with a leading layer axis."""
 
-    W_Q: Float[Array, "*layer d_model head d_head"]
-    W_K: Float[Array, "*layer d_model head d_head"]
-    W_V: Float[Array, "*layer d_model head d_head"]
-    W_O: Float[Array, "*layer head d_head d_model"]
+    W_Q: Float[Weight, "*layer d_model head d_head"]
+    W_K: Float[Weight, "*layer d_model head d_head"]
+    W_V: Float[Weight, "*layer d_model head d_head"]
+    W_O: Float[Weight, "*layer head d_head d_model"]
 
     def project(
         self,
@@ -102,7 +103,7 @@ class T5Attention(eqx.Module):
         z = names(contract("...hqk,...khd->...qhd", given(pattern, "pattern"), v, config), "z")
         if names.asked("result"):
             return names(contract("...hd,hdm->...hm", z, self.W_O, config), "result").sum(-2)
-        W = self.W_O.reshape(config.n_heads * config.d_head, -1)  # merged, or XLA copies it
+        W = merged(self.W_O)  # or XLA copies it
         return contract("...i,im->...m", z.reshape(*z.shape[:-2], W.shape[0]), W, config)
 
 

@@ -17,8 +17,19 @@ from mechjax.models.rounding import is_matrix, named_scheme, rounded, rounded_on
 from tests.tolerances import TOL
 
 CONFIG = Config(d_vocab=3, n_ctx=4, d_model=12, n_layers=2, n_heads=3, d_head=8, d_mlp=16)
-SHAPES = {"W_Q": (2, 12, 3, 8), "W_O": (2, 3, 8, 12), "W_in": (2, 12, 16)}
-SPECS = {"W_Q": "pm,mhd->phd", "W_O": "phd,hdm->phm", "W_in": "pi,io->po"}
+SHAPES = {
+    "attn.W_Q": (2, 12, 3, 8),
+    "attn.W_O": (2, 3, 8, 12),
+    "mlp.W_in": (2, 12, 16),
+    "mixer.W_O": (2, 24, 12),
+}
+SPECS = {
+    "attn.W_Q": "pm,mhd->phd",
+    "attn.W_O": "phd,hdm->phm",
+    "mlp.W_in": "pi,io->po",
+    "mixer.W_O": "pi,io->po",
+}
+TOTAL = {"attn.W_Q": 12, "attn.W_O": 24, "mlp.W_in": 12, "mixer.W_O": 24}
 SCHEMES = [(8, None), (8, 4), (4, 6), (4, 12), (4, 24)]
 
 
@@ -41,22 +52,21 @@ def by_hand(W, n, limit):
 
 
 def schemes_of(name):
-    total = {"W_Q": 12, "W_O": 24, "W_in": 12}[name]
-    return [how for how in SCHEMES if how[1] is None or total % how[1] == 0]
+    return [how for how in SCHEMES if how[1] is None or TOTAL[name] % how[1] == 0]
 
 
 @pytest.mark.parametrize(("name", "bits", "group"), [(n, *how) for n in SHAPES for how in schemes_of(n)])
 def test_rounded__every_matrix__equals_a_loop_over_blocks(name, bits, group):
     W, how = drawn(name), scheme(bits, group)
-    found = rounded_by_jax(jnp.asarray(W), f"blocks.x.{name}", how)
+    found = rounded_by_jax(jnp.asarray(W), f"blocks.{name}", how)
     n = scales(name, W.shape, how)
     q, scale = by_hand(W.astype(np.float64), n, 127 if bits == 8 else 7)
     assert found.bits == bits and found.shape == W.shape and found.dtype == W.dtype
     assert_array_equal(found.numbers(jnp.int32), q)
     assert_allclose(found.scale, scale, **TOL["float32", "law"])
-    asked = group or {"W_Q": 12, "W_O": 24, "W_in": 12}[name]
+    asked = group or TOTAL[name]
     assert np.prod(W.shape) / np.prod(n) == (
-        {6: 2, 12: 4}.get(asked, asked) if name == "W_O" else asked
+        {6: 2, 12: 4}.get(asked, asked) if name == "attn.W_O" else asked
     )  # 6 of heads of 8
     assert found.nbytes == nbytes(found) == W.size * bits // 8 + 4 * scale.size
 
@@ -71,9 +81,9 @@ def test_scales__of_heads_that_groups_do_not_fit__are_of_the_largest_part_of_bot
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float16])
 @pytest.mark.parametrize("bits", [8, 4])
 def test_rounded__in_any_dtype__is_within_half_a_scale_and_the_same_on_the_host(dtype, size, bits):
-    W, how = drawn("W_in", dtype, size), scheme(bits, 6)
-    there = rounded_by_jax(jnp.asarray(W), "W_in", how)
-    here = rounded_on_host(W, W.dtype, "W_in", how)
+    W, how = drawn("mlp.W_in", dtype, size), scheme(bits, 6)
+    there = rounded_by_jax(jnp.asarray(W), "mlp.W_in", how)
+    here = rounded_on_host(W, W.dtype, "mlp.W_in", how)
     assert isinstance(here.q, np.ndarray)
     jax.tree.map(assert_array_equal, here, there)
     wide = np.repeat(np.asarray(there.scale, np.float64), 6, axis=1)
@@ -83,7 +93,8 @@ def test_rounded__in_any_dtype__is_within_half_a_scale_and_the_same_on_the_host(
 
 
 @pytest.mark.parametrize(
-    ("name", "bits", "group"), [("W_Q", 8, None), ("W_in", 4, 6), ("W_O", 8, 4), ("W_O", 4, 24)]
+    ("name", "bits", "group"),
+    [("attn.W_Q", 8, None), ("mlp.W_in", 4, 6), ("attn.W_O", 8, 4), ("attn.W_O", 4, 24)],
 )
 def test_contract__of_rounded_weights__is_off_by_at_most_half_a_scale_for_each_input(name, bits, group):
     spec = SPECS[name]
@@ -91,7 +102,7 @@ def test_contract__of_rounded_weights__is_off_by_at_most_half_a_scale_for_each_i
     held = rounded_by_jax(jnp.asarray(W), name, how)
     x = (
         np.random.default_rng(1)
-        .standard_normal((5, *W.shape[: 2 if name == "W_O" else 1]))
+        .standard_normal((5, *W.shape[: 2 if name == "attn.W_O" else 1]))
         .astype(np.float32)
     )
     found, of_full = (
@@ -108,15 +119,15 @@ def test_contract__of_rounded_weights__is_off_by_at_most_half_a_scale_for_each_i
 
 def test_contract__of_heads_as_one_axis__equals_the_sum_over_heads():
     x = jnp.asarray(np.random.default_rng(1).standard_normal((5, 3, 8)), jnp.float32)
-    for bits, group in schemes_of("W_O"):
-        held = rounded_by_jax(jnp.asarray(drawn("W_O")[0]), "W_O", scheme(bits, group))
+    for bits, group in schemes_of("attn.W_O"):
+        held = rounded_by_jax(jnp.asarray(drawn("attn.W_O")[0]), "attn.W_O", scheme(bits, group))
         together = contract("pi,im->pm", x.reshape(5, 24), merged(held), CONFIG)
         assert_allclose(together, jnp.einsum("phd,hdm->pm", x, held.full()), **TOL["float32", "layout"])
 
 
 def test_contract__in_half_precision__sums_whole_numbers_without_overflow():
     W = np.full((1024, 4), 0.5, np.float16)
-    held = rounded_by_jax(jnp.asarray(W), "W_in", scheme(8, None))
+    held = rounded_by_jax(jnp.asarray(W), "mlp.W_in", scheme(8, None))
     found = contract("pi,io->po", jnp.ones((2, 1024), jnp.float16), held, CONFIG)
     assert found.dtype == jnp.float16
     assert_allclose(np.asarray(found, np.float32), 512.0, rtol=1e-3)
@@ -124,7 +135,7 @@ def test_contract__in_half_precision__sums_whole_numbers_without_overflow():
 
 
 def test_quantized__read_as_an_array__is_what_it_stands_for():
-    held = rounded_by_jax(jnp.asarray(drawn("W_in")), "W_in", scheme(4, 4))
+    held = rounded_by_jax(jnp.asarray(drawn("mlp.W_in")), "mlp.W_in", scheme(4, 4))
     whole = held.full()
     for found, right in ((held[1], whole[1]), (held.transpose(2, 0, 1), whole.transpose(2, 0, 1)),
                          (jnp.abs(held), abs(whole)), (held.astype(jnp.bfloat16), whole.astype(jnp.bfloat16)),
@@ -136,11 +147,11 @@ def test_quantized__read_as_an_array__is_what_it_stands_for():
 
 
 def test_rounded__of_zeros_and_of_what_is_not_finite__is_zero_and_is_not_finite():
-    W = drawn("W_in")
+    W = drawn("mlp.W_in")
     W[0, :, 0], W[0, 3, 1], W[0, 3, 2] = 0, np.nan, np.inf
     for held in (
-        rounded_by_jax(jnp.asarray(W), "W_in", scheme(8, None)),
-        rounded_on_host(W, W.dtype, "W_in", scheme(8, None)),
+        rounded_by_jax(jnp.asarray(W), "mlp.W_in", scheme(8, None)),
+        rounded_on_host(W, W.dtype, "mlp.W_in", scheme(8, None)),
     ):
         found = np.asarray(held.full())
         assert (found[0, :, 0] == 0).all()
@@ -148,19 +159,16 @@ def test_rounded__of_zeros_and_of_what_is_not_finite__is_zero_and_is_not_finite(
 
 
 def test_is_matrix__of_paths__says_what_is_rounded():
-    assert all(
-        map(is_matrix, ("blocks.attn.W_Q", "blocks.moe.W_in", "blocks.moe.shared.W_out", "blocks.attn.W_UK"))
-    )
+    taken = (
+        "blocks.attn.W_Q", "blocks.moe.W_in", "blocks.moe.shared.W_out", "blocks.attn.W_UK", "blocks.mixer.W_B",
+        "encoder.blocks.attn.W_O", "decoder.blocks.cross.W_K",
+    )  # fmt: skip
+    assert all(map(is_matrix, taken))
     kept = (
-        "W_E",
-        "W_U",
-        "W_pos",
-        "blocks.attn.b_Q",
-        "blocks.ln1.w",
-        "blocks.moe.W_router",
-        "blocks.attn.w_kv",
-        "W_head",
-    )
+        "W_E", "W_U", "W_pos", "W_head", "W_pool", "W_patch", "W_class", "encoder.W_rel", "blocks.attn.b_Q",
+        "blocks.ln1.w", "blocks.moe.W_router", "blocks.moe.W_shared_gate", "blocks.attn.w_kv", "blocks.mixer.W_dt",
+        "blocks.mixer.W_dt_in", "blocks.mixer.conv_x", "blocks.mixer.A_log", "blocks.mixer.D", "blocks.scale1",
+    )  # fmt: skip
     assert not any(map(is_matrix, kept))
 
 

@@ -7,23 +7,24 @@ import jax
 
 from mechjax.base.errors import ArgumentError
 from mechjax.base.meshes import on_any_mesh
-from mechjax.models.encoder import Encoder
 from mechjax.models.needs import needs_decoder
 from mechjax.models.quantized import full, holds_quantized
 from mechjax.models.rounding import Scheme, is_matrix, rounded, scheme
+from mechjax.models.structures import Model
 
 M = TypeVar("M")
 
 
-@needs_decoder("weights", also=Encoder)
+@needs_decoder("weights", also=Model)
 @on_any_mesh
 def quantize(model: M, bits: int = 8, *, group: int | None = None) -> M:
     """Round the matrices of blocks to 8 or 4 bits, which products multiply as they are; activations stay floats.
 
     Symmetric, to the nearest: `q = round(W / scale)` with `scale = max |W| / 127` (8 bits) or `/ 7` (4 bits) over what
-    an output sums over, or over `group` neighbours in that. Embeddings, the unembedding, norms, biases and routers are
-    kept, as LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339) and GPTQ (Frantar et al. 2022, arXiv:2210.17323) keep
-    them. No data is needed.
+    an output sums over, or over `group` neighbours in that. Embeddings (of patches too), the unembedding and other
+    heads, norms, biases and routers are kept, as LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339) and GPTQ (Frantar
+    et al. 2022, arXiv:2210.17323) keep them, and so are a Mamba's convolutions, decays and what its rates are made of.
+    `models/rounding.py` has the table. No data is needed.
 
     Changes the function, within bounds: no weight is off by more than half its scale, so no result of a product by more
     than the sum of `|x| * scale / 2`. Measured on `tasks-4l`, 256 prompts of indirect objects: a KL divergence of 5e-5
@@ -36,15 +37,15 @@ def quantize(model: M, bits: int = 8, *, group: int | None = None) -> M:
     in full at a time. It is no faster where it waits for arithmetic, as on a CPU.
 
     Args:
-        model: A decoder or an encoder.
+        model: A decoder, an encoder, a T5, a ViT or a Mamba.
         bits: 8 or 4.
         group: How many neighbouring weights share a scale; None for all that an output sums over (8 bits) or 32 (4
-            bits). Of `W_O`, which sums over all heads, a group that is neither whole heads nor a part of one becomes
-            the largest part that divides both.
+            bits). Of attention's `W_O`, which sums over all heads, a group that is neither whole heads nor a part of
+            one becomes the largest part that divides both.
 
     Raises:
         ArgumentError: Other bits, a group that does not divide, or a model that is quantised.
-        NeedsDecoderError: What is no decoder or encoder of mechjax.
+        NeedsDecoderError: What is no model of mechjax.
     """
     if holds_quantized(model):
         raise ArgumentError(
@@ -54,7 +55,7 @@ def quantize(model: M, bits: int = 8, *, group: int | None = None) -> M:
     return _rounded(model, scheme(bits, group))
 
 
-@needs_decoder("weights", also=Encoder)
+@needs_decoder("weights", also=Model)
 @on_any_mesh
 def dequantize(model: M) -> M:
     """The model with ordinary arrays in place of matrices in few bits: the same function, but for the order of sums.
@@ -63,7 +64,7 @@ def dequantize(model: M) -> M:
     rounding lost stay lost. A model without such matrices comes back as it is.
 
     Raises:
-        NeedsDecoderError: What is no decoder or encoder of mechjax.
+        NeedsDecoderError: What is no model of mechjax.
     """
     return _full(model) if holds_quantized(model) else model
 
