@@ -2,11 +2,8 @@
 
 import contextlib
 import json
-import os
 import shutil
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +31,6 @@ from mechjax.models.params import assemble, parameters
 from mechjax.parallel import buffers as host
 from tests.hub.hub_server import Hub, Model, run_against
 from tests.models.tiny_checkpoints import FAMILIES, tiny
-from tests.needs import LINUX
 from tests.tolerances import TOL
 
 MODULE = sys.modules["mechjax.models.load"]  # the package may offer the function under the module's name
@@ -340,85 +336,6 @@ except ValueError as error:
     assert first.endswith("None")
     assert "RwkvForCausalLM is not implemented" in second
     assert not any("mamba" in request and request.endswith(".safetensors") for request in hub.requests)
-
-
-def write_llama(folder: Path, *, d_model: int, n_layers: int, d_mlp: int, d_vocab: int) -> int:
-    """A random Llama in three shards, tensors dealt in turn; returns the bytes of its weights."""
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": d_vocab,
-        "hidden_size": d_model,
-    }
-    config |= {"num_hidden_layers": n_layers, "num_attention_heads": 8, "intermediate_size": d_mlp}
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    shapes = {"model.embed_tokens.weight": (d_vocab, d_model), "lm_head.weight": (d_vocab, d_model)}
-    shapes["model.norm.weight"] = (d_model,)
-    for layer in range(n_layers):
-        block = {f"self_attn.{name}_proj": (d_model, d_model) for name in "qkvo"}
-        block |= {
-            "mlp.gate_proj": (d_mlp, d_model),
-            "mlp.up_proj": (d_mlp, d_model),
-            "mlp.down_proj": (d_model, d_mlp),
-        }
-        block |= {"input_layernorm": (d_model,), "post_attention_layernorm": (d_model,)}
-        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in block.items()}
-    rng = np.random.default_rng(0)
-    weight_map = {name: f"model-{place % 3 + 1:05}-of-00003.safetensors" for place, name in enumerate(shapes)}
-    for shard in sorted(set(weight_map.values())):
-        mine = [name for name in shapes if weight_map[name] == shard]
-        save_file({name: rng.standard_normal(shapes[name], np.float32) for name in mine}, folder / shard)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return sum(4 * int(np.prod(shape)) for shape in shapes.values())
-
-
-def peak_of_a_load(folder: Path) -> tuple[int, int]:
-    """(anonymous bytes before the load, the most there ever were), of a fresh process that loads `folder`."""
-    code = f"""
-import sys
-from mechjax.models.config import Config
-from mechjax.models.export import export
-from mechjax.models.families import Family, Rule, known
-from mechjax.models.families.gpt2 import GPT2
-from mechjax.models.load import load
-from mechjax.parallel import buffers as host
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon")), flush=True)
-sys.stdin.readline()
-model, _ = load({str(folder)!r})
-"""
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(Path(__file__).parents[2])}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", code], env=env, **pipes) as child:
-        before = peak = int(child.stdout.readline())
-        child.stdin.write("\n")
-        child.stdin.flush()
-        while child.poll() is None:
-            status = Path(f"/proc/{child.pid}/status").read_text()
-            peak = max(
-                [peak, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))]
-            )
-            time.sleep(0.002)
-    assert child.returncode == 0
-    return before * 1024, peak * 1024
-
-
-@LINUX
-def test_load__shards__needs_no_more_memory_than_its_weights(tmp_path):
-    weights = write_llama(tmp_path / "m", d_model=512, n_layers=6, d_mlp=2048, d_vocab=12_000)
-    before, peak = peak_of_a_load(tmp_path / "m")
-    assert weights > 140e6
-    assert peak - before <= 1.2 * weights
-
-
-@pytest.mark.slow
-@LINUX
-def test_load__a_gigabyte_in_three_shards__peaks_at_most_a_fifth_above_its_weights(tmp_path, record_property):
-    weights = write_llama(tmp_path / "m", d_model=1024, n_layers=12, d_mlp=4096, d_vocab=32_000)
-    _, peak = peak_of_a_load(tmp_path / "m")
-    record_property("peak_over_weights", peak / weights)
-    assert weights > 1e9
-    assert peak <= 1.2 * weights  # the interpreter and JAX included
 
 
 def test_load__on_cpu__takes_buffers_over_without_a_copy(gpt2, monkeypatch):
