@@ -63,10 +63,10 @@ def load(
         precision: "highest" computes float32 contractions in full float32; "default" whatever is fast on the device.
         mesh: Splits every parameter over devices (`mj.make_mesh(data=2, model=4)`), as `mj.shard` would; each process
             reads only the bytes of its own. Give it prompts as they are, or on the mesh: `mj.shard(prompts, mesh)`.
-        weights: "int8" or "int4" rounds the matrices of blocks as they are read, as `mj.models.quantize` would; of what
-            is rounded there is never more than one tensor in full, or 4 million numbers of it. (Measured: of a Llama
-            whose 553 MB become 151, a load takes 220 MB at its peak, 167 in 4 bits, and 554 in full. On a mesh, each
-            process then reads all tensors, as a scale is that of a whole sum.)
+        weights: "int8" or "int4" rounds the matrices of blocks as they are read, as `mj.models.quantize` would: of all
+            that is rounded, about 4 million numbers are floats at a time. (Measured: a load of a Llama of 553 MB, 151
+            in 8 bits and 100 in 4, takes 220 MB and 167 MB at its peak, in full 554. On a mesh, each process then
+            reads all tensors, as a scale is that of a whole sum.)
         group: With `weights`, how many neighbouring weights share a scale, as `mj.models.quantize` says.
 
     Returns:

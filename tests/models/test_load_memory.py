@@ -95,7 +95,7 @@ def test_load__a_gigabyte_in_three_shards__peaks_at_most_a_fifth_above_its_weigh
     assert peak <= 1.2 * weights  # the interpreter and JAX included
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("weights", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
 def test_load__in_few_bits__holds_one_tensor_in_full_at_a_time(tmp_path, weights):
     in_full = write_llama(tmp_path / "m", d_model=128, n_layers=12, d_mlp=512, d_vocab=50)
     load(tmp_path / "m", weights=weights, group=32)  # what is imported and kept on first use

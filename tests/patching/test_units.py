@@ -40,6 +40,7 @@ pair = jax.random.randint(jax.random.key(3), (2, 3, 6), 0, 50)
 mj.patching.activation_patch(model, *pair, mj.metrics.logit_diff(1, 4), site="resid_pre", chunk_size=2,
     folder=sys.argv[1])
 """
+FEW_BITS = SCRIPT.replace("pair =", "model = mj.models.quantize(model, 4, group=4)\npair =", 1)
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +108,11 @@ def test_folder__stopped_anywhere__goes_on_and_changes_nothing_that_was_done(
     assert files(tmp_path / "sweep") == files(done[0])
 
 
-def killed(folder, moments):
+def killed(folder, moments, script=SCRIPT):
     """Sweeps in processes that are killed, at each moment, once there are so many files and a little later."""
     for n_files, later in moments:
         process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(folder)], env=os.environ | {"PYTHONPATH": "."}
+            [sys.executable, "-c", script, str(folder)], env=os.environ | {"PYTHONPATH": "."}
         )
         while process.poll() is None and (not folder.exists() or len(stamps(folder)) < n_files):
             time.sleep(0.002)
@@ -136,6 +137,25 @@ def test_folder__killed_from_outside__goes_on(done, patch, tmp_path):
     same(patch(folder), done[1])
     assert files(folder) == files(done[0])
     assert before.items() <= stamps(folder).items()
+
+
+@pytest.mark.slow
+def test_folder__of_a_quantised_model_and_killed__goes_on_to_what_one_go_gives(
+    done, patch, tiny_model, tmp_path
+):
+    few, folder = mj.models.quantize(tiny_model, 4, group=4), tmp_path / "sweep"
+    at_once = patch(tmp_path / "at_once", model=few)
+    killed(folder, [(4, 0.01)], FEW_BITS)
+    before = stamps(folder)
+    assert 4 <= len(before) < UNITS + 2
+    for other in (tiny_model, mj.models.dequantize(few)):
+        with pytest.raises(ArgumentError, match=r"`model` is \"\w+\.\.\.\" there and"):
+            patch(folder, model=other)
+    same(patch(folder, model=few), at_once)
+    assert files(folder) == files(tmp_path / "at_once")
+    assert before.items() <= stamps(folder).items()
+    off, largest = (np.abs(scores).max() for scores in (at_once.scores - done[1].scores, done[1].scores))
+    assert off > 0.01 * largest  # the control: it is another model's sweep
 
 
 @pytest.mark.slow

@@ -39,8 +39,10 @@ ROWS = [
     *(f"capture of {name}" for name in ("encoder-decoder", "vision transformer", "a Mamba", "a Mamba-2")),
     "generate with an encoder-decoder",
 ]
-FAST = {"capture of a Mamba"}
-each_structure = pytest.mark.parametrize("name", ROUNDED)
+FAST = {"encoder-decoder", "a Mamba-2"}
+each_structure = pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ROUNDED]
+)
 
 
 def held(model):
@@ -114,9 +116,8 @@ def test_quantize__every_structure__rounds_whole_sums_and_touches_nothing_else(n
         assert_allclose(leaf.scale, scale, **TOL["float32", "law"])
 
 
-@pytest.mark.parametrize(
-    "row", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS)
 def test_sites_edits_and_caches__of_a_quantised_model__are_those_of_arrays(row):
     case = placements.alone(None)
     ours, theirs, full = (
