@@ -33,7 +33,7 @@ class MambaMixer(eqx.Module):
     b_x: Float[Array, "*layer d_inner"] | None
     conv_x: Float[Array, "*layer d_inner tap"]
     b_conv_x: Float[Array, "*layer d_inner"] | None
-    W_dt_in: Float[Array, "*layer d_inner dt_rank"]
+    W_dt_in: Float[Weight, "*layer d_inner dt_rank"]
     W_B: Float[Weight, "*layer d_inner d_state"]
     W_C: Float[Weight, "*layer d_inner d_state"]
     W_dt: Float[Array, "*layer dt_rank d_inner"]

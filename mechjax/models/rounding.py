@@ -31,18 +31,19 @@ _MATRICES: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]], ...] 
     (("attn",), ("W_UK", "W_UV"), _INTO_HEADS),
     (("attn",), ("W_DQ", "W_DKV", "W_KR"), _PLAIN),
     (("mlp", "moe", "shared"), ("W_in", "W_gate", "W_out"), _PLAIN),
-    (("mixer",), ("W_gate", "W_x", "W_B", "W_C", "W_O"), _PLAIN),
+    (("mixer",), ("W_gate", "W_x", "W_dt_in", "W_B", "W_C", "W_O"), _PLAIN),
 )
 MATRICES: Mapping[str, tuple[int, ...]] = {
     f"{part}.{name}": axes for parts, names, axes in _MATRICES for part in parts for name in names
 }
 """What is rounded, in every structure: a part of a block and its parameter -> the axes that products sum over.
 
-Kept in full are whatever is not in a block (embeddings, of patches too, unembedding, heads that read the last stream);
-what is no factor of a product (norms, biases, convolutions, `A_log`, `D`, `W_rel`, whose rows are looked up); and what
-is small and steers much: routers, and `W_dt_in` and `W_dt`, of which a Mamba's rates are made. These are 1 part in 25
-of a mixer's weights or less, and stand in the exponent of every later state; `W_dt` sums over `dt_rank` numbers, 48 in
-the smallest checkpoint, which groups of 32 do not divide.
+Kept in full are what is not in a block (embeddings, of patches too, the unembedding, heads that read the last stream);
+what is no factor of a product (norms, biases, convolutions, `A_log`, `D`; `W_rel`, whose rows are looked up); and what
+is small: routers, and `W_dt`, of which a Mamba's rates are made. Of a Mamba-2 of 8 layers drawn at random it is 1 part
+in 210 of the blocks, and rounding it too was measured to add 6 % to the KL divergence in 8 bits, 14 % in 4. In a Mamba,
+where that adds less than 1 %, it is 1 part in 50 and sums over `dt_rank` numbers, 48 in the smallest checkpoint, which
+groups of 32 do not divide.
 """
 
 

@@ -161,13 +161,13 @@ def test_rounded__of_zeros_and_of_what_is_not_finite__is_zero_and_is_not_finite(
 def test_is_matrix__of_paths__says_what_is_rounded():
     taken = (
         "blocks.attn.W_Q", "blocks.moe.W_in", "blocks.moe.shared.W_out", "blocks.attn.W_UK", "blocks.mixer.W_B",
-        "encoder.blocks.attn.W_O", "decoder.blocks.cross.W_K",
+        "blocks.mixer.W_dt_in", "encoder.blocks.attn.W_O", "decoder.blocks.cross.W_K",
     )  # fmt: skip
     assert all(map(is_matrix, taken))
     kept = (
         "W_E", "W_U", "W_pos", "W_head", "W_pool", "W_patch", "W_class", "encoder.W_rel", "blocks.attn.b_Q",
         "blocks.ln1.w", "blocks.moe.W_router", "blocks.moe.W_shared_gate", "blocks.attn.w_kv", "blocks.mixer.W_dt",
-        "blocks.mixer.W_dt_in", "blocks.mixer.conv_x", "blocks.mixer.A_log", "blocks.mixer.D", "blocks.scale1",
+        "blocks.mixer.conv_x", "blocks.mixer.A_log", "blocks.mixer.D", "blocks.scale1",
     )  # fmt: skip
     assert not any(map(is_matrix, kept))
 

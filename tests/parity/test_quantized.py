@@ -39,11 +39,10 @@ every_case = pytest.mark.parametrize(("name", "bits"), CASES)
 
 
 def kept(name, hf, n_rows):
-    """Rows of a linear map that stay: those of rates, which a Mamba's checkpoint has first, a Mamba-2's last."""
+    """Rows of a linear map that stay: those of rates, all of a Mamba's `dt_proj`, the last of a Mamba-2's `in_proj`."""
     mixer, own = hf.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-    if own == "in_proj":
-        return slice(n_rows - getattr(mixer, "num_heads", 0), None)
-    return slice({"dt_proj": n_rows, "x_proj": getattr(mixer, "time_step_rank", 0)}.get(own, 0))
+    n_kept = {"dt_proj": n_rows, "in_proj": getattr(mixer, "num_heads", 0)}.get(own, 0)
+    return slice(n_rows - n_kept, None)
 
 
 def rounded_by_torch(hf, bits):

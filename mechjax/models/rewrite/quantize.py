@@ -23,7 +23,7 @@ def quantize(model: M, bits: int = 8, *, group: int | None = None) -> M:
     Symmetric, to the nearest: `q = round(W / scale)` with `scale = max |W| / 127` (8 bits) or `/ 7` (4 bits) over what
     an output sums over, or over `group` neighbours in that. Embeddings (of patches too), the unembedding and other
     heads, norms, biases and routers are kept, as LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339) and GPTQ (Frantar
-    et al. 2022, arXiv:2210.17323) keep them, and so are a Mamba's convolutions, decays and what its rates are made of.
+    et al. 2022, arXiv:2210.17323) keep them, and so are a Mamba's convolutions, decays and `W_dt`.
     `models/rounding.py` has the table. No data is needed.
 
     Changes the function, within bounds: no weight is off by more than half its scale, so no result of a product by more
