@@ -88,3 +88,16 @@ def test_load__in_few_bits__equals_transformers_with_rows_rounded_by_torch(name,
     assert_allclose(ours / unit, right / unit, **TOL["float32", "parity"])
     lost, most = np.abs(ours - of_transformers(name, hf)).max() / unit, LOST[name][bits == 4]
     assert most / 10 < lost < most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["t5_v1_1", "vit", "mamba", "mamba2"])
+def test_load__in_few_bits_onto_a_mesh__is_split_and_the_same_model(name, tmp_path):
+    KINDS[name].pair(name)[0].save_pretrained(tmp_path)
+    mesh = mj.make_mesh(data=2, fsdp=4)
+    here, there = (mj.load(tmp_path, weights="int4", group=GROUP, mesh=on)[0] for on in (None, mesh))
+    jax.tree.map(assert_array_equal, here, there)
+    few = [leaf for leaf in mj.models.parameters(there).values() if isinstance(leaf, mj.models.Quantized)]
+    assert few and all("fsdp" in leaf.q.sharding.spec for leaf in few if 24 in leaf.shape)
+    ours, right = (np.asarray(model(*inputs(name))) for model in (there, here))
+    assert_allclose(ours, right, **TOL["float32", "mesh"])
