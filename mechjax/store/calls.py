@@ -129,7 +129,7 @@ class Batch:
     """
 
     given: Inputs
-    masks: tuple[Bool[np.ndarray, "batch pos"], ...]
+    masks: tuple[Bool[np.ndarray, "_ _"], ...]
     skip_first: bool
     examples: int | None = None
     repeats: int = 0
@@ -219,7 +219,7 @@ def batch_of(model: Reader, prompts: Any, *, skip_first: bool) -> Batch:
     return Batch(Inputs((ids,), {"mask": mask, **more}), masks, skip_first, len(ids))
 
 
-def _masks(given: Inputs) -> Iterator[Bool[np.ndarray, "batch pos"]]:
+def _masks(given: Inputs) -> Iterator[Bool[np.ndarray, "_ _"]]:
     """What a call says of which tokens are real; of a text beside a padded one also that all of it are."""
     values = (*given.args, *given.kwargs.values())
     if any(isinstance(text, Prompts) for text in values):

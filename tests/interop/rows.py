@@ -1,10 +1,13 @@
 """What runs on any subject, by name: what mechjax gives of one, and what the oracle does; the README's table is these."""
 
 import math
+import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import mechjax as mj
 from tests.interop import by_hand
@@ -102,6 +105,52 @@ def of_dry_run():
     )
 
 
+def rows_of(tokens):
+    """What every MLP gives, a row for each token. Shape (layer, row, d_model)."""
+    return activations(tokens).reshape(LAYERS, -1, D)
+
+
+def of_stream():
+    stream = mj.dictlearn.activations(
+        subject(), [CLEAN, CORRUPT], "mlp_out", layer=1, batch=4, buffer=8, key=jax.random.key(0)
+    )
+    found, expected = np.concatenate(list(stream)), np.concatenate([rows_of(CLEAN)[1], rows_of(CORRUPT)[1]])
+    ordered = lambda rows: rows[np.lexsort(np.round(rows, 4).T)]
+    return ordered(found), ordered(expected)
+
+
+def of_store():
+    with tempfile.TemporaryDirectory() as folder:
+        store = mj.store.write(folder, subject(), [CLEAN, CORRUPT], "mlp_out", shard_rows=5)
+        found = [store.rows(slice(None), "mlp_out", layer=i) for i in range(LAYERS)]
+    return np.stack(found), np.concatenate([rows_of(CLEAN), rows_of(CORRUPT)], 1)
+
+
+def of_repair():
+    with tempfile.TemporaryDirectory() as folder:
+        mj.store.write(folder, subject(), [CLEAN, CORRUPT], "mlp_out", shard_rows=5)
+        for shard in list(Path(folder).rglob("c/1/0")):
+            shard.write_bytes(b"damaged")
+        store = mj.store.repair(folder, subject(), [CLEAN, CORRUPT])
+        found = [store.rows(slice(None), "mlp_out", layer=i) for i in range(LAYERS)]
+    return np.stack(found), np.concatenate([rows_of(CLEAN), rows_of(CORRUPT)], 1)
+
+
+def of_contexts():
+    made = mj.dictionaries.ReLU.init(d_model=D, n_features=5, key=jax.random.key(1))
+    found = mj.dicteval.contexts(
+        subject(), [CLEAN, CORRUPT], made, layer=1, site="mlp_out", n=1, before=1, after=1
+    )
+    latents = made.encode(jnp.concatenate([rows_of(CLEAN)[1], rows_of(CORRUPT)[1]]))
+    best = latents.argmax(0)
+    ids = jnp.concatenate([CLEAN, CORRUPT]).reshape(-1)[best]
+    active = latents.max(0) > 0
+    return (
+        (found.strongest.activation[:, 0], found.strongest.tokens[:, 0, 1], found.density),
+        (latents.max(0), jnp.where(active, ids, -1), (latents > 0).mean(0)),
+    )
+
+
 class Row(NamedTuple):
     """What is checked, and what the README says."""
 
@@ -109,6 +158,10 @@ class Row(NamedTuple):
     said: str
 
 
+ROWS = (
+    "from whole runs; axes without a name, and `pos`, `patch`, `height` and `width`, become rows, where none has a name "
+    "all but the last; `attention_mask` says what is padding"
+)
 AS_EVER = "as on a decoder; axes have the names that `sites=` gives them"
 RUNS = {
     "list_sites": Row(of_list, AS_EVER),
@@ -120,6 +173,10 @@ RUNS = {
     "patching.activation_patch": Row(of_patch, "exact; every cell is a run of the whole subject, in chunks that fit, one program; `folder=` too"),
     "attribution.attribution_patch": Row(of_attribution, "the same, from whole runs"),
     "attribution.integrated_gradients": Row(of_integral, "the same, from whole runs"),
+    "dictlearn.activations": Row(of_stream, ROWS),
+    "store.write": Row(of_store, ROWS),
+    "store.repair": Row(of_repair, ROWS),
+    "dicteval.contexts": Row(of_contexts, ROWS + "; what is no text has the numbers of its positions for tokens"),
     "plan": Row(of_plan, "given the shapes of its inputs; with `devices=` it is whole on each, and examples are divided"),
     "dry_run": Row(of_dry_run, "given the shapes of its inputs; with `devices=` it is whole on each, and examples are divided"),
 }  # fmt: skip
