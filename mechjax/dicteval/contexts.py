@@ -208,7 +208,9 @@ def contexts(
             histogram += whole(added)
             progress.advance()
     numbers = chosen.tolist()
-    speaks = isinstance(model, Decoder) and canonical(written or site)[0] in _STREAM
+    lens = None
+    if isinstance(model, Decoder) and canonical(written or site)[0] in _STREAM:
+        lens = decoder_lens(model, dictionary, latents=numbers, n=promoted)
     return Contexts(
         density=jnp.asarray(sums[0] / max(tokens, 1), jnp.float32),
         largest=largest,
@@ -217,7 +219,7 @@ def contexts(
         latents=jnp.asarray(chosen),
         strongest=_tidy(best.examples),
         sample=_tidy(spread.examples),
-        lens=decoder_lens(model, dictionary, latents=numbers, n=promoted) if speaks else None,
+        lens=lens,
         near=neighbours(dictionary, latents=numbers, n=_NEAR) if dictionary.n_features > 1 else None,
         tokens=jnp.asarray(tokens, jnp.int32),
         n_features=dictionary.n_features,

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -94,8 +94,9 @@ def reading(model: Any, prompts: Iterable[Any]) -> Reading:
         )
     prompts = (prompts,) if isinstance(prompts, Prompts | Mapping | Inputs) else prompts
     first, prompts = _peeked(prompts)
-    own = isinstance(model, T5) and not (type(first) is tuple or isinstance(first, Mapping | Inputs))
-    return Reading(model if own else unmapped(model), prompts, first)
+    if isinstance(model, T5) and not (type(first) is tuple or isinstance(first, Mapping | Inputs)):
+        return Reading(model, prompts)
+    return Reading(unmapped(model), prompts, first)
 
 
 def _peeked(prompts: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
@@ -165,6 +166,14 @@ class Batch:
         none = np.zeros((self.repeats, *places[1:]), bool)
         return np.concatenate([real, none]).reshape(-1)
 
+    @property
+    def texts(self) -> tuple[Int[Array, "_ _"], ...]:
+        """The tokens of each text of the call."""
+        found = [x.tokens if isinstance(x, Prompts) else x for x in self.given.args]
+        for name, x in self.given.kwargs.items():
+            found += [x.tokens] if isinstance(x, Prompts) else [x] if name in _MASKS else []
+        return tuple(x for x in found if _is_of_texts(x))
+
     def shown(self, places: tuple[int, ...]) -> Int[Array, "text pos"]:
         """The tokens that rows stand for, where a call gives so many; the numbers of positions where it has no tokens.
 
@@ -172,10 +181,7 @@ class Batch:
             ArgumentError: Two texts, of which it is not known whose the rows are.
         """
         shape = (places[0], math.prod(places[1:]))
-        texts = [x.tokens if isinstance(x, Prompts) else x for x in self.given.args]
-        for name, x in self.given.kwargs.items():
-            texts += [x.tokens] if isinstance(x, Prompts) else [x] if name in _MASKS else []
-        texts = [x for x in texts if _is_of_texts(x) and x.shape == places]
+        texts = [x for x in self.texts if x.shape == places]
         if len(texts) > 1:
             raise ArgumentError(
                 f"the call has {len(texts)} texts of shape {places}, so it is not known which of them this site reads. "
@@ -236,7 +242,7 @@ def _masks(given: Inputs) -> Iterator[Bool[np.ndarray, "_ _"]]:
             yield np.ones(text.shape, bool)
 
 
-def _is_of_texts(x: Any) -> bool:
+def _is_of_texts(x: Any) -> TypeGuard[Array]:
     return isinstance(x, jax.Array) and x.ndim == 2 and not jnp.issubdtype(x.dtype, jnp.inexact)
 
 

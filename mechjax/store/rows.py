@@ -169,12 +169,13 @@ def column_of(read: Reading, site: str, layer: int | None) -> tuple[Column]:
         ArgumentError: No batch, where one is needed.
     """
     columns = columns_of(read.model, site, layer, read.first)
-    if len(columns) > 1:
+    first, *others = columns
+    if others:
         raise SiteError(
             f"`{site}` has layers {', '.join(str(column.layer) for column in columns)}: rows are of one of them, so "
             "give `layer`."
         )
-    return (columns[0],)
+    return (first,)
 
 
 def _check_vectors(site: Captured, shape: tuple[int, ...], of_function: bool) -> None:

@@ -137,17 +137,50 @@ def of_repair():
 
 
 def of_contexts():
-    made = mj.dictionaries.ReLU.init(d_model=D, n_features=5, key=jax.random.key(1))
+    made = latents()
     found = mj.dicteval.contexts(
         subject(), [CLEAN, CORRUPT], made, layer=1, site="mlp_out", n=1, before=1, after=1
     )
-    latents = made.encode(jnp.concatenate([rows_of(CLEAN)[1], rows_of(CORRUPT)[1]]))
-    best = latents.argmax(0)
+    f = made.encode(jnp.concatenate([rows_of(CLEAN)[1], rows_of(CORRUPT)[1]]))
+    best = f.argmax(0)
     ids = jnp.concatenate([CLEAN, CORRUPT]).reshape(-1)[best]
-    active = latents.max(0) > 0
+    active = f.max(0) > 0
     return (
         (found.strongest.activation[:, 0], found.strongest.tokens[:, 0, 1], found.density),
-        (latents.max(0), jnp.where(active, ids, -1), (latents > 0).mean(0)),
+        (f.max(0), jnp.where(active, ids, -1), (f > 0).mean(0)),
+    )
+
+
+def latents():
+    """A dictionary of what MLPs give."""
+    return mj.dictionaries.ReLU.init(d_model=D, n_features=5, key=jax.random.key(1))
+
+
+def of_splice():
+    found = mj.dictionaries.splice(subject(), {1: latents()}, site="mlp_out", error=False)(CLEAN)
+    return found, forward(CLEAN, latents()(activations(CLEAN)), NOTHING.at[1].set(True))[0]
+
+
+def of_loss():
+    found = mj.dicteval.loss_recovered(subject(), [CLEAN], {1: latents()}, site="mlp_out", ablation="mean")
+    acts, at = activations(CLEAN), NOTHING.at[1].set(True)
+    mean = jnp.broadcast_to(acts.mean((1, 2), keepdims=True), acts.shape)
+    own, spliced, ablated = (
+        jax.nn.log_softmax(forward(CLEAN, put, where)[0][:, :-1])
+        for put, where in ((EMPTY, NOTHING), (latents()(acts), at), (mean, at))
+    )
+    ce = [-jnp.take_along_axis(x, CLEAN[:, 1:, None], -1).mean() for x in (own, spliced, ablated)]
+    kl = [(jnp.exp(own) * (own - x)).sum(-1).mean() for x in (spliced, ablated)]
+    return (
+        (
+            found.ce,
+            found.ce_spliced,
+            found.ce_ablated,
+            found.kl_spliced,
+            found.kl_ablated,
+            found.kl_recovered,
+        ),
+        (*ce, *kl, 1 - kl[0] / kl[1]),
     )
 
 
@@ -177,6 +210,8 @@ RUNS = {
     "store.write": Row(of_store, ROWS),
     "store.repair": Row(of_repair, ROWS),
     "dicteval.contexts": Row(of_contexts, ROWS + "; what is no text has the numbers of its positions for tokens"),
+    "dictionaries.splice": Row(of_splice, "at whatever site; `{None: dictionary}` outside the layers"),
+    "dicteval.loss_recovered": Row(of_loss, "by next tokens where the output is logits of a causal model, else by a `loss=` of your own"),
     "plan": Row(of_plan, "given the shapes of its inputs; with `devices=` it is whole on each, and examples are divided"),
     "dry_run": Row(of_dry_run, "given the shapes of its inputs; with `devices=` it is whole on each, and examples are divided"),
 }  # fmt: skip

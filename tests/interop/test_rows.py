@@ -221,3 +221,64 @@ def test_rows__of_an_encoder_decoder_given_both_texts__are_of_either(encoder_dec
     acts = mj.capture(encoder_decoder, site)(first, second)[1][site][1]
     real = (first if site.startswith("encoder") else second).mask
     same_rows(found[np.lexsort(found.T)], acts[real])
+
+
+def classes(images):
+    """Logits of classes from what a layer outside any loop gives of each pixel."""
+    seen = mj.site(jnp.moveaxis(images, 1, -1), "seen", axes=("height", "width", "d_model"))
+    return jnp.tanh(seen).mean((1, 2)) @ TABLE[:3]
+
+
+def test_loss_recovered__by_a_loss_of_ones_own__equals_runs_by_hand(as_a_user):
+    images, labels = jax.random.normal(KEY, (2, 3, 4, 5)), jnp.array([0, 2])
+    made = ReLU.init(d_model=3, n_features=4, key=KEY)
+    wrong = lambda out, given: -jax.nn.log_softmax(out)[jnp.arange(len(out)), labels]
+    get = lambda fn, **how: mj.dicteval.loss_recovered(fn, [images], {None: made}, site="seen", **how)
+    found = get(classes, loss=wrong)
+    made_of = jnp.moveaxis(made(jnp.moveaxis(images, 1, -1)), -1, 1)
+    losses = [wrong(classes(x), None).mean() for x in (images, made_of, jnp.zeros_like(images))]
+    np.testing.assert_allclose(
+        [found.ce, found.ce_spliced, found.ce_ablated], losses, **TOL["float32", "law"]
+    )
+    np.testing.assert_allclose(
+        found.ce_recovered, (losses[2] - losses[1]) / (losses[2] - losses[0]), rtol=1e-4
+    )
+    assert np.isnan(found.kl_spliced) and np.isnan(found.kl_recovered) and int(found.tokens) == 2
+    with pytest.raises(ArgumentError, match=r"the call has no text, .* could be predicted: give `loss`"):
+        get(classes)
+    with pytest.raises(ArgumentError, match=r"the loss gives float32\[2, 3\]: a function of the output"):
+        get(classes, loss=lambda out, given: out)
+
+
+def test_loss_recovered__of_what_predicts_no_next_tokens__asks_for_a_loss(as_a_user):
+    labelled = lambda ids: mj.site(TABLE[ids], "h").mean(1)
+    made = {None: ReLU.init(d_model=3, n_features=4, key=KEY)}
+    with pytest.raises(
+        ArgumentError, match=r"logits of shape \(2, 3\) and the text is \(2, 6\), so they predict"
+    ):
+        mj.dicteval.loss_recovered(labelled, [IDS], made, site="h")
+    encoder = build(
+        config := mj.models.EncoderConfig(d_vocab=20, n_ctx=8, d_model=8, n_layers=2, n_heads=4, d_mlp=16),
+        {path: jnp.zeros(shape) for path, shape in config.shapes.items()},
+    )
+    with pytest.raises(
+        ArgumentError, match="an encoder sees the next token, so predicting it measures nothing"
+    ):
+        mj.dicteval.loss_recovered(encoder, [IDS], {0: ReLU.init(d_model=8, n_features=4, key=KEY)})
+
+
+def test_splice__of_a_subject__has_latents_as_sites_of_its_layers(bridged):
+    made = {i: ReLU.init(d_model=torch_networks.D, n_features=4, key=jax.random.key(i)) for i in (0, 2)}
+    spliced = mj.dictionaries.splice(bridged, made, site="blocks.mlp.output")
+    ids = texts(1)[1][0]
+    out, acts = mj.capture(spliced, "blocks.mlp.output.latents")(ids)
+    own, plain = mj.capture(bridged, "blocks.mlp.output")(ids)
+    np.testing.assert_array_equal(out["logits"], own["logits"])
+    found = plain["blocks.mlp.output"]
+    np.testing.assert_allclose(
+        acts["blocks.mlp.output.latents"],
+        jnp.stack([made[i].encode(found[i]) for i in (0, 2)]),
+        **TOL["float32", "law"],
+    )
+    with pytest.raises(SiteError, match="layer 3"):
+        mj.dictionaries.splice(bridged, {3: made[0]}, site="blocks.mlp.output")(ids)
