@@ -95,7 +95,7 @@ class Read(eqx.Module):
 
 @dataclass(frozen=True)
 class At:
-    """Where an `apply` or a reducer is called: the site, its axes, the running layer (traced), and how many there are."""
+    """Where an `apply` or a reducer is called: the site, its axes, the running layer (traced), and their number."""
 
     name: str
     axes: tuple[str, ...]
