@@ -43,7 +43,7 @@ from mechjax.dicteval.neighbours import Neighbours, neighbours
 from mechjax.dictionaries import Dictionary, Normalized
 from mechjax.models.decoder import Decoder
 from mechjax.models.structures import Model
-from mechjax.store.calls import Reader, batch_of, reading
+from mechjax.store.calls import Reader, Reading, batch_of, reading
 from mechjax.store.rows import Column, captured, column_of
 
 _STREAM = ("embed", "pos_embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -187,12 +187,9 @@ def contexts(
         after=after + 1,
     )  # fmt: skip
     if not (held := list(prompts)):
-        raise ArgumentError(
-            "`prompts` holds no batch: give at least one, `Prompts` or ids of shape (batch, pos)."
-        )
+        raise ArgumentError("`prompts` holds no batch: give at least one, `Prompts` or ids (batch, pos).")
     read = reading(model, held)
-    columns = column_of(read, site, layer)
-    fresh = lambda: _batches(read.model, held, dictionary, columns, jnp.asarray(chosen), skip_first)
+    fresh = lambda: _batches(read, column_of(read, site, layer), dictionary, jnp.asarray(chosen), skip_first)
     with bar("Looking for contexts", 2 * len(held)) as progress:
         best, sums, tokens = _nothing(len(chosen), n, before, after), np.zeros((2, len(chosen))), 0
         for batch in fresh():
@@ -208,9 +205,6 @@ def contexts(
             histogram += whole(added)
             progress.advance()
     numbers = chosen.tolist()
-    lens = None
-    if isinstance(model, Decoder) and canonical(written or site)[0] in _STREAM:
-        lens = decoder_lens(model, dictionary, latents=numbers, n=promoted)
     return Contexts(
         density=jnp.asarray(sums[0] / max(tokens, 1), jnp.float32),
         largest=largest,
@@ -219,7 +213,7 @@ def contexts(
         latents=jnp.asarray(chosen),
         strongest=_tidy(best.examples),
         sample=_tidy(spread.examples),
-        lens=lens,
+        lens=_lens(model, dictionary, written or site, numbers, promoted),
         near=neighbours(dictionary, latents=numbers, n=_NEAR) if dictionary.n_features > 1 else None,
         tokens=jnp.asarray(tokens, jnp.int32),
         n_features=dictionary.n_features,
@@ -228,19 +222,21 @@ def contexts(
     )
 
 
+def _lens(model: Any, dictionary: Any, written: str, latents: list[int], n: int) -> DecoderLens | None:
+    """What latents speak for, where they write to a decoder's stream."""
+    if not isinstance(model, Decoder) or canonical(written)[0] not in _STREAM:
+        return None
+    return decoder_lens(model, dictionary, latents=latents, n=n)
+
+
 def _batches(
-    model: Reader,
-    held: Sequence[Any],
-    dictionary: Any,
-    columns: tuple[Column],
-    chosen: Array,
-    skip_first: bool,
+    read: Reading, columns: tuple[Column], dictionary: Any, chosen: Array, skip_first: bool
 ) -> Iterator[_Batch]:
     """The chosen latents of each batch of texts."""
     first = 0
-    for some in held:
-        batch = batch_of(model, some, skip_first=skip_first)
-        values, places = _latents(model, dictionary, chosen, batch.given, columns)
+    for some in read.prompts:
+        batch = batch_of(read.model, some, skip_first=skip_first)
+        values, places = _latents(read.model, dictionary, chosen, batch.given, columns)
         ids = batch.shown(places)
         yield _counted(values, ids, jnp.asarray(batch.real(places)).reshape(ids.shape), jnp.int32(first))
         first += len(ids)
