@@ -12,7 +12,7 @@ from mechjax.interop import from_torch
 from mechjax.models import T5Config
 from mechjax.models.structures import build
 from mechjax.transform.digest import program_digest
-from tests.interop import torch_hooks, torch_networks
+from tests.interop import torch_architectures, torch_hooks, torch_networks, torch_parity
 from tests.tolerances import TOL
 
 KEY = jax.random.key(0)
@@ -282,3 +282,28 @@ def test_splice__of_a_subject__has_latents_as_sites_of_its_layers(bridged):
     )
     with pytest.raises(SiteError, match="layer 3"):
         mj.dictionaries.splice(bridged, {3: made[0]}, site="blocks.mlp.output")(ids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("bart", "model.encoder.layers.1.fc2"),
+        ("bart", "model.decoder.layers.1.fc2"),
+        ("electra", "electra.encoder.layer.1.output.dense"),
+        ("vit", "vit.layers.1.mlp"),
+    ],
+)
+def test_rows__of_architectures_of_transformers__are_what_hooks_see_of_real_tokens(name, path):
+    module, kwargs = torch_architectures.built(name)
+    subject, arrays = torch_parity.bridged(name)
+    _, values = torch_hooks.seen(module, kwargs)
+    site, layer = torch_parity.matched(mj.list_sites(subject, **arrays), values)[path, 0, "output", ""]
+    seen = values[path, 0, "output", ""].numpy()
+    padded = "attention_mask" in arrays and seen.shape[:2] == arrays["attention_mask"].shape
+    real = arrays["attention_mask"] == 1 if padded else np.ones(seen.shape[:2], bool)
+    assert real.all() == (name == "vit" or "decoder" in path)
+    stream = mj.dictlearn.activations(subject, [arrays], site, layer=layer, batch=1, buffer=64, key=KEY)
+    found = np.concatenate(list(stream))
+    ordered = lambda rows: rows[np.lexsort(np.round(rows, 3).T)]
+    np.testing.assert_allclose(ordered(found), ordered(seen[real]), **TOL["float32", "parity"])
