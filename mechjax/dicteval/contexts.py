@@ -14,12 +14,13 @@ with their contexts, so that memory is that of one batch, its latents, and what 
 they are left out, count nowhere and stand in no context.
 
 Reference: Bricken et al. (2023), "Towards monosemanticity", whose dashboards have the same parts. Differs: their sample
-is random in each part, this one is determined. Cost: two forwards of the model for each batch, unembeddings left out.
+is random in each part, this one is determined. Cost: two forwards of the model for each batch, of a decoder up to
+the layer.
 Misleads when: texts are few: of a rare latent the top contexts are then all that there is, and look clearer than they
 are.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -31,6 +32,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.catalogue import canonical
 from mechjax.base.errors import ArgumentError
+from mechjax.base.inputs import Inputs
 from mechjax.base.meshes import on_any_mesh
 from mechjax.base.progress import bar
 from mechjax.base.records import Record
@@ -39,9 +41,10 @@ from mechjax.dicteval.chosen_latents import chosen_latents
 from mechjax.dicteval.decoder_lens import DecoderLens, decoder_lens
 from mechjax.dicteval.neighbours import Neighbours, neighbours
 from mechjax.dictionaries import Dictionary, Normalized
-from mechjax.models.decoder import Decoder, as_tokens
-from mechjax.models.needs import needs_decoder
-from mechjax.transform.transforms import capture
+from mechjax.models.decoder import Decoder
+from mechjax.models.structures import Model
+from mechjax.store.calls import Reader, Reading, batch_of, reading
+from mechjax.store.rows import Column, captured, column_of
 
 _STREAM = ("embed", "pos_embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 _NEAR = 6  # neighbours of each
@@ -54,7 +57,8 @@ class Examples(Record):
         activation: The latent's there.
         text: Which text it is, counted through all batches.
         pos: Where in the text it stands.
-        tokens: The tokens around it, which is at `before`; -1 where the text has ended.
+        tokens: The tokens around it, which is at `before`; -1 where the text has ended. Of images, and of
+            what else is no text, the numbers of positions.
         activations: The latent's at each of them.
         before: How many tokens stand before it (static).
     """
@@ -78,12 +82,12 @@ class Contexts(Record):
         latents: Their numbers.
         strongest: The tokens of largest activation.
         sample: One token for each part of the range, from the highest down.
-        lens: Tokens that it speaks for; None where it does not write to the residual stream.
+        lens: Tokens that it speaks for; None where it does not write to a decoder's residual stream.
         near: Latents that write alike; None for a dictionary of one latent.
         tokens: How many tokens were looked at.
         n_features: Latents of the dictionary (static).
         site: What the dictionary reads (static).
-        layer: Of which layer (static).
+        layer: Of which layer; None outside the layers (static).
     """
 
     density: Float[Array, "feature"]
@@ -98,7 +102,12 @@ class Contexts(Record):
     tokens: Int[Array, ""]
     n_features: int = eqx.field(static=True)
     site: str = eqx.field(static=True)
-    layer: int = eqx.field(static=True)
+    layer: int | None = eqx.field(static=True)
+
+    @property
+    def where(self) -> str:
+        """Site and layer, in words."""
+        return self.site if self.layer is None else f"{self.site}, layer {self.layer}"
 
     def axis_labels(self) -> dict[str, tuple[str, ...]]:
         """The latents' numbers."""
@@ -130,14 +139,13 @@ class _Found(eqx.Module):
     examples: Examples
 
 
-@needs_decoder("rows")
 @on_any_mesh
 def contexts(
-    model: Decoder,
+    model: Model | Callable[..., Any],
     prompts: Iterable[Any],
     dictionary: Dictionary | Normalized,
     *,
-    layer: int,
+    layer: int | None,
     site: str = "resid_post",
     written: str | None = None,
     latents: Sequence[int] | None = None,
@@ -152,11 +160,11 @@ def contexts(
     """Look for the tokens at which latents are active.
 
     Args:
-        model: The decoder.
-        prompts: Batches of prompts, `Prompts` or ids (batch, pos), best all of one shape. Their ids are held.
+        model: The model, a subject (`mechjax.interop`), or any function with sites, which runs whole.
+        prompts: Batches of prompts as `mechjax.dictlearn.activations` takes them, best all of one shape. They are held.
         dictionary: The dictionary.
-        layer: The layer that it reads.
-        site: What it reads; axes after the position are laid side by side.
+        layer: The layer that it reads; None for a site outside the layers.
+        site: What it reads, made rows as in `mechjax.dictlearn.activations`.
         written: What it writes, where that is another site, as for a transcoder.
         latents: Which to look at; None for all.
         n: How many of the strongest tokens to keep of each.
@@ -168,19 +176,20 @@ def contexts(
         skip_first: Whether the first real token of each text is left out: it often is far larger than all others.
 
     Raises:
-        ArgumentError: No prompts, too small a count, no such latent, several sites, or numbers that are not finite.
+        ArgumentError: No prompts, too small a count, no such latent, several sites, numbers that are not finite, or two
+            texts of which it is not known which one the site reads.
         ShapeError: A dictionary of another width.
-        SiteError: A site or layer that there is not.
+        SiteError: A site or layer that there is not, or padded texts of which it is not known which rows they gave.
+        NeedsDecoderError: Something that cannot be called.
     """
     chosen = chosen_latents(
         dictionary, latents, n=n, sampled=sampled, bins=bins, promoted=promoted, before=before + 1,
         after=after + 1,
     )  # fmt: skip
     if not (held := list(prompts)):
-        raise ArgumentError(
-            "`prompts` holds no batch: give at least one, `Prompts` or ids of shape (batch, pos)."
-        )
-    fresh = lambda: _batches(model, held, dictionary, site, layer, jnp.asarray(chosen), skip_first)
+        raise ArgumentError("`prompts` holds no batch: give at least one, `Prompts` or ids (batch, pos).")
+    read = reading(model, held)
+    fresh = lambda: _batches(read, column_of(read, site, layer), dictionary, jnp.asarray(chosen), skip_first)
     with bar("Looking for contexts", 2 * len(held)) as progress:
         best, sums, tokens = _nothing(len(chosen), n, before, after), np.zeros((2, len(chosen))), 0
         for batch in fresh():
@@ -196,7 +205,6 @@ def contexts(
             histogram += whole(added)
             progress.advance()
     numbers = chosen.tolist()
-    to_stream = canonical(written or site)[0] in _STREAM
     return Contexts(
         density=jnp.asarray(sums[0] / max(tokens, 1), jnp.float32),
         largest=largest,
@@ -205,7 +213,7 @@ def contexts(
         latents=jnp.asarray(chosen),
         strongest=_tidy(best.examples),
         sample=_tidy(spread.examples),
-        lens=decoder_lens(model, dictionary, latents=numbers, n=promoted) if to_stream else None,
+        lens=_lens(model, dictionary, written or site, numbers, promoted),
         near=neighbours(dictionary, latents=numbers, n=_NEAR) if dictionary.n_features > 1 else None,
         tokens=jnp.asarray(tokens, jnp.int32),
         n_features=dictionary.n_features,
@@ -214,28 +222,39 @@ def contexts(
     )
 
 
+def _lens(model: Any, dictionary: Any, written: str, latents: list[int], n: int) -> DecoderLens | None:
+    """What latents speak for, where they write to a decoder's stream."""
+    if not isinstance(model, Decoder) or canonical(written)[0] not in _STREAM:
+        return None
+    return decoder_lens(model, dictionary, latents=latents, n=n)
+
+
 def _batches(
-    model: Decoder, held: Sequence[Any], dictionary: Any, site: str, layer: int, chosen: Array, skip: bool
+    read: Reading, columns: tuple[Column], dictionary: Any, chosen: Array, skip_first: bool
 ) -> Iterator[_Batch]:
     """The chosen latents of each batch of texts."""
     first = 0
-    for some in held:
-        ids, mask = as_tokens(some, None, model.config)
-        ids = ids.reshape(-1, ids.shape[-1])
-        mask = jnp.ones(ids.shape, bool) if mask is None else mask.reshape(ids.shape)
-        yield _latents(model, dictionary, chosen, ids, mask, jnp.int32(first), site, layer, skip)
+    for some in read.prompts:
+        batch = batch_of(read.model, some, skip_first=skip_first)
+        values, places = _latents(read.model, dictionary, chosen, batch.given, columns)
+        ids = batch.shown(places)
+        yield _counted(values, ids, jnp.asarray(batch.real(places)).reshape(ids.shape), jnp.int32(first))
         first += len(ids)
 
 
 @eqx.filter_jit
 def _latents(
-    model: Decoder, dictionary: Any, chosen: Array, ids: Array, mask: Array, first: Array, site: str, layer: int,
-    skip: bool,
-) -> _Batch:  # fmt: skip
+    model: Reader, dictionary: Any, chosen: Array, given: Inputs, columns: tuple[Column]
+) -> tuple[Float[Array, "token feature"], tuple[int, ...]]:
     """One program for both times: what is nearest the middle of a part is so to the bit."""
-    x = capture(model, [site], layers=layer)(ids, mask=mask)[1][site]
-    f = dictionary.encode(x.reshape(*ids.shape, -1))[..., chosen].astype(jnp.float32)
-    counted = mask & (jnp.cumsum(mask, -1) > 1) if skip else mask
+    (x,), places = captured(model, given, columns)
+    return dictionary.encode(x)[..., chosen].astype(jnp.float32), places
+
+
+@eqx.filter_jit
+def _counted(f: Float[Array, "token feature"], ids: Array, counted: Array, first: Array) -> _Batch:
+    """With 0 where no token counts."""
+    f = f.reshape(*ids.shape, -1)
     broken = (counted[..., None] & ~jnp.isfinite(f)).sum(dtype=jnp.int32)
     return _Batch(jnp.where(counted[..., None] & (f > 0), f, 0), ids, counted, first, broken)
 

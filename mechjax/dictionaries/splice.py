@@ -11,7 +11,7 @@ dictionary by, as these do). Cost: an encoding and two decodings at each layer t
 Misleads when: effects of latents are read with the error left out, whose share may be large: see `error=`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -21,7 +21,6 @@ from jaxtyping import Array
 
 from mechjax.base.errors import ArgumentError, ShapeError
 from mechjax.dictionaries.dictionary import Dictionary
-from mechjax.models.needs import needs_decoder
 from mechjax.transform.edits import Edit, apply
 from mechjax.transform.site import site as named
 from mechjax.transform.transforms import intervene
@@ -48,20 +47,20 @@ class _Spliced(eqx.Module):
 
     Attributes:
         stack: The dictionaries, one after another.
-        layers: The layer of each (static).
+        layers: The layer of each; None where the site is outside the layers (static).
         error: Whether what they miss is kept (static).
-        n_layers: Layers of the model (static).
     """
 
     stack: Dictionary
-    layers: tuple[int, ...] = eqx.field(static=True)
+    layers: tuple[int, ...] | None = eqx.field(static=True)
     error: bool = eqx.field(static=True)
-    n_layers: int = eqx.field(static=True)
 
     def __call__(self, x: Array, info: Any) -> Array:
-        row = jnp.searchsorted(jnp.array(self.layers, jnp.int32), jnp.asarray(info.layer, jnp.int32))
+        row, at = 0, {}
+        if self.layers is not None:
+            row = jnp.searchsorted(jnp.array(self.layers, jnp.int32), jnp.asarray(info.layer, jnp.int32))
+            at = {"layer": info.layer, "layers": info.layers, "having": self.layers}
         own = jax.tree.map(lambda leaf: leaf[row] if eqx.is_array(leaf) else leaf, self.stack)
-        at: dict[str, Any] = {"layer": info.layer, "layers": self.n_layers, "having": self.layers}
         axes = info.axes[:-1]
         f = own.encode(x)
         edited = named(f, f"{info.name}.latents", axes=(*axes, "feature"), **at)
@@ -73,16 +72,25 @@ class _Spliced(eqx.Module):
         return x + (made - plain) + (named(missed, f"{info.name}.error", axes=info.axes, **at) - missed)
 
 
-@needs_decoder("dictionaries", or_config=True)
+def layers_of(dictionaries: Mapping[Any, Dictionary]) -> list[int] | None:
+    """The layers that dictionaries stand in; None for one that stands outside the layers."""
+    return None if tuple(dictionaries) == (None,) else sorted(dictionaries)
+
+
 def splice(
-    model: Any, dictionaries: Mapping[int, Dictionary], *, site: str = "resid_post", error: bool = True
+    model: Callable[..., Any],
+    dictionaries: Mapping[int, Dictionary] | Mapping[None, Dictionary],
+    *,
+    site: str = "resid_post",
+    error: bool = True,
 ) -> Spliced:
     """The model with dictionaries at a site, one at each of some layers.
 
     Args:
-        model: A decoder, or any callable with a `config` that says its `n_layers` and `d_model`.
-        dictionaries: Layer -> its dictionary; all of one kind and size.
-        site: What they read and put back.
+        model: The model, a subject (`mechjax.interop`), or any function with sites.
+        dictionaries: Layer -> its dictionary; all of one kind and size. `{None: dictionary}` for a site outside the
+            layers.
+        site: What they read and put back, along its last axis.
         error: Whether what they miss is kept; else what they make stands alone.
 
     Returns:
@@ -91,25 +99,30 @@ def splice(
     Raises:
         ArgumentError: No dictionary, one of a layer that there is not, or such that differ in kind or size.
         ShapeError: One that reads or writes another width than the model's.
+        SiteError: When called, for a site or layer that a function does not have.
     """
-    n_layers, d_model = model.config.n_layers, model.config.d_model
-    layers = tuple(sorted(dictionaries))
-    if not layers or any(layer not in range(n_layers) for layer in layers):
+    config = getattr(model, "config", None)
+    layers, last = layers_of(dictionaries), getattr(config, "n_layers", None)
+    if layers is not None and (
+        not layers or (last is not None and any(i not in range(last) for i in layers))
+    ):
+        where = "" if last is None else f", at layers 0 to {last - 1}"
         raise ArgumentError(
-            f"dictionaries of layers {list(layers)}: give at least one, at layers 0 to {n_layers - 1}, as "
-            "{layer: dictionary}."
+            f"dictionaries of layers {layers}: give at least one{where}, as {{layer: dictionary}}."
         )
-    some = [dictionaries[layer] for layer in layers]
+    some = [dictionary for _, dictionary in sorted(dictionaries.items(), key=lambda item: item[0] or 0)]
     if len({(jax.tree.structure(d), tuple(x.shape for x in jax.tree.leaves(d))) for d in some}) > 1:
         raise ArgumentError(
             "these dictionaries differ in kind or size: those of one splice are stacked over layers. Splice others in "
             "another call, around this one's result."
         )
     widths = some[0].d_model, some[0].b_dec.shape[-1]
+    d_model = getattr(config, "d_model", widths[0])
     if widths != (d_model, d_model):
         raise ShapeError(
             f"these dictionaries read {widths[0]} numbers and write {widths[1]}, and the model's stream has {d_model}: "
             "a dictionary is put where it was trained, and puts back what it read."
         )
     stack = jax.tree.map(lambda *x: jnp.stack(x), *some)
-    return Spliced(model, apply(site, _Spliced(stack, layers, error, n_layers), layer=list(layers)))
+    held = _Spliced(stack, None if layers is None else tuple(layers), error)
+    return Spliced(model, apply(site, held, layer=layers))

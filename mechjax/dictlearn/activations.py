@@ -7,8 +7,8 @@ row is given exactly once. The stream can be written down and gone on with (`Shu
 Shapes are those of the buffer and of a batch of prompts, however many of its tokens are real: which rows go where is
 data, so nothing is compiled after the first batches.
 
-Cost: for each batch of prompts a forward of the model up to the site's layer; memory of `buffer` rows, twice while they
-are mixed.
+Cost: for each batch of prompts a forward of the model up to the site's layer, of another function all of it; memory of
+`buffer` rows, twice while they are mixed.
 Misleads when: the buffer is small beside the length of texts: rows of one text then meet in one batch.
 """
 
@@ -24,20 +24,19 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mechjax.base.digests import tree_digest
 from mechjax.base.errors import ArgumentError, CheckpointError
-from mechjax.models.needs import needs_decoder
 from mechjax.models.structures import Model
-from mechjax.store.rows import batch_of, captured, columns_of
+from mechjax.store.calls import batch_of, reading
+from mechjax.store.identity import model_digests
+from mechjax.store.rows import captured, column_of
 
 Rows = Float[Array, "_ width"]
 Some = tuple[Rows, Int[np.ndarray, " some"]]
 """Rows, and which of them are given."""
 
 
-@needs_decoder("rows", also=Model)
 def activations(
-    model: Model,
+    model: Model | Callable[..., Any],
     prompts: Iterable[Any],
     site: str,
     *,
@@ -50,10 +49,14 @@ def activations(
     """Shuffled activations of one site, of real tokens alone.
 
     Args:
-        model: The model; of a decoder, layers behind the site's are not run, of an encoder-decoder the decoder is not.
+        model: The model, a subject (`mechjax.interop`), or any function with sites, which runs whole. Of a decoder,
+            layers behind the site's are not run, of an encoder-decoder that is given one text the decoder is not.
         prompts: Batches of prompts, `Prompts`, ids (batch, pos), or what `mechjax.text.pack` gives, all of one shape;
-            of a `ViT` batches of normalised images.
-        site: Whose activations; axes after the position are laid side by side (heads of `z`, say).
+            of a `ViT` batches of normalised images. Of other functions batches of whatever they take: arrays, tuples
+            of arguments or dictionaries of named ones, as an encoder-decoder takes both its texts; `Prompts` and an
+            `attention_mask` say what is padding.
+        site: Whose activations. Axes without a name, and `pos`, `patch`, `height` and `width`, become rows; the others
+            are laid side by side (heads of `z`, say). Where no axis has a name the last one is the row's.
         layer: Of which layer; None for a site outside the layers.
         batch: Rows of what is given.
         key: Shuffles.
@@ -65,8 +68,10 @@ def activations(
         A stream of arrays (batch, width). Rows that fill no whole batch at the end are not given.
 
     Raises:
-        ArgumentError: A buffer of fewer than two batches.
-        SiteError: A site or layer that there is not, or without a vector at each position.
+        ArgumentError: A buffer of fewer than two batches; no batch that shows what the sites of a function are.
+        SiteError: A site or layer that there is not, or without a vector at each position; padded texts of which it is
+            not known which rows they gave.
+        NeedsDecoderError: Something that cannot be called.
     """
     held = 64 * batch if buffer is None else buffer
     if batch < 1 or held < 2 * batch:
@@ -74,18 +79,19 @@ def activations(
             f"batch={batch}, buffer={held}: the buffer holds at least two batches, and shuffles well from some dozens "
             "on."
         )
-    columns = columns_of(model, site, layer)
+    read = reading(model, prompts)
+    columns = column_of(read, site, layer)
 
     def rows(some: Any) -> Some:
-        given = batch_of(model, some, skip_first=skip_first)
-        every = captured(model, (given.ids, given.mask, given.positions), columns)[0]
-        return every, np.flatnonzero(given.real)
+        given = batch_of(read.model, some, skip_first=skip_first)
+        (every,), places = captured(read.model, given.given, columns)
+        return every, np.flatnonzero(given.real(places))
 
     def told() -> str:
-        said = site, layer, batch, held, skip_first, tree_digest(model)
+        said = site, layer, batch, held, skip_first, *model_digests(read).values()
         return hashlib.sha256(repr(said).encode()).hexdigest()
 
-    return Shuffled(prompts, rows, batch, held, key, told)
+    return Shuffled(read.prompts, rows, batch, held, key, told)
 
 
 def shuffled(rows: Iterable[Rows], batch: int, buffer: int, key: Key[Array, ""] | Array) -> "Shuffled":

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from functools import partial
-from typing import Any, NoReturn, overload
+from typing import Any, overload
 
 import equinox as eqx
 import jax
@@ -13,7 +13,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from mechjax.base.errors import ArgumentError, JitError, ShapeError, TokenError
+from mechjax.base.errors import ArgumentError, ShapeError, TokenError
 from mechjax.base.meshes import on_any_mesh
 from mechjax.base.prompts import Prompts
 from mechjax.base.whole import whole
@@ -36,6 +36,7 @@ from mechjax.models.positions import (
     varying,
 )
 from mechjax.models.segments import kinds_of, segments
+from mechjax.models.unhashed import Unhashed
 from mechjax.parallel.examples import over_examples
 
 Tokens = Prompts | Array | np.ndarray | SequenceOf[Any]
@@ -44,7 +45,7 @@ Tokens = Prompts | Array | np.ndarray | SequenceOf[Any]
 _FEW = 32  # rows, as in a step of generation, that XLA's CPU backend multiplies faster where a large table comes first
 
 
-class Decoder(eqx.Module):
+class Decoder(Unhashed):
     """A transformer, causal unless told otherwise. A pytree with a pure `__call__`: `model(tokens) -> logits`.
 
     Attributes:
@@ -230,13 +231,6 @@ class Decoder(eqx.Module):
         if self.b_U is not None:
             logits = logits + self.b_U
         return mark(scaled(logits, config), "logits")
-
-    def __hash__(self) -> NoReturn:
-        raise JitError(
-            "A model cannot be hashed, which `jax.jit(model)` needs: its weights would become constants. "
-            "Use `equinox.filter_jit(model)(tokens)`, or pass the model as an argument: "
-            "`equinox.filter_jit(lambda model, tokens: model(tokens))`. A plain `model(tokens)` is compiled already."
-        )
 
 
 def scaled(logits: Float[Array, "..."], config: Config) -> Float[Array, "..."]:

@@ -14,7 +14,7 @@ Cost as of a decoder of that size. Methods that resume from a layer or read the 
 """
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from mechjax.base.errors import JitError, ShapeError, TokenError
+from mechjax.base.errors import ShapeError, TokenError
 from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
 from mechjax.base.whole import whole
@@ -36,6 +36,7 @@ from mechjax.models.marks import marks, marks_of, under
 from mechjax.models.mlp import ACTIVATIONS, MLP
 from mechjax.models.norms import Norm
 from mechjax.models.positions import Places, Sequence, Varying, count_positions
+from mechjax.models.unhashed import Unhashed
 
 
 class Encoded(Record):
@@ -81,7 +82,7 @@ class EncoderBlock(eqx.Module):
         return mark(self.ln2(mid + mlp_out, config, under(mark, "ln2")), "resid_post")
 
 
-class Encoder(eqx.Module):
+class Encoder(Unhashed):
     """A bidirectional transformer. A pytree with a pure `__call__`: `model(tokens) -> logits`.
 
     Attributes:
@@ -193,13 +194,6 @@ class Encoder(eqx.Module):
         if self.W_nsp is None:
             return pooled, None
         return pooled, mark(affine(pooled, self.W_nsp, self.b_nsp, self.config), "nsp_logits")
-
-    def __hash__(self) -> NoReturn:
-        raise JitError(
-            "A model cannot be hashed, which `jax.jit(model)` needs: its weights would become constants. "
-            "Use `equinox.filter_jit(model)(tokens)`, or pass the model as an argument. A plain `model(tokens)` is "
-            "compiled already."
-        )
 
 
 @eqx.filter_jit

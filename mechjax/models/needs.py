@@ -65,27 +65,16 @@ REASONS: dict[str, Need] = {
         "it decodes with the decoder's cache of keys and values",
         "`mj.run(subject, ids, edits=..., capture=...)` in a loop over longer inputs, or the library's own generation",
     ),
-    "dictionaries": Need(
-        "it puts dictionaries into the decoder's layers, whose number and width its config says",
-        "`mj.apply(site, lambda x, info: dictionary(x), layer=...)`",
-    ),
-    "rows": Need(
-        "it runs the decoder no further than the site's layer, on tokens with their own mask and positions",
-        "`mj.capture`, whose rows `mj.dictlearn.shuffled` mixes and `mj.dictlearn.train` and `mj.dicteval` take",
-    ),
 }
 """The reasons."""
 
 
-def needs_decoder(
-    reason: str, *, also: Any = (), or_config: bool = False
-) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+def needs_decoder(reason: str, *, also: Any = ()) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """A function whose `model` must be a decoder, which refuses any other by name.
 
     Args:
         reason: A key of `REASONS`; kept as the function's `needs`.
         also: Another class of mechjax's models, or several, that will do.
-        or_config: Whether any callable with a `config` will.
     """
     kinds = (Decoder, also)
 
@@ -98,8 +87,7 @@ def needs_decoder(
             if model is None:
                 given = arguments(*args, **kwargs).arguments
                 model = given.get("model")
-                will_do = isinstance(model, kinds) or (or_config and hasattr(model, "config"))
-                if "model" in given and not will_do:
+                if "model" in given and not isinstance(model, kinds):
                     raise NeedsDecoderError(_refusal(fn.__name__, model, REASONS[reason]))
             return fn(*args, **kwargs)
 

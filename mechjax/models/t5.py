@@ -11,14 +11,14 @@ whole. UMT5 (Chung et al. 2023, arXiv:2304.09151) has such biases in every layer
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mechjax.base.errors import ArgumentError, JitError, ShapeError, TokenError
+from mechjax.base.errors import ArgumentError, ShapeError, TokenError
 from mechjax.base.meshes import on_any_mesh
 from mechjax.models.cache import Cache
 from mechjax.models.contraction import contract
@@ -32,11 +32,12 @@ from mechjax.models.scores import visible
 from mechjax.models.t5_attention import Names, T5Attention
 from mechjax.models.t5_block import KeysValues, Source, Stack, T5Block, Text
 from mechjax.models.t5_config import T5Config
+from mechjax.models.unhashed import Unhashed
 
 _ALONE = "This model is an encoder alone (`n_decoder_layers` = 0): it has no decoder"
 
 
-class T5(eqx.Module):
+class T5(Unhashed):
     """An encoder-decoder, or its encoder alone. A pytree with a pure `__call__`: `model(tokens, decoder_tokens)`.
 
     Attributes:
@@ -183,13 +184,6 @@ class T5(eqx.Module):
                 "must be equal, one text of the decoder for each that the encoder reads."
             )
         return ids, mask
-
-    def __hash__(self) -> NoReturn:
-        raise JitError(
-            "A model cannot be hashed, which `jax.jit(model)` needs: its weights would become constants. "
-            "Use `equinox.filter_jit(model)(tokens, decoder_tokens)`, or pass the model as an argument. A plain "
-            "`model(tokens, decoder_tokens)` is compiled already."
-        )
 
 
 def through_decoder(

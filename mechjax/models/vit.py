@@ -20,7 +20,7 @@ or read the next token's logits need a decoder.
 
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
-from typing import Any, NoReturn
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -28,7 +28,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from mechjax.base.errors import JitError
 from mechjax.base.meshes import on_any_mesh
 from mechjax.base.records import Record
 from mechjax.models.attention import Attention
@@ -38,6 +37,7 @@ from mechjax.models.mlp import MLP
 from mechjax.models.norms import Norm
 from mechjax.models.patches import as_pixels, interpolated, patches
 from mechjax.models.positions import Places, Sequence, Varying
+from mechjax.models.unhashed import Unhashed
 from mechjax.models.vit_config import ViTConfig
 from mechjax.parallel.examples import over_examples
 
@@ -91,7 +91,7 @@ class ViTBlock(eqx.Module):
         return mark(over_examples(mid + mlp_out), "resid_post")
 
 
-class ViT(eqx.Module):
+class ViT(Unhashed):
     """A vision transformer. A pytree with a pure `__call__`: `model(pixels) -> class logits`.
 
     Pixels are what the checkpoint's image processor gives: resized, scaled to 0..1 and normalised per channel,
@@ -212,13 +212,6 @@ class ViT(eqx.Module):
             other = affine(last[..., 1, :], self.W_distillation, self.b_distillation, config)
             logits = (logits + mark(other, "distillation_logits")) / 2
         return mark(logits, "class_logits")
-
-    def __hash__(self) -> NoReturn:
-        raise JitError(
-            "A model cannot be hashed, which `jax.jit(model)` needs: its weights would become constants. "
-            "Use `equinox.filter_jit(model)(pixels)`, or pass the model as an argument. A plain `model(pixels)` is "
-            "compiled already."
-        )
 
 
 @eqx.filter_jit

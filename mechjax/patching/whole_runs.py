@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from mechjax.base.digests import lasts, tree_digest
+from mechjax.base.digests import arrays_digest, lasts, tree_digest
 from mechjax.base.errors import ArgumentError, SiteError
 from mechjax.base.inputs import Inputs
 from mechjax.interop.unmapped import unmapped
@@ -24,6 +24,7 @@ from mechjax.models.room import at_once
 from mechjax.patching.grid import Grid, even
 from mechjax.patching.sweep import shaped
 from mechjax.transform.cost import jaxpr_cost, traced
+from mechjax.transform.digest import program_digest
 from mechjax.transform.edits import replace
 from mechjax.transform.finite import check_sites_finite
 from mechjax.transform.select import is_concrete
@@ -149,19 +150,31 @@ class WholeSweep(eqx.Module):
         Raises:
             ArgumentError: A function of which another process cannot tell whether it is the same.
         """
-        if not lasts(self.run):
-            raise ArgumentError(
-                "folder= keeps a sweep for other processes, and this function or metric is told from others by its "
-                "place in memory alone. Give a subject of mechjax.interop whose parts are arrays, and a metric of "
-                "mj.metrics; or leave `folder` out."
-            )
+        fn, metric, base = self.run.fn, self.run.metric, self.base
         return {
-            "model": model or tree_digest(self.run.fn),
+            "model": model or _told(fn, fn, *base.args, **base.kwargs),
             "donor": tree_digest(self.donor),
-            "base": tree_digest(self.base),
-            "metric": f"{type(self.run.metric).__qualname__} {tree_digest(self.run.metric)}",
+            "base": tree_digest(base),
+            "metric": f"{type(metric).__qualname__} {_told(metric, self.run, base)}",
             "shape": [self.examples, 1],
         }
+
+
+def _told(part: Any, run: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    """A checksum of a function or metric: where its place in memory alone tells it from others, of a program it is in.
+
+    Raises:
+        ArgumentError: The program calls back into Python.
+    """
+    if lasts(part):
+        return tree_digest(part)
+    if (program := program_digest(run, *args, **kwargs)) is None:
+        raise ArgumentError(
+            "folder= keeps a sweep for other processes, and this function or metric calls back into Python "
+            "(`jax.pure_callback` or one of its kind), so that no checksum says what it computes. Write what it does "
+            "there in JAX, or leave `folder` out."
+        )
+    return f"{program} {arrays_digest(part)}"
 
 
 def whole_sweep(

@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mechjax.base.errors import ArgumentError
+from mechjax.base.inputs import Inputs
 from mechjax.base.whole import whole
-from mechjax.models.structures import Model
+from mechjax.store.calls import Batch, Reader, filled
 from mechjax.store.manifest import Specification
-from mechjax.store.rows import NUMPY, Column, captured, filled
+from mechjax.store.rows import NUMPY, Column, captured
 from mechjax.store.source import Placed, Position, batches_from
 
 Rows = tuple[Float[np.ndarray, "_ _"], ...]
@@ -68,7 +69,7 @@ class _Gathering:
 
 
 def shards_from(
-    model: Model,
+    model: Reader,
     prompts: Iterable[Any],
     said: Specification,
     start: Position,
@@ -107,49 +108,48 @@ def shards_from(
     yield shard.given(end, last=True)
 
 
-def _runs(model: Model, batches: Iterator[Placed], said: Specification) -> Iterator[_Run]:
+def _runs(model: Reader, batches: Iterator[Placed], said: Specification) -> Iterator[_Run]:
     """What each batch gives; the next is being computed while one is looked at."""
     waiting, examples = None, None
     for placed in batches:
         batch = placed[0]
-        examples = len(batch.ids) if examples is None else examples
+        examples = batch.examples if examples is None else examples
         batch = filled(batch, examples)
-        arrays = _captured(model, (batch.ids, batch.mask, batch.positions), said.columns, said.dtype)
+        arrays = _captured(model, batch.given, said.columns, said.dtype)
         if waiting is not None:
             yield _looked_at(*waiting, said)
-        waiting = (batch.real, batch.n_pos, arrays, *placed[1:])
+        waiting = (batch, arrays, *placed[1:])
     if waiting is not None:
         yield _looked_at(*waiting, said)
 
 
 @eqx.filter_jit
 def _captured(
-    model: Model, batch: Any, columns: tuple[Column, ...], dtype: str
-) -> tuple[tuple[Array, ...], Bool[Array, "column token"]]:
-    """Rows, and which of them are finite."""
-    rows = captured(model, batch, columns, dtype)
-    return rows, jnp.stack([jnp.isfinite(x).all(-1) for x in rows])
+    model: Reader, given: Inputs, columns: tuple[Column, ...], dtype: str
+) -> tuple[tuple[Array, ...], Bool[Array, "column token"], tuple[int, ...]]:
+    """Rows, which of them are finite, and how many there are along each of the axes that they are of."""
+    rows, places = captured(model, given, columns, dtype)
+    return rows, jnp.stack([jnp.isfinite(x).all(-1) for x in rows]), places
 
 
-def _looked_at(
-    real: Bool[np.ndarray, "token"], length: int, arrays: Any, before: Position, after: Position,
-    said: Specification,
-) -> _Run:  # fmt: skip
+def _looked_at(batch: Batch, arrays: Any, before: Position, after: Position, said: Specification) -> _Run:
     """Rows on the host, and which of them are finite.
 
     Raises:
         ArgumentError: One is not, where that stops it.
     """
+    real, places = batch.real(arrays[2]), arrays[2]
     fine = whole(arrays[1])
     every = fine.all(0)
     wrong = np.flatnonzero(real & ~every)
     if len(wrong) and said.not_finite == "abort":
-        example, pos = divmod(int(wrong[0]), length)
+        example, *pos = (int(i) for i in np.unravel_index(wrong[0], places))
+        at = f", position {', '.join(map(str, pos))}" if pos else ""
         column = said.columns[int(np.argmin(fine[:, wrong[0]]))]
         far = " float16 ends at 65504: bfloat16 and float32 reach further." if said.dtype == "float16" else ""
         raise ArgumentError(
-            f"{column} is not finite as {said.dtype} in batch {before.batches + 1} of the prompts, example {example}, "
-            f"position {pos}.{far} The shards before are whole. Look at that prompt; to leave such tokens out and "
+            f"{column} is not finite as {said.dtype} in batch {before.batches + 1} of the prompts, example "
+            f"{example}{at}.{far} The shards before are whole. Look at that prompt; to leave such tokens out and "
             "count them, begin in another folder with not_finite='skip'."
         )
     return _Run(tuple(map(whole, arrays[0])), np.flatnonzero(real & every), len(wrong), before, after)

@@ -1,18 +1,17 @@
 """Write again what of a store is missing or damaged, and that alone."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from mechjax.base.digests import arrays_digest
 from mechjax.base.errors import ArgumentError, CheckpointError
-from mechjax.models.needs import needs_decoder
 from mechjax.models.structures import Model
 from mechjax.store.arrays import Columns, digest_of, write_metadata, write_shard
+from mechjax.store.calls import Reader, reading, said_model
 from mechjax.store.capturing import Rows, shards_from
-from mechjax.store.identity import config_digest
+from mechjax.store.identity import model_digests
 from mechjax.store.lock import sole_writer
 from mechjax.store.manifest import Manifest, Shard, check_same, made_here, read_manifest, write_manifest
 from mechjax.store.moments import merged, moments_of, no_moments
@@ -20,13 +19,14 @@ from mechjax.store.read import Store
 from mechjax.store.verify import verify
 
 
-@needs_decoder("rows", also=Model)
-def repair(folder: str | Path, model: Model, prompts: Iterable[Any], *, same_bits: bool = True) -> Store:
+def repair(
+    folder: str | Path, model: Model | Callable[..., Any], prompts: Iterable[Any], *, same_bits: bool = True
+) -> Store:
     """Make the shards that are missing or damaged again, from the model and the prompts.
 
     Args:
         folder: What `mechjax.store.write` wrote; one that is not complete stays so.
-        model: The model that it is of.
+        model: The model, subject or function that it is of.
         prompts: The prompts that it is of, from their start.
         same_bits: Whether rows must come out as they were, to the bit. Another device or another JAX rounds otherwise;
             False takes such rows, and the moments are gathered again from all of them.
@@ -44,25 +44,25 @@ def repair(folder: str | Path, model: Model, prompts: Iterable[Any], *, same_bit
     with sole_writer(folder):
         manifest = read_manifest(folder)
         said = manifest.specification
-        check_same(folder, said, replace(said, config=config_digest(model), weights=arrays_digest(model)))
+        read = reading(model, prompts)
+        check_same(folder, said, replace(said, **model_digests(read)))
         found = verify(folder)
         if manifest.complete:
             write_metadata(folder, said, manifest.rows)
         shards = list(manifest.shards)
         for number in found.damaged:
-            rows = _again(model, prompts, manifest, number)
+            rows = _again(read.model, read.prompts, manifest, number)
             shards[number] = _replaced(
                 folder, manifest, number, rows, found.whole[number].tolist(), same_bits
             )
         if shards != list(manifest.shards):
-            manifest = _with_moments(
-                folder, replace(manifest, shards=tuple(shards), made=made_here(said, model, manifest.made))
-            )
+            made = made_here(said, said_model(read.model), manifest.made)
+            manifest = _with_moments(folder, replace(manifest, shards=tuple(shards), made=made))
             write_manifest(folder, manifest)
     return Store(folder, manifest)
 
 
-def _again(model: Model, prompts: Iterable[Any], manifest: Manifest, number: int) -> Rows:
+def _again(model: Reader, prompts: Iterable[Any], manifest: Manifest, number: int) -> Rows:
     """The rows of a shard, made again as they were made.
 
     Raises:

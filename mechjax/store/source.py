@@ -9,29 +9,16 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from mechjax.base.digests import tree_digest
 from mechjax.base.errors import ArgumentError
 from mechjax.base.prompts import Prompts
 from mechjax.base.whole import whole
-from mechjax.models.structures import Model
-from mechjax.store.rows import Batch, batch_of
-
-
-@runtime_checkable
-class Source(Protocol):
-    """A stream of prompts that can say where it is, and go there."""
-
-    def state(self) -> dict[str, Any]:
-        """The place behind the last batch given, as JSON."""
-        ...
-
-    def restore(self, state: dict[str, Any]) -> Any:
-        """Go to the place of `state`."""
-        ...
+from mechjax.store.calls import Batch, Reader, Source, batch_of
 
 
 @dataclass(frozen=True)
@@ -63,7 +50,7 @@ def start_of(prompts: Any) -> Position:
 
 
 def batches_from(
-    model: Model, prompts: Iterable[Any], start: Position, *, skip_first: bool
+    model: Reader, prompts: Iterable[Any], start: Position, *, skip_first: bool
 ) -> Iterator[Placed]:
     """The batches from a place on, the one that is partly through first.
 
@@ -89,7 +76,7 @@ def batches_from(
         yield batch, before, Position(done, 0, digest, None, state)
 
 
-def _stream_at(model: Model, prompts: Iterable[Any], start: Position) -> Iterator[Any]:
+def _stream_at(model: Reader, prompts: Iterable[Any], start: Position) -> Iterator[Any]:
     """The stream at a place."""
     if start.state is not None and isinstance(prompts, Source):
         prompts.restore(start.state)
@@ -130,15 +117,18 @@ def _state(prompts: Any) -> Any:
 def _digest(batch: Batch) -> str:
     """A checksum of a batch: its tokens, without what padding holds, which of them are real, and their positions.
 
-    Of images: their pixels.
+    Of images their pixels; of what another function is called on, all of it.
     """
-    total = hashlib.sha256(f"{batch.ids.shape}".encode())
-    pixels = jnp.issubdtype(batch.ids.dtype, jnp.floating)
-    total.update(whole(batch.ids, np.float32 if pixels else np.int32).tobytes())
-    if batch.mask is not None and not whole(batch.mask).all():
-        total.update(b"mask" + whole(batch.mask).tobytes())
-    if batch.positions is not None:
-        total.update(b"positions" + whole(batch.positions, np.int32).tobytes())
+    if batch.examples is None:
+        return tree_digest(batch.given)
+    (ids,), mask, positions = batch.given.args, *map(batch.given.kwargs.get, ("mask", "positions"))
+    total = hashlib.sha256(f"{ids.shape}".encode())
+    pixels = jnp.issubdtype(ids.dtype, jnp.floating)
+    total.update(whole(ids, np.float32 if pixels else np.int32).tobytes())
+    if mask is not None and not whole(mask).all():
+        total.update(b"mask" + whole(mask).tobytes())
+    if positions is not None:
+        total.update(b"positions" + whole(positions, np.int32).tobytes())
     return total.hexdigest()
 
 

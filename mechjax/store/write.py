@@ -21,16 +21,15 @@ from typing import Any
 
 import jax
 
-from mechjax.base.digests import arrays_digest
 from mechjax.base.errors import ArgumentError, WriteError
 from mechjax.base.processes import by_the_first
 from mechjax.base.progress import bar
 from mechjax.hub import Tokenizer
-from mechjax.models.needs import needs_decoder
 from mechjax.models.structures import Model
 from mechjax.store.arrays import Columns, place, write_metadata, write_shard
+from mechjax.store.calls import Reader, Reading, reading, said_model
 from mechjax.store.capturing import Filled, shards_from
-from mechjax.store.identity import config_digest, tokenizer_digest
+from mechjax.store.identity import model_digests, tokenizer_digest
 from mechjax.store.lock import sole_writer
 from mechjax.store.manifest import (
     DTYPES,
@@ -52,10 +51,9 @@ from mechjax.store.source import start_of
 _CHUNK, _SHARDS = 128 << 10, 128 << 20  # bytes of a chunk, and of a shard of every column together
 
 
-@needs_decoder("rows", also=Model)
 def write(
     folder: str | Path,
-    model: Model,
+    model: Model | Callable[..., Any],
     prompts: Iterable[Any],
     sites: str | Sequence[str],
     *,
@@ -72,10 +70,13 @@ def write(
 
     Args:
         folder: Where to; made if it is not there. One that holds the beginning of this store is continued.
-        model: The model.
+        model: The model, a subject (`mechjax.interop`), or any function with sites.
         prompts: Batches of prompts from their start: `Prompts`, ids (batch, pos), or what `mechjax.text.pack` gives.
+            Of other functions batches of whatever they take: arrays, tuples of arguments or dictionaries of named
+            ones, as an encoder-decoder takes both its texts; `Prompts` and an `attention_mask` say what is padding.
             Best of one shape: each further length is compiled for.
-        sites: Whose activations; axes after the position are laid side by side (heads of `z`, say).
+        sites: Whose activations. Axes without a name, and `pos`, `patch`, `height` and `width`, become rows; the others
+            are laid side by side (heads of `z`, say). Where no axis has a name the last one is the row's.
         layers: Of which layers, every site; None for all.
         dtype: "float32", "bfloat16" or "float16".
         shard_rows: Rows of a shard, what is lost where writing breaks off; None for 128 MiB of all sites together.
@@ -91,25 +92,27 @@ def write(
     Raises:
         ArgumentError: Another store than the one in the folder (the message says in what), other prompts, a choice that
             there is not, or activations that are not finite.
-        SiteError: A site or layer that is not there, or without a vector at each position.
+        SiteError: A site or layer that is not there, or without a vector at each position; sites of unlike rows.
+        NeedsDecoderError: Something that cannot be called.
         CheckpointError: A shard that was written is missing, or the manifest is not whole.
         WriteError: The folder cannot be written, or somebody else is writing to it. What was whole stays so, and the
             message says from where the same call goes on.
     """
-    folder = Path(folder)
+    folder, read = Path(folder), reading(model, prompts)
+    columns = columns_of(read.model, sites, layers, read.first)
     said = _specification(
-        model, columns_of(model, sites, layers), dtype, shard_rows, rows, skip_first, not_finite, tokenizer, source
+        read, columns, dtype, shard_rows, rows, skip_first, not_finite, tokenizer, source
     )  # fmt: skip
     with ExitStack() as held:
         by_the_first(lambda: held.enter_context(sole_writer(folder)))
-        manifest = by_the_first(lambda: _begun(folder, said, model, prompts)) or read_manifest(folder)
+        manifest = by_the_first(lambda: _begun(folder, said, read)) or read_manifest(folder)
         if not manifest.complete:
-            manifest = _written(folder, model, prompts, manifest)
+            manifest = _written(folder, read.model, read.prompts, manifest)
     return Store(folder, manifest)
 
 
 def _specification(
-    model: Model, columns: tuple[Column, ...], dtype: str, shard_rows: int | None, rows: int | None,
+    read: Reading, columns: tuple[Column, ...], dtype: str, shard_rows: int | None, rows: int | None,
     skip_first: bool, not_finite: NotFinite, tokenizer: Tokenizer | None, source: str | None,
 ) -> Specification:  # fmt: skip
     """What was asked for.
@@ -132,8 +135,8 @@ def _specification(
     while shard_rows % chunk:
         chunk //= 2
     return Specification(
-        columns, dtype, shard_rows, chunk, rows, skip_first, not_finite, config_digest(model), arrays_digest(model),
-        tokenizer_digest(tokenizer), source,
+        columns, dtype, shard_rows, chunk, rows, skip_first, not_finite, **model_digests(read),
+        tokenizer=tokenizer_digest(tokenizer), source=source,
     )  # fmt: skip
 
 
@@ -142,8 +145,9 @@ def _power_of_two(most: int) -> int:
     return min(1 << max(most.bit_length() - 1, 0), 1024)
 
 
-def _begun(folder: Path, said: Specification, model: Model, prompts: Any) -> Manifest:
+def _begun(folder: Path, said: Specification, read: Reading) -> Manifest:
     """The manifest of the folder, a new one where it is empty."""
+    model = said_model(read.model)
     for stale in (*folder.glob(".saving-*"), *folder.glob("array-*/.saving-*")):  # of who was killed
         stale.unlink(missing_ok=True)
     if (folder / NAME).exists():
@@ -158,12 +162,14 @@ def _begun(folder: Path, said: Specification, model: Model, prompts: Any) -> Man
             f"`{folder}` holds no store, but other files ({', '.join(sorted(others)[:3])}). Choose a folder of its own."
         )
     nothing = tuple(no_moments(column.width) for column in said.columns)
-    manifest = Manifest(said, start_of(prompts), (), nothing, 0, complete=False, made=made_here(said, model))
+    manifest = Manifest(
+        said, start_of(read.prompts), (), nothing, 0, complete=False, made=made_here(said, model)
+    )
     write_manifest(folder, manifest)
     return manifest
 
 
-def _written(folder: Path, model: Model, prompts: Iterable[Any], manifest: Manifest) -> Manifest:
+def _written(folder: Path, model: Reader, prompts: Iterable[Any], manifest: Manifest) -> Manifest:
     """The manifest once everything is written."""
     said, stored = manifest.specification, manifest.rows
     left = None if said.rows is None else said.rows - stored

@@ -71,7 +71,7 @@ def change(edit: Edit, x: Array, layer: Any, info: SiteInfo, offsets: tuple[Any,
 
 
 def _applied(edit: Edit, x: Array, layer: Any, info: SiteInfo) -> Array:
-    y = jnp.asarray(unhold(edit.fn)(x, At(info.name, info.axes, layer), *edit.value))
+    y = jnp.asarray(unhold(edit.fn)(x, At(info.name, info.axes, layer, info.layers), *edit.value))
     if y.shape != x.shape:
         raise ShapeError(
             f"{edit.describe()}: the function returned shape {y.shape} for an activation of shape {x.shape}; "

@@ -215,10 +215,11 @@ def apply(site: str, fn: Callable[..., Array], *data: Any, **where: Any) -> Edit
 
     Args:
         site: Name of the site.
-        fn: `fn(x, info, *data)` returns a value of x's shape. `info` has `.name`, `.axes`, `.layer`. A plain function
-            is static by identity: a fresh lambda at every call recompiles (and warns); pass numbers as `data`. A
-            callable that is a pytree with arrays (a dictionary, an eqx.Module) is data. Of a site that a loop runs
-            along (a Mamba's `state`) it sees one index at a time, that axis of length 1.
+        fn: `fn(x, info, *data)` returns a value of x's shape. `info` has `.name`, `.axes`, `.layer`, and in `.layers`
+            how many there are. A plain function is static by identity: a fresh lambda at every call recompiles (and
+            warns); pass numbers as `data`. A callable that is a pytree with arrays (a dictionary, an eqx.Module) is
+            data. Of a site that a loop runs along (a Mamba's `state`) it sees one index at a time, that axis of length
+            1.
         *data: Arrays or pytrees handed on to `fn`.
         **where: As in `replace`.
     """

@@ -47,7 +47,9 @@ class Read(eqx.Module):
             x = jnp.pad(x, [(n, 0) for n in info.missing], constant_values=fill)
         kept = take(x, self.beside(info), info)
         return (
-            kept if self.reduce is None else jnp.asarray(self.reduce(kept, At(info.name, info.axes, layer)))
+            kept
+            if self.reduce is None
+            else jnp.asarray(self.reduce(kept, At(info.name, info.axes, layer, info.layers)))
         )
 
     def like(self, info: SiteInfo) -> Any:
@@ -93,11 +95,12 @@ class Read(eqx.Module):
 
 @dataclass(frozen=True)
 class At:
-    """Where an `apply` or a reducer is called: the site's name, its axes, and the running layer (traced)."""
+    """Where an `apply` or a reducer is called: the site, its axes, the running layer (traced), and their number."""
 
     name: str
     axes: tuple[str, ...]
     layer: Any
+    layers: int | None
 
 
 class State(eqx.Module):

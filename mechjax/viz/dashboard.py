@@ -66,7 +66,7 @@ def dashboard(
         f"Shown are the first {len(entries):,} of {len(known):,} latents: more would make this list larger than "
         f"{max_bytes:,} bytes (`max_bytes`). Choose others with `contexts(..., latents=...)`."
     )
-    where = tag("p", f"{contexts.site}, layer {contexts.layer}", class_="eyebrow")
+    where = tag("p", contexts.where, class_="eyebrow")
     head = [
         tag("div", where, tag("h1", title), class_="roomy"),
         _chips(contexts),

@@ -38,8 +38,7 @@ def feature_card(
     """
     row = row_of(contexts, latent)
     title = f"Latent {latent}" if name is None else f"Latent {latent}: {name}"
-    where = f"{contexts.site}, layer {contexts.layer}"
-    head = [tag("p", where, class_="eyebrow"), tag("h1", title), tag("p", note) if note else None]
+    head = [tag("p", contexts.where, class_="eyebrow"), tag("h1", title), tag("p", note) if note else None]
     told = tag("p", described(contexts, row), class_="lede")
     body = card(contexts, row, pieces_of(contexts, tokenizer), n=contexts.strongest.activation.shape[1])
     return Page(title, Html("".join(part for part in (*head, told, body) if part)), ("features",))

@@ -161,7 +161,7 @@ def test_mask__of_another_shape__is_refused(tiny_model, tiny_tokens):
 
 def test_jit_of_a_model__is_refused_with_the_right_spelling(tiny_model, tiny_tokens):
     with pytest.raises(
-        JitError, match=r"Use `equinox.filter_jit\(model\)\(tokens\)`, or pass the model as an argument"
+        JitError, match=r"Use `equinox.filter_jit\(model\)\(\.\.\.\)`, or pass the model as an argument"
     ):
         jax.jit(tiny_model)(tiny_tokens)
     spelled_right = eqx.filter_jit(tiny_model)(tiny_tokens)

@@ -25,7 +25,7 @@ from mechjax.models.families.family import read_config, write_config
 from mechjax.models.families.mamba import MAMBAS
 from mechjax.models.recurrence import by_products, in_chunks, one_by_one
 from mechjax.models.structures import build
-from mechjax.store.rows import batch_of
+from mechjax.store.calls import batch_of
 from tests.tolerances import TOL
 
 SMALL = {"d_vocab": 11, "d_model": 8, "n_layers": 2, "d_state": 3}

@@ -223,6 +223,14 @@ def collected(c):
     return list(stream)
 
 
+def collected_of_any_function(c):
+    """The same of a function of which nothing is known, and where latents of its rows are active."""
+    model, texts = eqx.Partial(c.model), list(c.pair)
+    stream = mj.dictlearn.activations(model, texts, "mlp_out", layer=1, batch=8, key=KEY, buffer=16)
+    seen = mj.dicteval.contexts(model, texts, c.dictionary(), layer=1, site="mlp_out", n=3, sampled=2)
+    return list(stream), seen
+
+
 def stored(c):
     """Rows on disk, read again."""
     folder = c.folder / "store"
@@ -368,6 +376,7 @@ ROWS = {
     ),
     "recovery": lambda c: mj.dicteval.recovery(c.dictionary(), c.drawn(1, 4, 8, axes="known d_model")),
     "activations": collected,
+    "activations of any function": collected_of_any_function,
     "train": trained,
     "train_many": trained_together,
     "encode": lambda c: c.dictionary().encode(c.drawn(3, 16, 8, axes="batch d_model")),

@@ -12,10 +12,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import mechjax as mj
 from mechjax.base.errors import ArgumentError, CheckpointError, PairingError, ShapeError, SiteError
-from mechjax.interop import from_equinox
+from mechjax.interop import from_equinox, from_nnx
 from mechjax.models.load import build
 from mechjax.patching import activation_patch
-from tests.interop.networks import TOKENS, VOCAB, equinox
+from tests.interop.networks import TOKENS, VOCAB, equinox, nnx_net
 from tests.tolerances import TOL
 
 LAYERS, BATCH, POS, D, OUT = 3, 2, 4, 5, 7
@@ -165,12 +165,37 @@ def test_folder__of_a_module__holds_the_same_and_is_known_again(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("unit-*")} == units
     with pytest.raises((ArgumentError, CheckpointError), match="corrupt"):
         activation_patch(NET, CLEAN, CLEAN, METRIC, site="act", chunk_size=2, folder=tmp_path)
-    with pytest.raises(
-        ArgumentError, match=r"told from others by its place in memory alone.*leave `folder` out"
-    ):
-        activation_patch(
-            NET, CLEAN, CORRUPT, lambda out: out["logits"].sum((1, 2)), site="act", folder=tmp_path / "b"
-        )
+
+
+@pytest.mark.slow
+def test_folder__of_what_only_its_program_tells__is_known_again(tmp_path):
+    """An NNX module holds functions, and a lambda is one: another process has others that do the same."""
+
+    def swept(scale=1.0, sites=None):
+        subject = from_nnx(nnx_net("loop"), sites=sites)
+        metric = lambda out: scale * out.sum((1, 2))
+        how = {"site": "blocks.mlp.output", "over": ("layer",), "folder": tmp_path, "chunk_size": 2}
+        return activation_patch(subject, TOKENS, (TOKENS + 3) % VOCAB, metric, **how)
+
+    found = swept()
+    units = {path: path.stat().st_mtime_ns for path in tmp_path.glob("unit-*")}
+    assert units
+    assert_array_equal(swept().per_example, found.per_example)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("unit-*")} == units
+    with pytest.raises(ArgumentError, match="`metric` is"):
+        swept(scale=2.0)
+    with pytest.raises(ArgumentError, match="`model` is"):
+        swept(sites={"embedded": "embed.output"})
+
+
+@pytest.mark.slow
+def test_folder__of_what_calls_back__is_refused(tmp_path):
+    def metric(out):
+        shape = jax.ShapeDtypeStruct((len(out["logits"]),), jnp.float32)
+        return jax.pure_callback(lambda x: x.sum((1, 2)), shape, out["logits"])
+
+    with pytest.raises(ArgumentError, match=r"function or metric calls back into Python.*leave `folder` out"):
+        activation_patch(NET, CLEAN, CORRUPT, metric, site="act", over=("pos",), folder=tmp_path)
 
 
 @pytest.mark.slow
