@@ -81,21 +81,23 @@ def test_cache__of_pieces_with_padding__gives_what_comes_at_once(models, name):
         model(TOKENS[0], cache=cache)
 
 
-def test_recurrences__three_ways__give_the_same():
+def test_recurrences__without_their_states__give_what_they_give_one_by_one():
     rng = np.random.default_rng(2)
-    shapes = (2, 150, 4), (2, 150, 4, 3), (2, 150, 2, 5), (2, 150, 2, 5)
-    delta, x, B, C = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
-    delta, A = jax.nn.softplus(delta), -jnp.exp(jnp.asarray([-3.0, 0.0, 2.0, 4.0]))
-    state = jnp.asarray(rng.standard_normal((2, 4, 3, 5)), jnp.float32)
+    drawn = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    keep = lambda h, t: h
+
+    def assert_same(found, right):
+        for ours, theirs in zip(found, right, strict=True):
+            assert_allclose(ours, theirs, **TOL["float32", "layout"])
+
+    delta, A = jax.nn.softplus(drawn(2, 150, 4)), -jnp.exp(jnp.asarray([-3.0, 0.0, 2.0, 4.0]))
+    x, B, C, state = drawn(2, 150, 4, 3), drawn(2, 150, 2, 5), drawn(2, 150, 2, 5), drawn(2, 4, 3, 5)
     wide = lambda v: jnp.repeat(v, 2, -2)[..., None, :]
-    inputs = delta[..., None], x, wide(B), wide(C)
-    right = one_by_one(inputs, A[:, None, None], state, lambda h, t: h)
-    for found in (
-        in_chunks(inputs, A[:, None, None], state),
-        by_products(delta, x, B, C, A, state, CONFIGS["mamba2"]),
-    ):
-        assert_allclose(found[0], right[0], **TOL["float32", "layout"])
-        assert_allclose(found[1], right[1], **TOL["float32", "layout"])
+    right = one_by_one((delta[..., None], x, wide(B), wide(C)), A[:, None, None], state, keep)
+    assert_same(by_products(delta, x, B, C, A, state, CONFIGS["mamba2"]), right)
+    rates, x, (B, C) = A[:, None] * jnp.arange(1.0, 6.0), x[..., 0], (v[..., 0, :] for v in (B, C))
+    right = one_by_one((delta, x, B[..., None, :], C[..., None, :]), rates, state[:, :, 0], keep)
+    assert_same(in_chunks(delta, x, B, C, rates, state[:, :, 0], CONFIGS["mamba"]), right)
 
 
 def test_sites__edited__reach_what_comes_after_them_alone(models):
