@@ -1,12 +1,12 @@
 """Generation: the model goes on with prompts, with edits and captures, in one compiled program.
 
-The prompts run once and fill a cache of keys and values; then a scan runs one token at a time. What comes out is what
-running the whole text again for every token would give, edits and captures included.
+The prompts run once and fill a cache, of keys and values or of states; then a scan runs one token at a time. What comes
+out is what running the whole text again for every token would give, edits and captures included.
 
     token[0] = choose(logits at each prompt's last real token),  token[t + 1] = choose(logits where token[t] stands)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -18,13 +18,14 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from mechjax.base.errors import ArgumentError, ShapeError
 from mechjax.base.meshes import on_any_mesh
 from mechjax.base.prompts import Prompts
-from mechjax.models.cache import Cache
-from mechjax.models.decoder import Decoder, Tokens, as_tokens
+from mechjax.models.decoder import Decoder, Tokens
+from mechjax.models.decoder_runs import decoder_runs
 from mechjax.models.families.modules import own_name
 from mechjax.models.generated import Generated
+from mechjax.models.mamba import Mamba
+from mechjax.models.mamba_runs import mamba_runs
 from mechjax.models.needs import needs_decoder
-from mechjax.models.positions import check_growth
-from mechjax.models.runs import DecoderRuns
+from mechjax.models.runs import Runs
 from mechjax.models.sampling import choose, log_probability
 from mechjax.models.steps import (
     PLACES,
@@ -37,7 +38,7 @@ from mechjax.models.steps import (
     within_prompts,
 )
 from mechjax.models.t5 import T5
-from mechjax.models.t5_runs import T5Runs, t5_runs
+from mechjax.models.t5_runs import t5_runs
 from mechjax.transform.captured import Activations
 from mechjax.transform.edits import Edit
 from mechjax.transform.request import Read
@@ -59,10 +60,19 @@ class _Sampling(eqx.Module):
         return choose(logits, key, self.temperature, self.top_k, self.top_p)
 
 
-@needs_decoder("cache", also=T5)
+RUNS: Mapping[type, Callable[..., tuple[Runs, Array, Array]]] = {
+    Decoder: decoder_runs,
+    T5: t5_runs,
+    Mamba: mamba_runs,
+}
+"""What is run of each class of model, and the tokens and mask that it goes on with: `(model, prompts, mask,
+decoder_prompts) -> (runs, tokens, mask)`."""
+
+
+@needs_decoder("cache", also=tuple(RUNS))
 @on_any_mesh
 def generate(
-    model: Decoder | T5,
+    model: Decoder | T5 | Mamba,
     prompts: Tokens,
     n_tokens: int,
     *,
@@ -87,7 +97,7 @@ def generate(
     generated token: their positions are those of the encoder's text.
 
     Args:
-        model: The decoder, or an encoder-decoder.
+        model: The decoder, an encoder-decoder, or a Mamba.
         prompts: Prompts, integer ids of shape (*batch, pos), or nested lists of them.
         n_tokens: How many tokens are generated for each prompt; a row that stops is filled up.
         mask: True for real tokens, where `prompts` does not say it itself.
@@ -114,8 +124,9 @@ def generate(
     """
     if isinstance(n_tokens, bool) or not isinstance(n_tokens, int) or n_tokens < 1:
         raise ArgumentError(f"`n_tokens` = {n_tokens!r} must be a whole number from 1.")
-    runs, tokens, mask = _runs(model, prompts, mask, decoder_prompts)
-    _check_room(model, mask, n_tokens)
+    of_model = next(of for kind, of in RUNS.items() if isinstance(model, kind))
+    runs, tokens, mask = of_model(model, prompts, mask, decoder_prompts)
+    _check_room(runs, mask, n_tokens)
     sampling = _sampling(key, temperature, top_k, top_p)
     ids = None if stop is None else _stops(stop, model.config.d_vocab)
     reads = reads_of(capture, layers) if capture else ()
@@ -123,20 +134,6 @@ def generate(
     placed = [(with_static(e, site=own_name(e.site, model.config)), steps) for e, steps in flat(edits)]
     timed = _timed(runs, tokens, placed, reads, n_tokens)
     return _generated(runs, tokens, mask, n_tokens, sampling, ids, timed, reads)
-
-
-def _runs(
-    model: Any, prompts: Tokens, mask: Array | None, decoder_prompts: Tokens | None
-) -> tuple[DecoderRuns | T5Runs, Array, Array]:
-    """What is run, and the tokens and mask that it goes on with."""
-    if isinstance(model, T5):
-        return t5_runs(model, prompts, mask, decoder_prompts)
-    if decoder_prompts is not None:
-        raise ArgumentError(
-            "`decoder_prompts` are those of an encoder-decoder; a decoder goes on with `prompts`."
-        )
-    tokens, mask = as_tokens(prompts, mask, model.config)
-    return DecoderRuns(model), tokens, jnp.ones(tokens.shape, bool) if mask is None else mask
 
 
 def _sampling(key: Any, temperature: Any, top_k: Any, top_p: Any) -> _Sampling:
@@ -175,28 +172,19 @@ def _stops(stop: Any, d_vocab: int) -> Array:
     return ids.astype(jnp.int32)
 
 
-def _check_room(model: Decoder | T5, mask: Array, n_tokens: int) -> None:
-    """Refuse prompts without tokens, and more of them than the model has positions for, where that can be seen."""
+def _check_room(runs: Runs, mask: Array, n_tokens: int) -> None:
+    """Refuse prompts without tokens, and more of them than the model has room for, where that can be seen."""
     if not is_concrete(mask) or not mask.size:
         return
     counts = mask.sum(-1)
     if int(counts.min()) == 0:
         row = int(counts.reshape(-1).argmin())
         raise ShapeError(f"Prompt {row} has no token to go on from: give each at least one.")
-    if isinstance(model, T5):  # which takes texts of any length
-        return
-    longest = int(counts.max()) + n_tokens - 1
-    check_growth(model.config, counts, counts + (n_tokens - 1))
-    if model.config.positions == "learned" and longest > model.config.n_ctx:
-        raise ShapeError(
-            f"Prompts of up to {int(counts.max())} tokens and {n_tokens} more, of which all but the last run, need "
-            f"{longest} positions; the model has learned {model.config.n_ctx} (`n_ctx`). Generate fewer, or shorten "
-            "the prompts."
-        )
+    runs.check_room(counts, n_tokens)
 
 
 def _timed(
-    runs: DecoderRuns | T5Runs,
+    runs: Runs,
     tokens: Array,
     edits: list[tuple[Edit, Any]],
     reads: tuple[Read, ...],
@@ -233,14 +221,14 @@ def _timed(
     return parts
 
 
-def _later(reads: tuple[Read, ...], runs: DecoderRuns | T5Runs) -> tuple[Read, ...]:
+def _later(reads: tuple[Read, ...], runs: Runs) -> tuple[Read, ...]:
     """What is read of generated tokens."""
     return tuple(read for read in reads if not runs.once(read.site))
 
 
 @eqx.filter_jit
 def _generated(
-    runs: DecoderRuns | T5Runs,
+    runs: Runs,
     tokens: Array,
     mask: Array,
     n_tokens: int,
@@ -255,11 +243,11 @@ def _generated(
     (logits, *kept), before, prompt_hits = Transformed(hold(runs.prefill), on_prompt, reads).observe(
         tokens, mask, cache, *runs.beside
     )
-    cache = _filled(cache, n_prompt, mask, kept)
+    cache = runs.filled(cache, n_prompt, mask, kept)
     first = sampling(logits, 0)
     done = jnp.zeros(first.shape, bool) if stop is None else _is_among(first, stop)
 
-    def run(cache: Cache, token: Array, gates: Any) -> tuple[Any, ...]:
+    def run(cache: Any, token: Array, gates: Any) -> tuple[Any, ...]:
         edits = tuple(
             _gated(part.step, part.axis, gate)
             for part, gate in zip(timed, gates, strict=True)
@@ -275,9 +263,9 @@ def _generated(
         else:  # once every row is done, nothing runs
             shapes = jax.eval_shape(run, cache, token, gates)
             (logits, *kept), arrays, ran, hits = lax.cond(
-                done.all(), lambda cache, *_: _blank(shapes, cache), run, cache, token, gates
+                done.all(), lambda cache, *_: _blank(shapes, runs.unfilled(cache)), run, cache, token, gates
             )
-        cache = _filled(cache, 1, None, kept)
+        cache = runs.filled(cache, 1, None, kept)
         chosen = sampling(logits, t + 1)
         log_prob = jnp.where(done, 0.0, log_probability(logits, chosen))
         if stop is not None:
@@ -305,25 +293,17 @@ def _generated(
     return Generated(tokens_made, log_probs, lengths, Prompts(tokens, mask), stop, prompt_acts, acts)
 
 
-def _filled(cache: Cache, n_pos: int, mask: Array | None, kept: Sequence[Array]) -> Cache:
-    """The cache after a run that gave its keys and values."""
-    keys, values, *crossed = kept
-    cache = cache.admit(n_pos, mask, None).advance(n_pos)
-    cache = eqx.tree_at(lambda c: (c.keys, c.values), cache, (keys, values))
-    return eqx.tree_at(lambda c: c.crossed, cache, tuple(crossed)) if crossed else cache
-
-
 def _gated(step: Edit, axis: str, gate: Array | None) -> Edit:
     """The edit of one step."""
     return step if gate is None else eqx.tree_at(lambda e: e.index, step, step.index | {axis: gate})
 
 
-def _blank(shapes: Any, cache: Cache) -> Any:
+def _blank(shapes: Any, kept: tuple[Any, ...]) -> Any:
     """What a step that does not run gives: nothing but the cache as it was."""
     blank = jax.tree.map(
         lambda x: jnp.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0, x.dtype), shapes
     )
-    return (blank[0][0], cache.keys, cache.values), *blank[1:]
+    return (blank[0][0], *kept), *blank[1:]
 
 
 def _is_among(tokens: Array, stop: Array) -> Array:

@@ -118,6 +118,22 @@ class Mamba(eqx.Module):
         wide = self.config.residual_float32 and jnp.finfo(embedded.dtype).bits < 32
         return embedded.astype(jnp.float32) if wide else embedded
 
+    def proceed(
+        self,
+        tokens: Int[Array, "*batch pos"],
+        cache: StateCache,
+        *,
+        mask: Bool[Array, "*batch pos"] | None = None,
+    ) -> tuple[Float[Array, "*batch pos d_model"], StateCache]:
+        """The residual stream leaving the last block and the cache with these tokens, which were checked."""
+
+        def step(resid: Array, xs: tuple[MambaBlock, StateCache, Array]) -> tuple[Array, StateCache]:
+            block, kept, layer = xs
+            return block(resid, mask, kept, layer, self.config)
+
+        layers = jnp.arange(self.config.n_layers, dtype=jnp.int32)
+        return lax.scan(step, self.embed(tokens), (self.blocks, cache, layers))
+
     def unembed(self, resid: Float[Array, "*batch pos d_model"]) -> Float[Array, "*batch pos d_vocab"]:
         """Logits of a final residual stream: the last norm, then the unembedding."""
         mark = marks(self.config)
@@ -150,12 +166,7 @@ def _forward(model: Mamba, tokens: Array, mask: Array | None) -> Array:
 
 @eqx.filter_jit
 def _continue(model: Mamba, tokens: Array, mask: Array | None, cache: StateCache) -> tuple[Array, StateCache]:
-    def step(resid: Array, xs: tuple[MambaBlock, StateCache, Array]) -> tuple[Array, StateCache]:
-        block, kept, layer = xs
-        return block(resid, mask, kept, layer, model.config)
-
-    layers = jnp.arange(model.config.n_layers, dtype=jnp.int32)
-    resid, cache = lax.scan(step, model.embed(tokens), (model.blocks, cache, layers))
+    resid, cache = model.proceed(tokens, cache, mask=mask)
     return model.unembed(resid), cache
 
 

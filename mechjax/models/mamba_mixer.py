@@ -65,12 +65,12 @@ class MambaMixer(eqx.Module):
             mark(self._normed(contract("...i,in->...n", x, W, config), f"{name}_norm", config, mark), name)
             for name, W in (("B", self.W_B), ("C", self.W_C))
         )
-        inputs = delta, x, B[..., None, :], C[..., None, :]
         A = -jnp.exp(widened(self.A_log))
         if wanted("state"):
+            inputs = delta, x, B[..., None, :], C[..., None, :]
             y, state = one_by_one(inputs, A, cache.state, mark_state)
         else:
-            y, state = in_chunks(inputs, A, cache.state)
+            y, state = in_chunks(delta, x, B, C, A, cache.state, config)
         y = mark(y, "readout")
         y = mark(y + widened(x) * widened(self.D), "ssm_out")
         y = mark((y * jax.nn.silu(widened(gate))).astype(read.dtype), "gated")

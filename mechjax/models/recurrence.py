@@ -1,8 +1,8 @@
 """The recurrence of state space models, `h[t] = exp(delta[t] A) h[t-1] + delta[t] x[t] B[t]`, read by `C[t] . h[t]`.
 
-Three ways to the same numbers. `one_by_one` runs token by token, and every state is a site. `in_chunks` forms the
-factors of a few tokens at once (Mamba; Gu and Dao 2023, arXiv:2312.00752): memory is that of one chunk, forward and,
-since chunks are run again there, backward. `by_products` turns a chunk into matrix products, where a head has one rate
+Three ways to the same numbers. `one_by_one` runs token by token, and every state is a site. `in_chunks` keeps no state
+but the last (Mamba; Gu and Dao 2023, arXiv:2312.00752): its memory is that of one token forward and, since chunks are
+run again there, of one chunk backward. `by_products` turns a chunk into matrix products, where a head has one rate
 (Mamba-2; Dao and Gu 2024, arXiv:2405.21060, section 6). All run in float32 at least.
 """
 
@@ -18,7 +18,7 @@ from mechjax.models.contraction import contract, widened
 from mechjax.models.mamba_config import MambaConfig
 
 CHUNK = 16
-"""Tokens whose factors stand in memory at once; measured on CPU: 16 is as fast as 8 and 64, and holds less."""
+"""Tokens whose states stand in memory at once backward; forward, 16 is as fast as 64 on CPU."""
 PRODUCT_CHUNK = 64
 """Tokens of a chunk of matrix products, as in the paper's kernels (64 to 256); work in it grows with its square."""
 
@@ -52,26 +52,31 @@ def one_by_one(
 
 
 def in_chunks(
-    inputs: Inputs, A: Float[Array, "..."], state: Float[Array, "..."]
-) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """What is read at every position, and the last state; arguments as of `one_by_one`."""
-    each = _by_position(inputs, A)
-    n_pos = each[0].shape[0]
+    delta: Float[Array, "*batch pos d_inner"],
+    x: Float[Array, "*batch pos d_inner"],
+    B: Float[Array, "*batch pos d_state"],
+    C: Float[Array, "*batch pos d_state"],
+    A: Float[Array, "d_inner d_state"],
+    state: Float[Array, "*batch d_inner d_state"],
+    config: MambaConfig,
+) -> tuple[Float[Array, "*batch pos d_inner"], Float[Array, "*batch d_inner d_state"]]:
+    """What is read at every position, and the last state, of channels with rates of their own, which share B and C."""
+    n_pos, rates = x.shape[-2], A.T
 
-    def advance(h: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        h = now[0] * h + now[1]
-        return h, h
+    def step(h: Array, xs: Inputs) -> tuple[Array, Array]:
+        delta, x, B, C = xs
+        h = jnp.exp(delta[..., None, :] * rates) * h + B[..., None] * (delta * x)[..., None, :]
+        # As a sum of products XLA would fuse the reading with what makes the state: on CPU several times as slow.
+        return h, contract("...n,...ni->...i", C, h, config)
 
     @jax.checkpoint
     def chunk(h: Array, xs: Inputs) -> tuple[Array, Array]:
-        delta, x, B, C = xs
-        factors = jnp.exp(delta[..., None] * A), (delta * x)[..., None] * B
-        h, states = lax.scan(advance, h, factors)
-        return h, (states * C).sum(-1)
+        return lax.scan(step, h, xs)
 
-    state, y = lax.scan(chunk, widened(state), _chunked(each, CHUNK))
+    each = tuple(jnp.moveaxis(widened(v), -2, 0) for v in (delta, x, B, C))
+    last, y = lax.scan(chunk, jnp.swapaxes(widened(state), -1, -2), _chunked(each, CHUNK))
     y = y.reshape(math.prod(y.shape[:2]), *y.shape[2:])[:n_pos]
-    return jnp.moveaxis(y, 0, y.ndim - A.ndim), state
+    return jnp.moveaxis(y, 0, -2), jnp.swapaxes(last, -1, -2)
 
 
 def by_products(

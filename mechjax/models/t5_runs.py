@@ -3,17 +3,20 @@
 Keys and values of cross-attention are made once, of the encoder's output, and kept beside those of the decoder.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from mechjax.base.errors import ArgumentError, ShapeError
-from mechjax.base.prompts import Prompts
 from mechjax.models.cache import Cache
 from mechjax.models.decoder import Tokens, as_tokens
+from mechjax.models.decoder_runs import CachedRuns
+from mechjax.models.runs import last_logits
 from mechjax.models.t5 import T5, through_decoder
 from mechjax.models.t5_block import KeysValues, Source
-from mechjax.transform.context import wanted
 
 _ENCODED = ("cross_k", "cross_v")  # sites of the decoder that the encoder's tokens have
 
@@ -42,12 +45,8 @@ class T5Prefill(eqx.Module):
         given = Source(self.model.encoded(source, source_mask, None), source_mask)
         admitted = cache.admit(tokens.shape[-1], mask, None)
         out, after, crossed = through_decoder(self.model, tokens, given, cache=admitted, keeps=True)
-        at = Prompts(tokens, mask).resolve(-1)[..., None, None]
-        if wanted("logits"):  # else the vocabulary is formed at one position alone
-            logits = jnp.take_along_axis(self.model.unembed(out), at, -2, mode="fill")
-        else:
-            logits = self.model.unembed(jnp.take_along_axis(out, at, -2, mode="fill"))
-        return logits[..., 0, :], after.keys, after.values, *(crossed or ())
+        logits = last_logits(self.model.unembed, out, tokens, mask)
+        return logits, after.keys, after.values, *(crossed or ())
 
 
 class T5Step(eqx.Module):
@@ -62,16 +61,21 @@ class T5Step(eqx.Module):
         return self.model.unembed(out)[..., 0, :], after.keys, after.values
 
 
-class T5Runs(eqx.Module):
-    """The runs of an encoder-decoder.
+class T5Runs(CachedRuns):
+    """The runs of an encoder-decoder, which takes texts of any length.
 
     Attributes:
         model: The model.
-        beside: What the run of the prompts takes beside them and the cache: the encoder's tokens and their mask.
+        source: The encoder's tokens and their mask.
     """
 
     model: T5
-    beside: tuple[Int[Array, "*batch source"], Bool[Array, "*batch source"] | None]
+    source: tuple[Int[Array, "*batch source"], Bool[Array, "*batch source"] | None]
+
+    @property
+    def beside(self) -> tuple[Int[Array, "*batch source"], Bool[Array, "*batch source"] | None]:
+        """What the run of the prompts takes beside them and the cache: the encoder's tokens and their mask."""
+        return self.source
 
     @property
     def prefill(self) -> T5Prefill:
@@ -86,11 +90,17 @@ class T5Runs(eqx.Module):
     def empty(self, lead: tuple[int, ...], n_slots: int) -> T5Cache:
         """The cache before the prompts, of tokens with the batch axes `lead`."""
         config, dtype = self.model.config, self.model.W_E.dtype
-        ids, mask = self.beside
+        ids, mask = self.source
         made = lambda n: jnp.zeros((config.n_decoder_layers, *lead, n, config.n_heads, config.d_head), dtype)
         crossed = made(ids.shape[-1]), made(ids.shape[-1])
         real, positions = jnp.zeros((*lead, n_slots), bool), jnp.zeros((*lead, n_slots), jnp.int32)
         return T5Cache(made(n_slots), made(n_slots), real, positions, jnp.int32(0), crossed, mask)
+
+    def filled(self, cache: Any, n_pos: int, mask: Array | None, given: Sequence[Array]) -> Any:
+        """The cache after a run that gave keys and values, and with the prompts those of cross-attention."""
+        keys, values, *crossed = given
+        cache = super().filled(cache, n_pos, mask, (keys, values))
+        return eqx.tree_at(lambda c: c.crossed, cache, tuple(crossed)) if crossed else cache
 
     def once(self, site: str) -> bool:
         """Whether a site has no part of a generated token: it runs with the prompts alone."""

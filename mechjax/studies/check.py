@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
@@ -44,6 +45,7 @@ from mechjax.models.positions import other_angles
 from mechjax.models.state_cache import StateCache
 from mechjax.models.t5 import T5
 from mechjax.models.t5_config import T5Config
+from mechjax.models.t5_runs import t5_runs
 from mechjax.models.vit import ViT
 from mechjax.models.vit_config import ViTConfig
 from mechjax.studies.checked import Checked, tolerances_of, verdict_of
@@ -232,10 +234,13 @@ def batch(run: Run) -> Found:
 def cached(run: Run) -> Found:
     """Prompts in two pieces, and token by token, through a cache, against the same prompts at once.
 
-    Nothing for encoders and models of images, which have no cache, for an encoder-decoder, whose cache is that of its
-    generation, and for prompts past a length where angles change, which cached keys cannot follow.
+    Of an encoder-decoder, the decoder's, as in its generation: half of them, then token by token. Nothing for encoders
+    and models of images, which have no cache, and for prompts past a length where angles change, which cached keys
+    cannot follow.
     """
     model = run.model
+    if isinstance(model, T5) and run.second is not None:
+        return [_continued(model, run.tokens, run.second, run.logits)]
     if isinstance(model, (Encoder, T5, ViT)):
         return []
     config = model.config
@@ -254,6 +259,22 @@ def cached(run: Run) -> Found:
         ("two pieces", in_pieces(n // 2), run.logits),
         ("token by token", in_pieces(*range(1, n)), run.logits),
     ]
+
+
+def _continued(
+    model: T5, tokens: np.ndarray, second: np.ndarray, logits: np.ndarray
+) -> tuple[str, np.ndarray, np.ndarray]:
+    """The decoder from the last token of the first half on, against its `logits` of all at once."""
+    n = second.shape[1]
+    runs, text, mask = t5_runs(model, tokens, None, second[:, : n // 2])
+    cache = runs.empty(text.shape[:-1], n)
+    last, *given = eqx.filter_jit(runs.prefill)(text, mask, cache, *runs.beside)
+    cache, found, step = runs.filled(cache, n // 2, mask, given), [_float(last)], eqx.filter_jit(runs.step)
+    for token in second[:, n // 2 :].T:
+        last, *given = step(jnp.asarray(token), cache)
+        cache = runs.filled(cache, 1, None, given)
+        found.append(_float(last))
+    return "token by token", np.stack(found, 1), logits[:, n // 2 - 1 :]
 
 
 def _no_cache(config: ModelConfig, n_rows: int, n_pos: int, dtype: Any) -> Any:

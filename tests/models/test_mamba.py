@@ -81,21 +81,23 @@ def test_cache__of_pieces_with_padding__gives_what_comes_at_once(models, name):
         model(TOKENS[0], cache=cache)
 
 
-def test_recurrences__three_ways__give_the_same():
+def test_recurrences__without_their_states__give_what_they_give_one_by_one():
     rng = np.random.default_rng(2)
-    shapes = (2, 150, 4), (2, 150, 4, 3), (2, 150, 2, 5), (2, 150, 2, 5)
-    delta, x, B, C = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
-    delta, A = jax.nn.softplus(delta), -jnp.exp(jnp.asarray([-3.0, 0.0, 2.0, 4.0]))
-    state = jnp.asarray(rng.standard_normal((2, 4, 3, 5)), jnp.float32)
+    drawn = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    keep = lambda h, t: h
+
+    def assert_same(found, right):
+        for ours, theirs in zip(found, right, strict=True):
+            assert_allclose(ours, theirs, **TOL["float32", "layout"])
+
+    delta, A = jax.nn.softplus(drawn(2, 150, 4)), -jnp.exp(jnp.asarray([-3.0, 0.0, 2.0, 4.0]))
+    x, B, C, state = drawn(2, 150, 4, 3), drawn(2, 150, 2, 5), drawn(2, 150, 2, 5), drawn(2, 4, 3, 5)
     wide = lambda v: jnp.repeat(v, 2, -2)[..., None, :]
-    inputs = delta[..., None], x, wide(B), wide(C)
-    right = one_by_one(inputs, A[:, None, None], state, lambda h, t: h)
-    for found in (
-        in_chunks(inputs, A[:, None, None], state),
-        by_products(delta, x, B, C, A, state, CONFIGS["mamba2"]),
-    ):
-        assert_allclose(found[0], right[0], **TOL["float32", "layout"])
-        assert_allclose(found[1], right[1], **TOL["float32", "layout"])
+    right = one_by_one((delta[..., None], x, wide(B), wide(C)), A[:, None, None], state, keep)
+    assert_same(by_products(delta, x, B, C, A, state, CONFIGS["mamba2"]), right)
+    rates, x, (B, C) = A[:, None] * jnp.arange(1.0, 6.0), x[..., 0], (v[..., 0, :] for v in (B, C))
+    right = one_by_one((delta, x, B[..., None, :], C[..., None, :]), rates, state[:, :, 0], keep)
+    assert_same(in_chunks(delta, x, B, C, rates, state[:, :, 0], CONFIGS["mamba"]), right)
 
 
 def test_sites__edited__reach_what_comes_after_them_alone(models):
@@ -108,6 +110,53 @@ def test_sites__edited__reach_what_comes_after_them_alone(models):
     assert moved.tolist() == [pos == 3 for pos in range(9)]
     assert_allclose(edited[:, :3], before[:, :3], **TOL["float32", "layout"])
     assert (np.abs(edited - before)[:, 3:].max(-1) > 1e-5).all()
+
+
+@both
+def test_generate__with_edits_and_captures__equals_the_whole_text_again(models, name):
+    model, n = models[name], TOKENS.shape[1]
+    mask = np.array([[0, 1, 1, 0, 1, 1, 1, 1, 1], [1] * 7 + [0] * 2], bool)
+    edits = [
+        mj.scale("gate", 0.5, layer=1), mj.zero("state", layer=0, pos=n + 1),
+        mj.add("ssm_in", 1.0, layer=0, pos=[2, n + 2]), mj.scale("mixer_out", 0.3, layer=1, pos=mj.per_example([4, 1])),
+    ]  # fmt: skip
+    sites = ["state", "resid_post"]
+    timed = mj.models.at_steps(mj.add("resid_pre", 0.5, layer=1), [0, 3])
+    found = mj.generate(model, TOKENS, 5, mask=jnp.asarray(mask), edits=[*edits, timed], capture=sites)
+    same = [*edits, mj.add("resid_pre", 0.5, layer=1, pos=[n, n + 3])]
+    text = found.whole
+    logits, acts = mj.run(model, text.tokens[:, :-1], mask=text.mask[:, :-1], edits=same, capture=sites)
+    last = np.array([n - 1, 6])  # each prompt's last real token
+    logits = np.stack([[row[at], *row[n:]] for row, at in zip(np.asarray(logits), last, strict=True)])
+    assert_array_equal(logits.argmax(-1), found.tokens)
+    right = np.take_along_axis(jax.nn.log_softmax(logits, -1), np.asarray(found.tokens)[..., None], -1)
+    assert_allclose(found.log_probs, right[..., 0], **TOL["float32", "layout"])
+    for site in sites:
+        assert_allclose(found.prompt_acts[site], acts[site][:, :, :n], **TOL["float32", "layout"])
+        assert_allclose(found.acts[site], acts[site][:, :, n:], **TOL["float32", "layout"])
+    unedited = mj.generate(model, TOKENS, 5, mask=jnp.asarray(mask))
+    assert np.abs(unedited.log_probs - found.log_probs).max() > 1e-3
+
+
+def test_generate__stopped_or_drawn__goes_on_as_one_token_at_a_time(models):
+    model, key = models["mamba"], jax.random.key(0)
+    free = mj.generate(model, TOKENS, 6, key=key, temperature=1.0, top_k=4)
+    stop = int(free.tokens[0, 2])
+    found = mj.generate(model, TOKENS, 6, key=key, temperature=1.0, top_k=4, stop=stop)
+    for row in range(2):
+        kept = np.asarray(free.tokens[row])
+        length = next((i + 1 for i, token in enumerate(kept) if token == stop), 6)
+        assert found.lengths[row] == length
+        assert_array_equal(found.tokens[row], [*kept[:length], *[stop] * (6 - length)])
+    logits = np.asarray(model(np.concatenate((TOKENS, free.tokens), 1)))[:, 8:-1]
+    ranks = (logits > np.take_along_axis(logits, np.asarray(free.tokens)[..., None], -1)).sum(-1)
+    assert ranks.max() < 4 and ranks.max() > 0
+    with pytest.raises(
+        ArgumentError, match="`decoder_prompts` are those of an encoder-decoder; a Mamba goes on"
+    ):
+        mj.generate(model, TOKENS, 2, decoder_prompts=TOKENS)
+    with pytest.raises(SiteError, match=r"state.*pos 13 is out of range"):
+        mj.generate(model, TOKENS, 5, edits=[mj.zero("state", pos=13)])
 
 
 def test_call__any_leading_axes_jit_and_vmap__give_the_same_rows(models):

@@ -123,6 +123,13 @@ def mamba(config, c):
     return out, acts["state"], acts["mixer_out"], first, model(ids[:, 4:], cache=cache)[0]
 
 
+def continued(config, c):
+    """What a state space model generates, with an edit of a state."""
+    edits = [mj.add("state", 1.0, layer=0, pos=5)]
+    found = mj.generate(other(config, c), c.pair[0], 3, edits=edits, capture=["state"])
+    return found.tokens, found.log_probs, found.acts["state"]
+
+
 def edited(c):
     """Every kind of edit, of them some with places and data."""
     means = mj.means(c.model, c.pair[1], ["mlp_post"], per="all")
@@ -348,6 +355,7 @@ ROWS = {
     "generate": generated,
     "generate by drawing": partial(generated, temperature=0.7, key=KEY, top_k=5),
     "generate with an encoder-decoder": answered,
+    **{f"generate with {name}": partial(continued, config) for name, config in MAMBAS.items()},
     "resume": resumed,
     "accumulated_resid": partial(decomposed, "accumulated_resid"),
     "apply_norm": normed,

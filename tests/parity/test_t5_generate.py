@@ -1,5 +1,6 @@
 """Generation with encoder-decoders: against transformers, and against the whole text again for every token."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 
 import mechjax as mj
 from mechjax.base.errors import ArgumentError, ShapeError, SiteError
+from mechjax.models.t5_runs import T5Runs
+from mechjax.studies.check import CHECKS, Run
 from tests.parity.cases import quick, torch
 from tests.parity.test_t5 import N_POS, assert_close, pair
 
@@ -60,6 +63,24 @@ def test_generate__with_edits_and_captures__equals_the_whole_text_again():
     assert_close(found.prompt_acts["cross_attn_out"], np.asarray(acts["cross_attn_out"][:, :, :4]))
     assert_close(found.acts["cross_attn_out"], np.asarray(acts["cross_attn_out"][:, :, 4:]))
     assert {site.name for site in found.acts.sites} == {"cross_attn_out"}
+
+
+@pytest.mark.slow
+def test_check__of_a_decoder_that_forgets_its_keys__is_wrong(monkeypatch):
+    _, model, texts = pair("t5")
+    run = Run(model, *texts, np.asarray(model(*texts)), {})
+    ((where, found, right),) = CHECKS["cache against full forward"](run)
+    assert where == "token by token" and found.shape[1] == texts[1].shape[1] // 2 + 1
+    assert_close(found, right)
+    filled = T5Runs.filled
+
+    def forgetful(runs, *given):
+        after = filled(runs, *given)
+        return eqx.tree_at(lambda c: c.keys, after, after.keys.at[0].set(0.0))
+
+    monkeypatch.setattr(T5Runs, "filled", forgetful)
+    ((_, found, right),) = CHECKS["cache against full forward"](run)
+    assert np.abs(found - right)[:, 1:].max() > 1e-2
 
 
 def test_generate__of_what_cannot_be__is_refused():
