@@ -14,8 +14,8 @@ import torch
 
 import mechjax as mj
 from mechjax.base.errors import MechjaxError
-from tests.interop.torch_architectures import ARCHITECTURES, built
-from tests.interop.torch_hooks import Key, candidates, gradients, run_hooked, seen
+from tests.interop.pytorch.architectures import ARCHITECTURES, built
+from tests.interop.pytorch.hooks import Key, candidates, gradients, run_hooked, seen
 
 
 def numbers(x: Any) -> np.ndarray:

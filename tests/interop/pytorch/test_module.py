@@ -20,7 +20,7 @@ from mechjax.base.errors import (
     UnsupportedModelError,
 )
 from mechjax.interop import from_torch
-from tests.interop.torch_networks import HIDDEN, LAYERS, POS, VOCAB, D, Holding, inside, net, tokens, torch
+from tests.interop.pytorch.networks import HIDDEN, LAYERS, POS, VOCAB, D, Holding, inside, net, tokens, torch
 from tests.tolerances import TOL
 
 TOKENS = tokens()

@@ -7,9 +7,9 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from mechjax.base.errors import ShapeError, UnsupportedModelError
-from mechjax.interop.torch_graph import operations
-from mechjax.interop.torch_operations import OPERATIONS
-from tests.interop.torch_networks import torch
+from mechjax.interop.pytorch.graph import operations
+from mechjax.interop.pytorch.operations import OPERATIONS
+from tests.interop.pytorch.networks import torch
 from tests.tolerances import TOL
 
 

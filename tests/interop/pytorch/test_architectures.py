@@ -5,9 +5,9 @@ import pytest
 
 import mechjax as mj
 from mechjax.base.errors import ArgumentError, UnsupportedModelError
-from tests.interop.torch_architectures import ARCHITECTURES, EXAMPLES, REFUSED, built, torch
-from tests.interop.torch_hooks import candidates, seen
-from tests.interop.torch_parity import bridged, compare, matched, numbers, worst
+from tests.interop.pytorch.architectures import ARCHITECTURES, EXAMPLES, REFUSED, built, torch
+from tests.interop.pytorch.hooks import candidates, seen
+from tests.interop.pytorch.parity import bridged, compare, matched, numbers, worst
 from tests.tolerances import TOL
 
 _QUICK = ("vit",)

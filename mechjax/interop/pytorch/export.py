@@ -18,12 +18,12 @@ import jax
 from mechjax.base.errors import ArgumentError, UnsupportedModelError
 from mechjax.base.optional import require
 from mechjax.interop.marks import Mark, leaf_name
-from mechjax.interop.torch_arguments import Arguments
-from mechjax.interop.torch_graph import operations, refuse_writes, reshape_views, stop_gradients
-from mechjax.interop.torch_operations import OPERATIONS
-from mechjax.interop.torch_sizes import conditions, count, later_conditions
-from mechjax.interop.torch_trees import changed, chosen, plain
-from mechjax.interop.torchax_shim import lowerings
+from mechjax.interop.pytorch.arguments import Arguments
+from mechjax.interop.pytorch.graph import operations, refuse_writes, reshape_views, stop_gradients
+from mechjax.interop.pytorch.operations import OPERATIONS
+from mechjax.interop.pytorch.sizes import conditions, count, later_conditions
+from mechjax.interop.pytorch.torchax_shim import lowerings
+from mechjax.interop.pytorch.trees import changed, chosen, plain
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,10 +9,10 @@ from jaxtyping import Array
 from mechjax.base.errors import ArgumentError
 from mechjax.base.optional import require
 from mechjax.interop.naming import Sites, chosen_sites
+from mechjax.interop.pytorch.arguments import arguments
+from mechjax.interop.pytorch.export import export
+from mechjax.interop.pytorch.program import Program
 from mechjax.interop.subject import Subject
-from mechjax.interop.torch_arguments import arguments
-from mechjax.interop.torch_export import export
-from mechjax.interop.torch_program import Program
 
 
 def from_torch(
