@@ -72,7 +72,7 @@ def seen(module: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[Key, Any]]:
 
 
 def gradients(module: Any, kwargs: dict[str, Any], metric: Callable[[Any], Any]) -> dict[Key, Any]:
-    """d metric / d value by autograd, for every floating value that the metric depends on."""
+    """d metric / d value by autograd, for every floating value; zero where the metric does not depend on it."""
     values: dict[Key, Any] = {}
 
     def keep(key: Key, x: Any) -> Any:
@@ -85,7 +85,8 @@ def gradients(module: Any, kwargs: dict[str, Any], metric: Callable[[Any], Any])
     with torch.enable_grad():
         value = metric(run_hooked(module, kwargs, keep))
         found = torch.autograd.grad(value, list(values.values()), allow_unused=True)
-    return {key: g for key, g in zip(values, found, strict=True) if g is not None}
+    pairs = zip(values.items(), found, strict=True)
+    return {key: torch.zeros_like(x) if g is None else g for (key, x), g in pairs}
 
 
 def candidates(key: Key, n_calls: int) -> list[tuple[str, int | None]]:

@@ -89,6 +89,21 @@ def test_from_torch__captures_edits_and_gradients__equal_hooks_and_autograd(subj
     assert np.abs(tripled.numpy() - out["logits"]).max() > 0.1
 
 
+def test_from_torch__gradients_where_the_metric_does_not_look__are_zeros_of_autograd(subject):
+    module, outs = net(), []
+    for block in module.blocks:  # a copy, as the block itself uses what it returns beside the stream
+        block.register_forward_hook(lambda _, args, out: outs.append(out[1].clone()) or (out[0], outs[-1]))
+    last = module(TOKENS).last[0]
+    expected = torch.autograd.grad((last**2).sum(), outs, allow_unused=True)
+    assert [g is None for g in expected] == [True, True, False]  # only the last block's is read
+    both = ["blocks.output.1", "output.logits"]
+    _, grads = mj.value_and_grad_at(subject, lambda y: (y["last"][0] ** 2).sum(), both)(TOKENS.numpy())
+    assert_allclose(grads["blocks.output.1"][2], expected[2], **TOL["float32", "gradient"])
+    assert_array_equal(grads["blocks.output.1"][:2], jnp.zeros((2, 2, POS, D)))
+    assert_array_equal(grads["output.logits"], jnp.zeros((2, POS, VOCAB)))
+    assert grads.ran["blocks.output.1"].all()
+
+
 def test_from_torch__edits_under_vmap__are_a_sweep(subject):
     value = jnp.asarray(np.random.default_rng(0).normal(size=D), jnp.float32)
     run = lambda layer: mj.intervene(subject, mj.replace("blocks.mlp.output", value, layer=layer))(
