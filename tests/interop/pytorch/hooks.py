@@ -47,11 +47,10 @@ def run_hooked(module: Any, kwargs: dict[str, Any], change: Change) -> Any:
 
         return hook
 
+    how = {"with_kwargs": True, "prepend": True}  # before hooks by which the module itself notes values
     for name, part in module.named_modules():
-        handles += [
-            part.register_forward_pre_hook(before(name), with_kwargs=True),
-            part.register_forward_hook(after(name), with_kwargs=True),
-        ]
+        handles.append(part.register_forward_pre_hook(before(name), **how))
+        handles.append(part.register_forward_hook(after(name), **how))
     try:
         return module(**kwargs)
     finally:
