@@ -45,7 +45,7 @@ def from_torch(
     calling it (`nn.MultiheadAttention.out_proj`) give no site. Hooks that the module has, yours or those by which
     `transformers` notes hidden states, come after: they see what an edit puts at a site. An id past the vocabulary
     gives NaN, where torch raises; checks of numbers inside the module are left out. Exported, `transformers` makes
-    attention masks explicit that it leaves out otherwise; they are sites.
+    attention masks explicit that it leaves out otherwise, one for each example; they are sites.
 
     **Cost.** The export runs once, here: about 0.6 s for each layer of GPT-2 on one core, three times that
     with `dynamic=True`. Layers are not scanned, so compile time grows with depth.

@@ -208,6 +208,17 @@ ARCHITECTURES: dict[str, Architecture] = {
         {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [8, 16], "patch_sizes": [3, 3], "strides": [2, 2], "num_attention_heads": [2, 2], "mlp_ratios": [2, 2]},
         "vision", "hierarchical attention with convolutions", example="pixels",
     ),
+    # Exported, transformers adds a mask of truth values to the biases of its other attention, so that these are 1 higher.
+    "beit": Architecture(
+        "BeitForImageClassification",
+        _VIT | {"use_relative_position_bias": True, "use_absolute_position_embeddings": True, "layer_scale_init_value": 0.1, "attn_implementation": "eager"},
+        "vision", "patch encoder with relative biases", example="pixels",
+    ),
+    "poolformer": Architecture(
+        "PoolFormerForImageClassification",
+        {"hidden_sizes": [8, 16], "depths": [2, 1], "num_encoder_blocks": 2, "patch_sizes": [3, 3], "strides": [2, 2], "padding": [1, 1], "layer_scale_init_value": 0.1},
+        "vision", "pooling in place of attention", example="pixels",
+    ),
     # vision and language
     "clip": Architecture(
         "CLIPModel", {"text_config": _CLIP_TEXT, "vision_config": _VIT | {"projection_dim": 16}, "projection_dim": 16}, "vision-language", "two towers",

@@ -93,7 +93,10 @@ def candidates(key: Key, n_calls: int) -> list[tuple[str, int | None]]:
     path, call, side, place = key
     words = path.split(".") if path else []
     tail = [*([f"call_{call}"] if n_calls > 1 else []), side, *([place] if place else [])]
-    numbered = [i for i, word in enumerate(words) if word.isdecimal() or re.fullmatch(r".+_\d+", word)]
+    numbers = [i for i, word in enumerate(words) if word.isdecimal() or re.fullmatch(r".+_\d+", word)]
+    numbered = [
+        i for i in numbers if not (words[i].isdecimal() and i - 1 in numbers)
+    ]  # of lists in lists, the outer
     names = []
     for layer_at in [None, *numbered]:
         parts: list[str] = []
@@ -101,7 +104,7 @@ def candidates(key: Key, n_calls: int) -> list[tuple[str, int | None]]:
             if i == layer_at:
                 if not word.isdecimal():
                     parts.append(word.rpartition("_")[0])
-            elif word.isdecimal() and parts and i - 1 != layer_at and i - 1 not in numbered:
+            elif word.isdecimal() and parts:
                 parts[-1] += f"_{word}"
             else:
                 parts.append(word)

@@ -45,6 +45,8 @@ def test_candidates__of_numbered_modules__name_each_reading():
         ("h.mlp.layers_0.call_1.output", 3),
         ("h_3.mlp.layers.call_1.output", 0),
     ]
+    found = candidates(("block.1.0.norm", 0, "input", ""), 1)
+    assert found == [("block_1_0.norm.input", None), ("block_0.norm.input", 1)]
 
 
 @pytest.mark.parametrize("name", ["jetmoe", pytest.param("dbrx", marks=pytest.mark.slow)])

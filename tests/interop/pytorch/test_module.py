@@ -231,6 +231,29 @@ def test_from_torch__a_module_called_twice_and_one_that_nobody_reads__have_sites
         assert_allclose(acts[f"inner.call_{i}.output"], value.detach(), **TOL["float32", "parity"])
 
 
+@pytest.mark.parametrize("wide", [D, 2 * D])
+def test_from_torch__lists_in_lists__have_sites_that_can_be_asked_for(wide):
+    linear = torch.nn.Linear
+    stages = [[linear(D, D), linear(D, wide)], [linear(wide, wide)]]
+    blocks = torch.nn.ModuleList(torch.nn.ModuleList(stage) for stage in stages)
+    module = Holding(
+        lambda inner, x: [x := block(x) for stage in inner for block in stage][-1], blocks
+    ).eval()
+    x = torch.randn(2, D)
+    subject = from_torch(module, x, dynamic=False)
+    if wide == D:  # stages that are alike are layers, of which the second has no second block
+        names = {"inner_0.output": (0, 1), "inner_1.output": (0,)}
+        at = [("inner_0.output", 0), ("inner_1.output", 0), ("inner_0.output", 1)]
+    else:
+        names = {f"inner_{name}.output": None for name in ("0_0", "0_1", "1_0")}
+        at = [(name, ...) for name in names]
+    _, acts = mj.capture(subject, list(names))(x.numpy())
+    assert acts.layers == names
+    for (name, row), block in zip(at, [*stages[0], *stages[1]], strict=True):
+        x = _torch(block, x)
+        assert_allclose(acts[name][row], x, **TOL["float32", "parity"])
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_from_torch__half_precision__stays(dtype):
     module = net().to(getattr(torch, dtype))
