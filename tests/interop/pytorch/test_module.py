@@ -256,12 +256,39 @@ def test_from_torch__lists_in_lists__have_sites_that_can_be_asked_for(wide):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_from_torch__half_precision__stays(dtype):
-    module = net().to(getattr(torch, dtype))
+    module, tol = net().to(getattr(torch, dtype)), TOL["bfloat16", "parity"]
     subject = from_torch(module, TOKENS, output="logits", dynamic=False)
-    out = subject(TOKENS.numpy())
-    assert out.dtype == dtype and subject.parameters["embed.weight"].dtype == dtype
-    expected = _torch(module, TOKENS).logits.float()
-    assert_allclose(out.astype(jnp.float32), expected, **TOL["bfloat16", "parity"])
+    assert subject.parameters["embed.weight"].dtype == dtype
+    site, seen = "blocks.mlp.output", []
+    out, acts = mj.capture(subject, site)(TOKENS.numpy())
+    assert out.dtype == dtype and acts[site].dtype == dtype
+    logits = _hooked(module, "blocks.1.mlp", lambda out: seen.append(out) or out)
+    assert_allclose(out.astype(jnp.float32), logits.detach().float(), **tol)
+    assert_allclose(acts[site][1].astype(jnp.float32), seen[0].detach().float(), **tol)
+    (expected,) = torch.autograd.grad(logits.sum(), seen)
+    _, grads = mj.value_and_grad_at(subject, lambda y: y.sum(), site)(TOKENS.numpy())
+    assert grads[site].dtype == dtype
+    assert_allclose(grads[site][1].astype(jnp.float32), expected.float(), **tol)
+    edited = mj.intervene(subject, mj.scale(site, 3.0, layer=1))(TOKENS.numpy())
+    tripled = _hooked(module, "blocks.1.mlp", lambda out: 3 * out).detach().float()
+    assert edited.dtype == dtype
+    assert_allclose(edited.astype(jnp.float32), tripled, **tol)
+
+
+def test_save__what_a_subject_gave__says_which_numbers_it_came_from(subject, tmp_path):
+    site, ids = "blocks.mlp.output", TOKENS.numpy()
+    _, acts = mj.capture(subject, site)(ids)
+    again = from_torch(net(), TOKENS, dynamic=False)
+    other = eqx.tree_at(lambda s: s.parameters["embed.weight"], again, 2 * again.parameters["embed.weight"])
+    told = {}
+    for name, model in {"own": subject, "again": again, "other": other}.items():
+        folder = mj.save(acts, tmp_path / name, model=model, tokens=ids)
+        assert mj.verify(folder).ok
+        made_from = {source.name: source for source in mj.provenance(folder).made_from}
+        assert set(made_from) == {"model", "tokens"}
+        told[name] = made_from["model"].arrays
+    assert told["own"] == told["again"] != told["other"]
+    assert_array_equal(mj.restore(tmp_path / "own")[site], acts[site])
 
 
 def test_from_torch__chosen_names__address_positions(subject):
@@ -338,7 +365,7 @@ def test_from_torch__other_hooks_of_a_module__see_what_an_edit_puts_there():
     assert_allclose(edited, _torch(module, x), **TOL["float32", "parity"])
 
 
-@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("before", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_from_torch__hidden_states_that_transformers_notes__are_edited(before):
     """It notes them by hooks, from the first call that asks for them on."""
     transformers = pytest.importorskip("transformers")
