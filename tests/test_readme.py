@@ -9,10 +9,14 @@ import pytest
 
 import mechjax as mj
 from mechjax.models.families import FAMILIES, OTHERS
+from tests.needs import torch_bridge
+from tests.tolerances import TOL
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SCREEN, TRAINING, DICTIONARIES, DEVICES, SUBJECTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SCREEN, TRAINING, DICTIONARIES, DEVICES, SUBJECTS, BRIDGED = re.findall(
+    r"```python\n(.*?)```", README, re.DOTALL
+)
 
 
 def _run(code: str) -> dict:
@@ -100,3 +104,17 @@ def test_subjects__as_they_stand__are_patched_and_attributed():
     # Without nonlinearities the first order is all there is.
     moved = scores.per_example - scores.corrupt
     np.testing.assert_allclose(moved, first_order.per_example, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_bridged__as_it_stands__is_captured_edited_and_patched():
+    torch_bridge()
+    space = _run(BRIDGED)
+    logits, acts, clean = space["logits"], space["acts"], space["clean"]
+    np.testing.assert_allclose(
+        logits, space["module"](space["torch"].tensor(clean)).logits.detach(), **TOL["float32", "parity"]
+    )
+    assert acts["mlp_out"].shape == acts["model.layers.self_attn.output"].shape == (2, 4, 8, 32)
+    changed = np.abs(space["ablated"] - logits).max((0, 2)) > 1e-4
+    assert changed.tolist() == [False] * 7 + [True]  # the last layer, at the last position
+    assert space["scores"].scores.shape == (2, 8)

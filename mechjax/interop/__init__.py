@@ -4,5 +4,5 @@ from mechjax.interop.checkpoint_names import from_checkpoint_names as from_check
 from mechjax.interop.equinox import from_equinox as from_equinox
 from mechjax.interop.linen import from_linen as from_linen
 from mechjax.interop.nnx import from_nnx as from_nnx
+from mechjax.interop.pytorch import from_torch as from_torch
 from mechjax.interop.subject import Subject as Subject
-from mechjax.interop.torch import from_torch as from_torch

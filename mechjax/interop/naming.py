@@ -3,7 +3,8 @@
 A site is called after its module's path, with `.input` or `.output`: `blocks.attn.output`. Layers are left out of the
 name. In a loop, the loop's counter is the layer. Outside loops, modules of one name that are numbered from 0 on, have
 modules inside, and agree in the shapes of all that they have in common (`blocks_0`, `blocks.1`) are layers; only the
-outermost such number is a layer, any other stays, joined by an underscore (`mlp.layers_0`).
+outermost such number is a layer, any other stays, joined by an underscore (`mlp.layers_0`; `block_1_0` in a list of
+lists).
 """
 
 import re
@@ -17,7 +18,7 @@ from mechjax.base.errors import ArgumentError, SiteError, did_you_mean
 from mechjax.interop.marks import Mark, Recorder, mark_number, raw_name
 from mechjax.transform.table import SiteInfo
 
-Part = tuple[str, int | None]  # a word of a path, and its number
+Part = tuple[str, int | None]  # a word of a path, and its number; "" for a number right after another
 Sites = Mapping[str, str | tuple[str, tuple[str, ...]]]
 
 
@@ -78,8 +79,7 @@ def name_modules(recorder: Recorder, table: dict[str, SiteInfo]) -> dict[int, Na
     for i, path in parts.items():
         places = (k for k in range(len(path)) if (path[:k], path[k][0]) in layered)
         at = None if infos[i].stacked else next(places, None)
-        words = [w if n is None or k == at else f"{w}_{n}" for k, (w, n) in enumerate(path)]
-        name = ".".join([*words, *tails[i]])
+        name = ".".join([*_words(path, at), *tails[i]])
         names[i] = Name(name) if at is None else Name(name, path[at][1], layered[path[:at], path[at][0]])
     return _with_holders(names)
 
@@ -179,9 +179,23 @@ def _parts(path: tuple[str, ...]) -> tuple[Part, ...]:
             parts.append((numbered[1], int(numbered[2])))
         elif word.isdecimal() and parts and parts[-1][1] is None:
             parts[-1] = (parts[-1][0], int(word))
+        elif word.isdecimal() and parts:
+            parts.append(("", int(word)))  # a list in a list
         else:
             parts.append((word, None))
     return tuple(parts)
+
+
+def _words(path: tuple[Part, ...], layer_at: int | None) -> list[str]:
+    """The words of a name, with every number joined on but the layer's."""
+    words: list[str] = []
+    for k, (word, n) in enumerate(path):
+        text = word if n is None or k == layer_at else f"{word}_{n}"
+        if word:
+            words.append(text)
+        else:
+            words[-1] += text
+    return words
 
 
 def _containers(
@@ -194,7 +208,7 @@ def _containers(
         if info.stacked:
             continue
         for k, (word, n) in enumerate(parts[i]):
-            if n is not None:
+            if word and n is not None:  # of a list in a list, only the outer may be layers
                 key, rest = (parts[i][:k], word), parts[i][k + 1 :]
                 inside[key][n].add(rest)
                 shapes[key][rest, tails[i]].add((info.shape, str(info.dtype)))

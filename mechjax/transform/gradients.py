@@ -53,35 +53,37 @@ def value_and_grad_at(
         raise SiteError(
             f"value_and_grad_at takes names of sites, got {names}; their cotangents are what it returns."
         )
-    objective = _Objective(
-        hold(fn), hold(metric), tuple(dict.fromkeys(spelled_out(name)[0] for name in names))
-    )
-    return _GradientsAt(objective, reads_of(names, layers))
+    asked = tuple(dict.fromkeys(spelled_out(name)[0] for name in names))
+    return _GradientsAt(_Objective(hold(fn), hold(metric), asked), reads_of(names, layers))
 
 
 class _Objective(eqx.Module):
-    """`metric(fn(...))` differentiated with respect to a zero added at every site.
+    """`metric(fn(...))` differentiated with respect to a zero added at every site, and what is read beside it.
 
     The zero is one scalar per site: adding it everywhere is free, and its own gradient is dropped by the compiler.
+    Reads see the function itself: what nothing depends on is no longer in the program once that is differentiated.
     """
 
     fn: Any
     metric: Any
     sites: tuple[str, ...] = eqx.field(static=True)
+    reads: tuple[Read, ...] = ()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Array:
-        def total(zeros: list[Array]) -> tuple[Array, Array]:
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Array, dict[str, Array]]:
+        def total(zeros: list[Array]) -> tuple[Array, Any]:
             edits = [add(name, zero) for name, zero in zip(self.sites, zeros, strict=True)]
-            value = jnp.asarray(unhold(self.metric)(intervene(unhold(self.fn), edits)(*args, **kwargs)))
+            edited = intervene(unhold(self.fn), edits)
+            out, acts = Transformed(hold(edited), (), self.reads)(*args, **kwargs)
+            value = jnp.asarray(unhold(self.metric)(out))
             if not jnp.issubdtype(value.dtype, jnp.floating):
                 raise ArgumentError(
                     f"the metric returned {value.dtype}{list(value.shape)}; it must return one real number, or one "
                     "per example."
                 )
-            return value.sum(), value
+            return value.sum(), (value, acts.ran)
 
-        (_, value), _ = jax.value_and_grad(total, has_aux=True)([jnp.zeros(()) for _ in self.sites])
-        return value
+        (_, value_and_ran), _ = jax.value_and_grad(total, has_aux=True)([jnp.zeros(()) for _ in self.sites])
+        return value_and_ran
 
 
 class _GradientsAt(eqx.Module):
@@ -92,15 +94,26 @@ class _GradientsAt(eqx.Module):
 
     @on_any_mesh
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Array, Activations]:
-        have = trace(self.objective, args, kwargs, frozenset(self.objective.sites))[0].sites
+        have = Transformed(self.objective.fn, (), self.reads).sites(*args, **kwargs)
         reads = [with_static(r, site=known_as(r.site, have)) for r in self.reads]
-        reached = [r for r in reads if _cotangent(r.site) in have]
-        ran = [_whether(r, have[r.site]) for r in reads]
-        wanted = [Read(_cotangent(r.site), r.layers) for r in reached]
-        value, acts = Transformed(self.objective, (), (*ran, *wanted))(*args, **kwargs)
-        arrays = {r.site: _gradient(r, acts, have[r.site]) for r in reads}
+        for read in reads:
+            _check_differentiable(have[read.site])
+        noting = with_static(self.objective, reads=tuple(_whether(r, have[r.site]) for r in reads))
+        reached = trace(noting, args, kwargs, frozenset(self.objective.sites))[0].sites
+        wanted = [Read(name, r.layers) for r in reads if (name := _cotangent(r.site)) in reached]
+        (value, ran), acts, _ = Transformed(noting, (), tuple(wanted)).observe(*args, **kwargs)
+        arrays = {r.site: _gradient(r, ran[r.site], acts, have[r.site]) for r in reads}
         sites = tuple(r.captured(have[r.site]) for r in reads)
-        return value, Activations(arrays, {name: acts.ran[name] for name in arrays}, sites)
+        return value, Activations(arrays, ran, sites)
+
+
+def _check_differentiable(info: SiteInfo) -> None:
+    """Refuse whole numbers and truth values, which have no derivative."""
+    if not jnp.issubdtype(info.dtype, jnp.inexact):
+        raise SiteError(
+            f"value_and_grad_at: site `{info.name}` holds {jnp.dtype(info.dtype).name}, which has no gradient. Ask at "
+            "a site of floating numbers that is made from it, such as the embedding of token ids."
+        )
 
 
 def _cotangent(site: str) -> str:
@@ -119,10 +132,9 @@ def _nothing(x: Array, info: Any) -> Array:
     return jnp.zeros((), jnp.bool_)
 
 
-def _gradient(read: Read, acts: Activations, info: SiteInfo) -> Array:
+def _gradient(read: Read, ran: Array, acts: Activations, info: SiteInfo) -> Array:
     """The gradient at a site: zero where it ran but the metric does not depend on it, NaN where it did not run."""
     name, rows = _cotangent(read.site), read.rows(info)
-    ran = acts.ran[read.site]
     shape = (*(() if rows is None else (len(rows),)), *info.shape)
     wide = ran.reshape(*ran.shape, *(1,) * (len(shape) - ran.ndim))
     untouched = jnp.where(wide, 0.0, jnp.nan).astype(info.dtype)

@@ -176,6 +176,30 @@ def test_gradient__unrelated_site__is_zero_and_of_tokens__exists():
     np.testing.assert_allclose(value, f(jnp.array([0, 1, 1])).sum(), **TOL["float32", "law"])
 
 
+def test_gradient__a_site_that_nothing_reads__is_zero_where_it_ran():
+    def f(x):
+        mj.site(x * 3, "unread", axes=("unit",))
+        for layer in range(3):  # the parts beside the stream are read at layer 1 alone
+            beside = mj.site(x * 2, "beside", layer=layer, layers=3, axes=("unit",))
+            x = x + 1 + (beside if layer == 1 else 0)
+
+        def branch(x):
+            mj.site(x * 5, "inner", axes=("unit",))
+            return x
+
+        return lax.cond(x.sum() > 0, branch, lambda x: x, x)
+
+    grads_of = mj.value_and_grad_at(f, jnp.sum, ["unread", "beside", "inner"])
+    value, grads = grads_of(jnp.ones(2))
+    np.testing.assert_allclose(value, f(jnp.ones(2)).sum(), **TOL["float32", "law"])
+    np.testing.assert_array_equal(grads["unread"], [0, 0])
+    np.testing.assert_array_equal(grads["beside"], [[0, 0], [1, 1], [0, 0]])
+    np.testing.assert_array_equal(grads["inner"], [0, 0])
+    assert grads.ran["beside"].all() and grads.ran["inner"]
+    _, grads = grads_of(jnp.full(2, -10.0))
+    assert np.isnan(grads["inner"]).all() and not grads.ran["inner"] and grads.ran["unread"]
+
+
 @pytest.mark.filterwarnings("ignore:a site inside a function with its own derivative rule")
 @pytest.mark.parametrize("body", ["plain", "remat", "custom_vjp", "custom_jvp", "cond"])
 @pytest.mark.parametrize("layout", ["unrolled", "scanned"])

@@ -157,18 +157,23 @@ def compiled_here(name, fn, given, mesh):
     }  # fmt: skip
 
 
-def main(topology, sizes, names):
-    """Compiles programs, and writes what was found, one line each."""
-    import jax
-    import jax.numpy as jnp
+def described(topology, sizes):
+    """A mesh of chips that are not here."""
     import numpy as np
     from jax.experimental import topologies
     from jax.sharding import Mesh
 
     chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    shape = tuple(map(int, sizes.split("x")))
-    mesh = Mesh(np.array(chips).reshape(shape), ("data", "model"))
-    batch = max(8, shape[0])
+    return Mesh(np.array(chips).reshape(tuple(map(int, sizes.split("x")))), ("data", "model"))
+
+
+def main(topology, sizes, names):
+    """Compiles programs, and writes what was found, one line each."""
+    import jax
+    import jax.numpy as jnp
+
+    mesh = described(topology, sizes)
+    batch = max(8, mesh.shape["data"])
     tokens = mj.shard(jax.ShapeDtypeStruct((batch, 8), jnp.int32), mesh, axes="batch pos")
     known, controls = methods(None, batch), wrong(mesh)
     for name in names:
@@ -186,10 +191,10 @@ TRAINING = "dictionary step"
 ON_WIDE = ("forward", "capture")
 
 
-def compiled(topology, sizes, *names, seconds=280):
+def compiled(topology, sizes, *names, seconds=280, script="tests.parallel.for_tpu"):
     """Name -> what a process of its own found of each program; and what it said."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.parallel.for_tpu", topology, sizes, *names],
+        [sys.executable, "-m", script, topology, sizes, *names],
         env=environment(),
         capture_output=True, text=True, timeout=seconds, check=False,
     )  # fmt: skip

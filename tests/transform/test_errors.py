@@ -78,6 +78,7 @@ BAD = {
     "layers said twice": (SiteError, lambda: mj.capture(tower, "blocks.1.attn.hook_z", layers=2), "already says layer 1"),
     "unhashable": (JitError, lambda: mj.capture(tower, "h")({"a": {1, 2}}), "static part that cannot be hashed"),
     "gradient of a gradient": (SiteError, lambda: mj.value_and_grad_at(tower, jnp.sum, "h@cotangent"), "takes names of sites"),
+    "gradient of whole numbers": (SiteError, lambda: mj.value_and_grad_at(lambda x: mj.site(x, "ids").astype(float), jnp.sum, "ids")(jnp.arange(3)), r"site `ids` holds int32, which has no gradient"),
     "metric": (ArgumentError, lambda: mj.value_and_grad_at(tower, lambda y: y.argmax(), "h")(X), "one real number, or one per example"),
     "means": (ArgumentError, lambda: mj.means(tower, X, "h", per="batch"), "expected 'pos' or 'all'"),
     "means without batch": (ArgumentError, lambda: mj.means(tower, X[0], "h"), "prompts have no batch axis"),

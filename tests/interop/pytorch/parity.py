@@ -14,8 +14,8 @@ import torch
 
 import mechjax as mj
 from mechjax.base.errors import MechjaxError
-from tests.interop.torch_architectures import ARCHITECTURES, built
-from tests.interop.torch_hooks import Key, candidates, gradients, run_hooked, seen
+from tests.interop.pytorch.architectures import ARCHITECTURES, built
+from tests.interop.pytorch.hooks import Key, candidates, gradients, run_hooked, seen
 
 
 def numbers(x: Any) -> np.ndarray:
@@ -50,7 +50,8 @@ def matched(sites: Any, keys: Any) -> dict[Key, tuple[str, int | None]]:
     assert len(set(found.values())) == len(found)
     rows = {(name, row) for name, info in sites.items() for row in (info.rows if info.layers else (None,))}
     # Exported, transformers makes masks explicit that it leaves out otherwise.
-    rows = {(name, row) for name, row in rows if sites[name].dtype != bool}
+    made = {name for name in sites if sites[name].dtype == bool or name.endswith(".attention_mask")}
+    rows = {(name, row) for name, row in rows if name not in made}
     assert rows <= set(found.values()), f"no hook for {rows - set(found.values())}"
     return found
 
@@ -60,6 +61,17 @@ def row(record: Any, at: tuple[str, int | None]) -> np.ndarray:
     name, layer = at
     array = record[name]
     return np.asarray(array if layer is None else array[record.layers[name].index(layer)])
+
+
+def explicit(key: Key, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """What a hook saw, in the shape of its site: exported, transformers has a mask for each example."""
+    return np.broadcast_to(x, shape) if key[3] == "attention_mask" else x
+
+
+def summed(key: Key, grad: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The gradient at a site, in the shape of what a hook saw, which all examples may share."""
+    shared = tuple(i for i, (n, m) in enumerate(zip(grad.shape, shape, strict=True)) if m == 1 < n)
+    return grad.sum(shared, keepdims=True) if key[3] == "attention_mask" else grad
 
 
 @dataclass(frozen=True)
@@ -102,7 +114,8 @@ def compare(name: str) -> Differences:
 
     weights = jnp.asarray(np.random.default_rng(0).normal(size=logits.shape), jnp.float32)
     plain, record = eqx.filter_jit(lambda f, x: mj.capture(f, list(sites))(**x))(subject, arrays)
-    in_sites = max(worst(row(record, at), numbers(values[key])) for key, at in names.items())
+    rows = {key: row(record, at) for key, at in names.items()}
+    in_sites = max(worst(x, explicit(key, numbers(values[key]), x.shape)) for key, x in rows.items())
 
     metric = lambda y: (y * weights).sum()
     own = gradients(
@@ -110,7 +123,9 @@ def compare(name: str) -> Differences:
     )
     floating = sorted({names[key][0] for key in own})
     _, grads = eqx.filter_jit(lambda f, x: mj.value_and_grad_at(f, metric, floating)(**x))(subject, arrays)
-    in_gradients = max(worst(row(grads, names[key]), numbers(g)) for key, g in own.items())
+    in_gradients = max(
+        worst(summed(key, row(grads, names[key]), tuple(g.shape)), numbers(g)) for key, g in own.items()
+    )
 
     generator = torch.Generator().manual_seed(7)
     deltas = {
@@ -120,7 +135,10 @@ def compare(name: str) -> Differences:
     }
     with torch.no_grad():
         changed = run_hooked(model, whole, lambda key, x: x + deltas[key] if key in deltas else x)
-    edits = [mj.add(names[key][0], jnp.asarray(numbers(x)), layer=names[key][1]) for key, x in deltas.items()]
+    edits = [
+        mj.add(names[key][0], jnp.asarray(explicit(key, numbers(x), rows[key].shape)), layer=names[key][1])
+        for key, x in deltas.items()
+    ]
     edited = eqx.filter_jit(lambda f, e, x: mj.intervene(f, e)(**x))(subject, edits, arrays)
     after = numbers(getattr(changed, made.output))
     return Differences(

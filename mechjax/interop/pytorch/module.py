@@ -9,10 +9,10 @@ from jaxtyping import Array
 from mechjax.base.errors import ArgumentError
 from mechjax.base.optional import require
 from mechjax.interop.naming import Sites, chosen_sites
+from mechjax.interop.pytorch.arguments import arguments
+from mechjax.interop.pytorch.export import export
+from mechjax.interop.pytorch.program import Program
 from mechjax.interop.subject import Subject
-from mechjax.interop.torch_arguments import arguments
-from mechjax.interop.torch_export import export
-from mechjax.interop.torch_program import Program
 
 
 def from_torch(
@@ -42,9 +42,10 @@ def from_torch(
     **Exact.** Contractions of 32 bits at `Precision.HIGHEST`; gradients as autograd's, `detach` and `no_grad` included.
 
     **Misleads.** A site is what a *call* of a module takes and returns: weights that a module's owner uses without
-    calling it (`nn.MultiheadAttention.out_proj`) give no site. What nothing reads can be captured but has no gradient.
-    An id past the vocabulary gives NaN, where torch raises; checks of numbers inside the module are left out.
-    Exported, `transformers` makes attention masks explicit that it leaves out otherwise; they are sites.
+    calling it (`nn.MultiheadAttention.out_proj`) give no site. Hooks that the module has, yours or those by which
+    `transformers` notes hidden states, come after: they see what an edit puts at a site. An id past the vocabulary
+    gives NaN, where torch raises; checks of numbers inside the module are left out. Exported, `transformers` makes
+    attention masks explicit that it leaves out otherwise, one for each example; they are sites.
 
     **Cost.** The export runs once, here: about 0.6 s for each layer of GPT-2 on one core, three times that
     with `dynamic=True`. Layers are not scanned, so compile time grows with depth.

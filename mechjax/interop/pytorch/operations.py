@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -51,9 +52,30 @@ def _attention(
 
 
 def _grouped_matmul(x: Array, weight: Array, offsets: Array) -> Array:
-    """Rows up to `offsets[0]` times the first matrix, up to `offsets[1]` times the second, and so on."""
-    sizes = jnp.diff(offsets, prepend=jnp.zeros(1, offsets.dtype)).astype(jnp.int32)
-    return lax.ragged_dot(x, weight, sizes, precision=lax.Precision.HIGHEST)
+    """Rows up to `offsets[0]` times the first matrix, up to `offsets[1]` times the second, and so on; others are zero.
+
+    Rows go through in blocks of one matrix each: `lax.ragged_dot`, which is this, cannot be mapped over, nor swept.
+    """
+    n, groups = x.shape[0], weight.shape[0]
+    size = max(
+        8, min(128, -(-n // (8 * groups)) * 8)
+    )  # about one block for each matrix, in eights, as chips have them
+    begins = jnp.concatenate([jnp.zeros(1, offsets.dtype), offsets[:-1]])
+    blocks = -(-(offsets - begins) // size)
+    ends = jnp.cumsum(blocks, dtype=offsets.dtype)
+    block = jnp.arange(n // size + groups, dtype=offsets.dtype)  # as many as there can be
+    group = jnp.minimum(jnp.searchsorted(ends, block, side="right"), groups - 1)
+    first = begins[group] + (block - (ends - blocks)[group]) * size
+    rows = first[:, None] + jnp.arange(size, dtype=offsets.dtype)
+    rows = jnp.where((rows < offsets[group][:, None]) & (block < ends[-1])[:, None], rows, n)
+
+    @jax.checkpoint
+    def step(_: None, given: tuple[Array, Array]) -> tuple[None, Array]:
+        taken, group = given
+        return None, jnp.matmul(taken, weight[group], precision=lax.Precision.HIGHEST)
+
+    made = lax.scan(step, None, (jnp.take(x, rows, axis=0, mode="fill", fill_value=0), group))[1]
+    return jnp.zeros((n, made.shape[-1]), made.dtype).at[rows].set(made, mode="drop")
 
 
 def _masked_scatter(x: Array, mask: Array, source: Array) -> Array:

@@ -3,8 +3,8 @@
 import subprocess
 import sys
 
-from mechjax.interop.torchax_shim import lowerings
-from tests.interop.torch_networks import torch
+from mechjax.interop.pytorch.torchax_shim import lowerings
+from tests.interop.pytorch.networks import torch
 
 
 def test_torchax__by_itself__cannot_be_imported_yet():

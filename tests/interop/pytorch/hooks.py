@@ -47,11 +47,10 @@ def run_hooked(module: Any, kwargs: dict[str, Any], change: Change) -> Any:
 
         return hook
 
+    how = {"with_kwargs": True, "prepend": True}  # before hooks by which the module itself notes values
     for name, part in module.named_modules():
-        handles += [
-            part.register_forward_pre_hook(before(name), with_kwargs=True),
-            part.register_forward_hook(after(name), with_kwargs=True),
-        ]
+        handles.append(part.register_forward_pre_hook(before(name), **how))
+        handles.append(part.register_forward_hook(after(name), **how))
     try:
         return module(**kwargs)
     finally:
@@ -72,7 +71,7 @@ def seen(module: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[Key, Any]]:
 
 
 def gradients(module: Any, kwargs: dict[str, Any], metric: Callable[[Any], Any]) -> dict[Key, Any]:
-    """d metric / d value by autograd, for every floating value that the metric depends on."""
+    """d metric / d value by autograd, for every floating value; zero where the metric does not depend on it."""
     values: dict[Key, Any] = {}
 
     def keep(key: Key, x: Any) -> Any:
@@ -85,7 +84,8 @@ def gradients(module: Any, kwargs: dict[str, Any], metric: Callable[[Any], Any])
     with torch.enable_grad():
         value = metric(run_hooked(module, kwargs, keep))
         found = torch.autograd.grad(value, list(values.values()), allow_unused=True)
-    return {key: g for key, g in zip(values, found, strict=True) if g is not None}
+    pairs = zip(values.items(), found, strict=True)
+    return {key: torch.zeros_like(x) if g is None else g for (key, x), g in pairs}
 
 
 def candidates(key: Key, n_calls: int) -> list[tuple[str, int | None]]:
@@ -93,7 +93,10 @@ def candidates(key: Key, n_calls: int) -> list[tuple[str, int | None]]:
     path, call, side, place = key
     words = path.split(".") if path else []
     tail = [*([f"call_{call}"] if n_calls > 1 else []), side, *([place] if place else [])]
-    numbered = [i for i, word in enumerate(words) if word.isdecimal() or re.fullmatch(r".+_\d+", word)]
+    numbers = [i for i, word in enumerate(words) if word.isdecimal() or re.fullmatch(r".+_\d+", word)]
+    numbered = [
+        i for i in numbers if not (words[i].isdecimal() and i - 1 in numbers)
+    ]  # of lists in lists, the outer
     names = []
     for layer_at in [None, *numbered]:
         parts: list[str] = []
@@ -101,7 +104,7 @@ def candidates(key: Key, n_calls: int) -> list[tuple[str, int | None]]:
             if i == layer_at:
                 if not word.isdecimal():
                     parts.append(word.rpartition("_")[0])
-            elif word.isdecimal() and parts and i - 1 != layer_at and i - 1 not in numbered:
+            elif word.isdecimal() and parts:
                 parts[-1] += f"_{word}"
             else:
                 parts.append(word)

@@ -57,6 +57,13 @@ def _decoder_ids() -> Any:
     return torch.randint(3, VOCAB, (BATCH, 4))
 
 
+def _with_image() -> Any:
+    """Texts with the image's four patches after their first token."""
+    ids = _tokens()["input_ids"].clamp(max=VOCAB - 2)
+    ids[:, 1:5] = VOCAB - 1
+    return ids
+
+
 EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "tokens": _tokens,
     "ids": lambda: {"input_ids": _tokens()["input_ids"]},
@@ -66,7 +73,8 @@ EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "speech": lambda: {"input_features": torch.randn(BATCH, 8, 20), "decoder_input_ids": _decoder_ids()},
     "waves": lambda: {"input_values": torch.randn(BATCH, 120)},
     "image_text": lambda: _tokens(pixel_values=_pixels()),
-}
+    "image_tokens": lambda: {"input_ids": _with_image(), "attention_mask": _tokens()["attention_mask"], "pixel_values": _pixels()},
+}  # fmt: skip
 
 
 _SMALL = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
@@ -200,6 +208,17 @@ ARCHITECTURES: dict[str, Architecture] = {
         {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [8, 16], "patch_sizes": [3, 3], "strides": [2, 2], "num_attention_heads": [2, 2], "mlp_ratios": [2, 2]},
         "vision", "hierarchical attention with convolutions", example="pixels",
     ),
+    # Exported, transformers adds a mask of truth values to the biases of its other attention, so that these are 1 higher.
+    "beit": Architecture(
+        "BeitForImageClassification",
+        _VIT | {"use_relative_position_bias": True, "use_absolute_position_embeddings": True, "layer_scale_init_value": 0.1, "attn_implementation": "eager"},
+        "vision", "patch encoder with relative biases", example="pixels",
+    ),
+    "poolformer": Architecture(
+        "PoolFormerForImageClassification",
+        {"hidden_sizes": [8, 16], "depths": [2, 1], "num_encoder_blocks": 2, "patch_sizes": [3, 3], "strides": [2, 2], "padding": [1, 1], "layer_scale_init_value": 0.1},
+        "vision", "pooling in place of attention", example="pixels",
+    ),
     # vision and language
     "clip": Architecture(
         "CLIPModel", {"text_config": _CLIP_TEXT, "vision_config": _VIT | {"projection_dim": 16}, "projection_dim": 16}, "vision-language", "two towers",
@@ -208,6 +227,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "siglip": Architecture(
         "SiglipModel", {"text_config": _CLIP_TEXT | {"projection_size": 24}, "vision_config": _VIT}, "vision-language", "two towers with a pooling head",
         example="image_text", output="logits_per_image",
+    ),
+    "llava": Architecture(
+        "LlavaForConditionalGeneration",
+        {"text_config": _LLAMA | {"model_type": "llama"}, "vision_config": _VIT | {"model_type": "clip_vision_model", "projection_dim": 16}, "image_token_id": VOCAB - 1, "vision_feature_layer": -1, "vision_feature_select_strategy": "default", "image_seq_length": 4},
+        "vision-language", "image tokens in a decoder", example="image_tokens", fixed=_NO_CACHE,
     ),
     # audio
     "wav2vec2": Architecture(

@@ -11,13 +11,13 @@ from jax import lax
 from mechjax.base.errors import ShapeError, UnsupportedModelError
 from mechjax.base.optional import require
 from mechjax.interop.marks import recorder
-from mechjax.interop.torch_arguments import Arguments
-from mechjax.interop.torch_arrays import array_dtype, from_tensor
-from mechjax.interop.torch_export import Exported
-from mechjax.interop.torch_graph import module_of
-from mechjax.interop.torch_operations import OPERATIONS
-from mechjax.interop.torch_sizes import Axis, check_sizes
-from mechjax.interop.torchax_shim import lowerings
+from mechjax.interop.pytorch.arguments import Arguments
+from mechjax.interop.pytorch.arrays import array_dtype, from_tensor
+from mechjax.interop.pytorch.export import Exported
+from mechjax.interop.pytorch.graph import module_of
+from mechjax.interop.pytorch.operations import OPERATIONS
+from mechjax.interop.pytorch.sizes import Axis, check_sizes
+from mechjax.interop.pytorch.torchax_shim import lowerings
 
 State = dict[str, dict[str, jax.Array]]  # "parameters" and "buffers", by torch's names
 
@@ -183,7 +183,7 @@ def _function(node: Any) -> Callable[..., Any]:
     if found is None:
         raise UnsupportedModelError(
             f"{name} in {module_of(node)} has no counterpart in JAX here: torchax has none, and neither has "
-            "mechjax.interop.torch_operations, where one may be added."
+            "mechjax.interop.pytorch.operations, where one may be added."
         )
     return found
 
@@ -246,7 +246,7 @@ def _as_in_torch(node: Any, out: Any, expected: Any) -> Any:
     if not fits:
         raise UnsupportedModelError(
             f"{node.target} in {module_of(node)} gives shape {out.shape} in JAX, {tuple(expected.shape)} in torch: its "
-            "function is wrong; one that is right may be added to mechjax.interop.torch_operations."
+            "function is wrong; one that is right may be added to mechjax.interop.pytorch.operations."
         )
     dtype = array_dtype(expected.dtype, of=f"{node.target}")
     return out if out.dtype == dtype and not out.weak_type else lax.convert_element_type(out, dtype)

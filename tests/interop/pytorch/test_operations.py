@@ -7,9 +7,9 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from mechjax.base.errors import ShapeError, UnsupportedModelError
-from mechjax.interop.torch_graph import operations
-from mechjax.interop.torch_operations import OPERATIONS
-from tests.interop.torch_networks import torch
+from mechjax.interop.pytorch.graph import operations
+from mechjax.interop.pytorch.operations import OPERATIONS
+from tests.interop.pytorch.networks import torch
 from tests.tolerances import TOL
 
 
@@ -33,6 +33,7 @@ CASES = {
     "biased attention": ("aten.scaled_dot_product_attention.default", (_Q, _K, _V, _random(3, 5)), {}),
     "grouped attention": ("aten.scaled_dot_product_attention.default", (_Q, _K[:, :2], _V[:, :2]), {"enable_gqa": True}),
     "grouped matmul": ("transformers.grouped_mm_fallback.default", (_random(5, 4), _random(3, 4, 6), _OFFSETS), {}),
+    "grouped matmul of many rows": ("transformers.grouped_mm_fallback.default", (_random(300, 4), _random(3, 4, 6), np.array([7, 290, 300], np.int32)), {}),
     "grouped matmul of torch": ("aten._grouped_mm.default", (_random(5, 4), _random(3, 4, 8), _OFFSETS), {}),
     "masked scatter": ("aten.masked_scatter.default", (_random(3, 5), _BLIND, _random(9)), {}),
     "masked scatter over an axis": ("aten.masked_scatter.default", (_random(3, 5), _BLIND[:, :1], _random(15)), {}),
@@ -60,6 +61,23 @@ def test_operation__of_our_own__is_that_of_torch(case):
 def test_masked_scatter__with_too_few_numbers__gives_nan():
     found = OPERATIONS["aten.masked_scatter.default"](jnp.zeros(3), jnp.ones(3, bool), jnp.ones(2))
     assert_array_equal(found, [1, 1, np.nan])
+
+
+def test_grouped_matmul__mapped_and_differentiated__is_that_of_each():
+    grouped = OPERATIONS["aten._grouped_mm.default"]
+    x, weight = jnp.asarray(_random(2, 5, 4)), jnp.asarray(_random(3, 4, 6))
+    offsets = jnp.array([[2, 2, 5], [0, 4, 5]], jnp.int32)
+
+    def by_hand(x, weight, offsets):
+        group = (jnp.arange(5)[:, None] >= offsets).sum(-1)
+        return jnp.einsum("nd,ndf->nf", x, weight[group])
+
+    loss = lambda f: lambda x, weight, offsets: (f(x, weight, offsets) ** 2).sum()
+    axes, given = (0, None, 0), (x, weight, offsets)
+    with jax.default_matmul_precision("highest"):
+        assert_allclose(*(jax.vmap(f, axes)(*given) for f in (grouped, by_hand)), **TOL["float32", "parity"])
+        grads = (jax.vmap(jax.grad(loss(f), (0, 1)), axes)(*given) for f in (grouped, by_hand))
+        jax.tree.map(lambda a, b: assert_allclose(a, b, **TOL["float32", "gradient"]), *grads)
 
 
 def test_operations__of_sizes__are_numbers():

@@ -3,9 +3,7 @@
 import functools
 from typing import Any
 
-from mechjax.base.errors import UnsupportedModelError
 from mechjax.base.optional import require
-from mechjax.interop.marks import Mark
 
 
 @functools.cache
@@ -65,42 +63,3 @@ def stop_gradients(graph_module: Any) -> None:
                     stopped.meta = dict(part.meta)
                     part.replace_all_uses_with(stopped, delete_user_cb=lambda user, s=stopped: user is not s)
         inner.recompile()
-
-
-def refuse_writes(graph_module: Any, marks: list[Mark]) -> None:
-    """Refuse a write in place into what a mark stands before, where that is read again.
-
-    A mark is a copy, so the graph would read the value from before the write.
-
-    Raises:
-        UnsupportedModelError: There is one.
-    """
-    nodes = list(graph_module.graph.nodes)
-    source: dict[Any, Any] = {}  # a view -> what it is a view of
-    for i, node in enumerate(nodes):
-        for argument, value in _aliased(node):
-            root = source.get(value, value)
-            source.setdefault(node, root)
-            while argument.is_write and str(root.target) == "mechjax.mark.default":
-                mark = marks[root.args[1]]
-                root = source.get(root.args[0], root.args[0])
-                again = [
-                    later
-                    for later in nodes[i + 1 :]
-                    if any(source.get(a, a) is root for a in later.all_input_nodes)
-                ]
-                if again:
-                    raise UnsupportedModelError(
-                        f"{node.target} writes in place into the {mark.side} of `{'.'.join(mark.path)}`, which "
-                        f"{again[0].target} in {module_of(again[0])} reads again. In a pure function that would be the "
-                        "old value: write `x = x + y` in the module in place of `x += y`."
-                    )
-
-
-def _aliased(node: Any) -> list[tuple[Any, Any]]:
-    """The arguments of an operation that its result shares memory with, or that it writes to."""
-    schema = getattr(node.target, "_schema", None)
-    if node.op != "call_function" or schema is None:
-        return []
-    pairs = zip(schema.arguments, node.args, strict=False)
-    return [(a.alias_info, value) for a, value in pairs if a.alias_info is not None and hasattr(value, "op")]

@@ -11,7 +11,7 @@ import numpy as np
 
 from mechjax.base.errors import ArgumentError, ShapeError, did_you_mean
 from mechjax.base.optional import require
-from mechjax.interop.torch_arrays import array_dtype, in_range, to_tensor
+from mechjax.interop.pytorch.arrays import array_dtype, in_range, to_tensor
 
 
 @dataclass(frozen=True)

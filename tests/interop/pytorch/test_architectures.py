@@ -1,13 +1,14 @@
 """Architectures of transformers: logits, every module's input and output, gradients and edits, against torch's hooks."""
 
+import equinox as eqx
 import numpy as np
 import pytest
 
 import mechjax as mj
 from mechjax.base.errors import ArgumentError, UnsupportedModelError
-from tests.interop.torch_architectures import ARCHITECTURES, EXAMPLES, REFUSED, built, torch
-from tests.interop.torch_hooks import candidates, seen
-from tests.interop.torch_parity import bridged, compare, matched, numbers, worst
+from tests.interop.pytorch.architectures import ARCHITECTURES, EXAMPLES, REFUSED, built, torch
+from tests.interop.pytorch.hooks import candidates, run_hooked, seen
+from tests.interop.pytorch.parity import bridged, compare, matched, numbers, worst
 from tests.tolerances import TOL
 
 _QUICK = ("vit",)
@@ -45,6 +46,8 @@ def test_candidates__of_numbered_modules__name_each_reading():
         ("h.mlp.layers_0.call_1.output", 3),
         ("h_3.mlp.layers.call_1.output", 0),
     ]
+    found = candidates(("block.1.0.norm", 0, "input", ""), 1)
+    assert found == [("block_1_0.norm.input", None), ("block_0.norm.input", 1)]
 
 
 @pytest.mark.parametrize("name", ["jetmoe", pytest.param("dbrx", marks=pytest.mark.slow)])
@@ -72,3 +75,30 @@ def test_from_torch__architecture__serves_other_batches(name):
         expected = numbers(getattr(model(**more, **made.fixed), made.output))
     found = subject(**{key: np.asarray(x) for key, x in more.items()})
     assert worst(found, expected) < _PARITY
+
+
+SWEPT = {
+    "granitemoe": "model.layers.0.self_attn",  # before a router: each value sends tokens to other experts
+    "qwen2_moe": "model.layers.0.self_attn",
+    "mamba2": "backbone.layers.0.mixer.in_proj",
+    "llava": "model.multi_modal_projector",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SWEPT)
+def test_from_torch__edits_under_vmap__equal_hooks_one_by_one(name):
+    model, kwargs = built(name)
+    subject, arrays = bridged(name)
+    whole = kwargs | ARCHITECTURES[name].fixed
+    _, values = seen(model, whole)
+    key = (SWEPT[name], 0, "output", "")
+    site, layer = matched(mj.list_sites(subject, **arrays), values)[key]
+    put = np.random.default_rng(0).normal(size=(3, *values[key].shape)).astype(np.float32)
+    run = lambda f, x, arrays: mj.intervene(f, mj.replace(site, x, layer=layer))(**arrays)
+    swept = eqx.filter_jit(eqx.filter_vmap(run, in_axes=(None, 0, None)))(subject, put, arrays)
+    for found, value in zip(swept, put, strict=True):
+        with torch.no_grad():
+            expected = run_hooked(model, whole, lambda k, x: torch.tensor(value) if k == key else x)  # noqa: B023
+        assert worst(found, numbers(getattr(expected, ARCHITECTURES[name].output))) < _PARITY
+    assert worst(swept[0], swept[1]) > 1e-2

@@ -18,12 +18,13 @@ import jax
 from mechjax.base.errors import ArgumentError, UnsupportedModelError
 from mechjax.base.optional import require
 from mechjax.interop.marks import Mark, leaf_name
-from mechjax.interop.torch_arguments import Arguments
-from mechjax.interop.torch_graph import operations, refuse_writes, reshape_views, stop_gradients
-from mechjax.interop.torch_operations import OPERATIONS
-from mechjax.interop.torch_sizes import conditions, count, later_conditions
-from mechjax.interop.torch_trees import changed, chosen, plain
-from mechjax.interop.torchax_shim import lowerings
+from mechjax.interop.pytorch.arguments import Arguments
+from mechjax.interop.pytorch.graph import operations, reshape_views, stop_gradients
+from mechjax.interop.pytorch.operations import OPERATIONS
+from mechjax.interop.pytorch.sizes import conditions, count, later_conditions
+from mechjax.interop.pytorch.torchax_shim import lowerings
+from mechjax.interop.pytorch.trees import changed, chosen, plain
+from mechjax.interop.pytorch.writes import refuse_writes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,11 +145,13 @@ def _hooks(module: Any, trace: _Trace) -> Iterator[None]:
         _, call = trace.running.pop()
         return marked(out, path, "output", call)
 
+    # First of all hooks: those that note a value for later, as transformers' of hidden states do, then note the mark.
+    how = {"with_kwargs": True, "prepend": True}
     handles = []
     for name, submodule in module.named_modules():
         path = tuple(name.split(".")) if name else ()
-        handles.append(submodule.register_forward_pre_hook(functools.partial(before, path), with_kwargs=True))
-        handles.append(submodule.register_forward_hook(functools.partial(after, path), with_kwargs=True))
+        handles.append(submodule.register_forward_pre_hook(functools.partial(before, path), **how))
+        handles.append(submodule.register_forward_hook(functools.partial(after, path), **how))
     try:
         yield
     finally:
