@@ -7,12 +7,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 # Before JAX starts its backend. A caller's own choice of platform wins, and a caller's own flags. What is tiny is
-# compiled for longer than it runs, so the compiler is told to hurry: the older way to emit loops, which jaxlib had until
-# 0.10, takes half the time. XLA ends the process for a flag that it does not know.
+# compiled for longer than it runs, so the compiler is told to hurry: not to cut a program into pieces for several
+# threads; and the older way to emit loops, which jaxlib had until 0.10, takes half the time. XLA ends the process for a
+# flag that it does not know.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1 "
-    "--xla_llvm_disable_expensive_passes=true "
+    "--xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1 "
     + "--xla_cpu_use_fusion_emitters=false " * (version("jaxlib").startswith("0.10."))
     + os.environ.get("XLA_FLAGS", "")
 ).strip()

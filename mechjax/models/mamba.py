@@ -10,7 +10,7 @@ need attention, MLPs or the decoder's parts need a decoder.
 """
 
 from collections.abc import Mapping
-from typing import Any, NoReturn, overload
+from typing import Any, overload
 
 import equinox as eqx
 import jax
@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from mechjax.base.errors import JitError
 from mechjax.base.meshes import on_any_mesh
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Tokens, as_tokens
@@ -29,6 +28,7 @@ from mechjax.models.mamba_mixer import MambaMixer
 from mechjax.models.marks import marks, marks_along, marks_of, under
 from mechjax.models.norms import Norm
 from mechjax.models.state_cache import StateCache
+from mechjax.models.unhashed import Unhashed
 from mechjax.parallel.examples import over_examples
 
 
@@ -56,7 +56,7 @@ class MambaBlock(eqx.Module):
         return mark(resid + out.astype(resid.dtype), "resid_post"), cache
 
 
-class Mamba(eqx.Module):
+class Mamba(Unhashed):
     """A state space model. A pytree with a pure `__call__`: `model(tokens) -> logits`.
 
     Attributes:
@@ -142,13 +142,6 @@ class Mamba(eqx.Module):
         if self.W_U is None:
             return mark(contract("...m,vm->...v", normalized, self.W_E, self.config), "logits")
         return mark(contract("...m,mv->...v", normalized, self.W_U, self.config), "logits")
-
-    def __hash__(self) -> NoReturn:
-        raise JitError(
-            "A model cannot be hashed, which `jax.jit(model)` needs: its weights would become constants. "
-            "Use `equinox.filter_jit(model)(tokens)`, or pass the model as an argument. A plain `model(tokens)` is "
-            "compiled already."
-        )
 
 
 @eqx.filter_jit

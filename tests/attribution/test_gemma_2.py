@@ -71,6 +71,7 @@ def test_edges__of_gemma_2__are_edits_of_what_readers_read(model, graph, pair, m
         assert abs(effect) > 1e-4, edge
 
 
+@pytest.mark.slow
 def test_eap__of_gemma_2__is_the_slope_of_small_steps_of_the_mask(model, graph, pair, metric):
     found = mj.attribution.eap(model, *pair, metric, graph=graph)
     ablated, step = mj.graph.writes(model, pair[1]), 1e-5

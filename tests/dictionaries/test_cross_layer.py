@@ -172,6 +172,7 @@ def world(n, sizes=(1.0, 1.0)):
     return features, to, [draw(key) for key in jax.random.split(jax.random.key(9), n)]
 
 
+@pytest.mark.slow
 def test_train__of_a_transcoder_across_layers__finds_what_each_layer_writes_where():
     features, to, pairs = world(600, sizes=(1.0, 20.0))
     t = CrossLayerTranscoder.init(n_layers=2, d_model=12, n_features=16, d_out=8, key=KEY, coefficient=0.8)

@@ -100,6 +100,7 @@ def test_matching_pursuit__in_other_units_and_restored__is_the_same(tmp_path):
     np.testing.assert_array_equal(restore(tmp_path)(x), dictionary(x))
 
 
+@pytest.mark.slow
 def test_train__of_matching_pursuit__makes_more_of_a_world_than_top_k():
     features, draw = world(0)
     batches = [draw(key) for key in jax.random.split(KEY, 400)]

@@ -81,6 +81,7 @@ def test_loss__in_other_units__keeps_the_shares_of_its_parts():
     np.testing.assert_allclose(larger, 9 * value, **TOL["float32", "layout"])
 
 
+@pytest.mark.slow
 def test_train__with_a_falling_exponent__explains_more_than_l1_with_as_many_latents():
     features, draw = world(0)
     batches = [draw(key) for key in jax.random.split(KEY, 1000)]

@@ -81,6 +81,7 @@ def test_gradients__reach_the_router_by_what_is_made_and_by_the_balance():
     assert np.abs(np.asarray(grad(lambda o: o.parts["balance"]))).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_train__of_a_switch__finds_features_and_uses_all_experts():
     features, draw = world(0)
     batches = [draw(key) for key in jax.random.split(KEY, 1000)]

@@ -145,6 +145,7 @@ def test_train__taken_up_on_another_mesh__comes_to_the_same(first, then, tmp_pat
     same(apart.trained(then, tmp_path / "run").dictionary, apart.trained(None).dictionary)
 
 
+@pytest.mark.slow
 @CHIPS
 def test_step__for_eight_described_chips__compiles_and_gathers_no_latents():
     found, said = apart.compiled_for_tpu()

@@ -62,6 +62,7 @@ def trained(kind, seed, steps, n_features=F, d_model=D, orthogonal=False, **how)
     return found(out.dictionary, features, x)
 
 
+@pytest.mark.slow
 def test_worlds__of_known_features__are_found_by_every_kind():
     scores = {kind: trained(kind, seed=0, steps=1500) for kind in KINDS}
     least = {"top_k": 0.92, "batch_top_k": 0.9, "jump_relu": 0.95}  # one seed, a short run

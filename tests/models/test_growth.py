@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import mechjax as mj
 from tests.needs import LINUX
@@ -19,6 +20,7 @@ def resident():
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
+@pytest.mark.slow
 @LINUX
 def test_calls__two_hundred_of_every_kind__leave_memory_as_it_was(tiny_model, tiny_tokens):
     """Each call captures 0.6 MB, so keeping all would be 108 MB."""

@@ -28,7 +28,7 @@ CONFIG = dataclasses.replace(SMALL, n_kv_heads=4)
 PROMPTS = np.random.default_rng(2).integers(0, 20, (2, 4, 5)).astype(np.int32)
 PROMPTS[:, :, 0] = np.arange(8).reshape(2, 4)  # no two activations are alike, so that none are tied
 LABELS = np.arange(16) % 2 == 0
-QUICK = ("forward", "capture", "edit", "activation_patch", "eap", "exact edges", "generate", "train")
+QUICK = ("forward", "capture", "edit", "activation_patch", "eap", "generate", "train")
 """Rows that run by default."""
 
 

@@ -48,7 +48,13 @@ def trace(setting, chunk):
     ("run", "module", "program", "planner"),
     [
         (sweep, "mechjax.patching.activation_patch", "all_scores", "mechjax.patching.planned"),
-        (edges, "mechjax.attribution.exact", "_of_edges", "mechjax.attribution.exact"),
+        pytest.param(
+            edges,
+            "mechjax.attribution.exact",
+            "_of_edges",
+            "mechjax.attribution.exact",
+            marks=pytest.mark.slow,
+        ),
         (trace, "mechjax.patching.causal_trace", "_restored", "mechjax.patching.causal_trace"),
     ],
 )

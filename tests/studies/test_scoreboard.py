@@ -48,6 +48,7 @@ def test_program__reversed__has_pairs_that_show_its_circuit():
     np.testing.assert_allclose(gap, 2, atol=0.1)  # one answer is 1 and the other 0, and then the reverse
 
 
+@pytest.mark.slow
 def test_scoreboard__from_the_command_line__judges_and_writes(tmp_path, capsys):
     options = ["--models", "rasp/count", "--methods", "random", "exact", "eap", "--seeds", "2"]
     assert main(["scoreboard", "--folder", str(tmp_path), *options]) == 0

@@ -60,6 +60,7 @@ def test_judged__is_what_each_measure_says_of_the_same_samples(world, knowing):
         np.testing.assert_allclose(getattr(found, name), [value], **TOL["float32", "law"], err_msg=name)
 
 
+@pytest.mark.slow
 def test_synth_bench__trains_what_it_judges(world, fresh):
     start = judged(world, {"top_k": fresh}, key=KEY, samples=2048)
     found = synth_bench(

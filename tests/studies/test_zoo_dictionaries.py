@@ -62,6 +62,7 @@ def test_shipped__on_held_out_rows__are_as_their_card_says(layer, model, cards, 
     assert found["fvu"] < 0.06 and found["ce_recovered"] > 0.98 and found["dead"] < 0.1
 
 
+@pytest.mark.slow
 def test_shipped__a_latent_of_a_task__does_five_times_what_others_of_like_density_do(model, cards):
     """On held-out prompts of a seed that the card knows nothing of."""
     layer, task = LAYERS[-1], "pronouns"
