@@ -12,7 +12,7 @@ from mechjax.interop import from_torch
 from mechjax.models import T5Config
 from mechjax.models.structures import build
 from mechjax.transform.digest import program_digest
-from tests.interop import torch_architectures, torch_hooks, torch_networks, torch_parity
+from tests.interop.pytorch import architectures, hooks, networks, parity
 from tests.tolerances import TOL
 
 KEY = jax.random.key(0)
@@ -23,12 +23,12 @@ TABLE = jax.random.normal(KEY, (11, 3))
 
 @pytest.fixture(scope="module")
 def module():
-    return torch_networks.net()
+    return networks.net()
 
 
 @pytest.fixture(scope="module")
 def bridged(module):
-    return from_torch(module, torch_networks.tokens(), dynamic=False)
+    return from_torch(module, networks.tokens(), dynamic=False)
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +40,13 @@ def encoder_decoder():
 
 def hooked(module, batches, path):
     """What a submodule gives of each token, by forward hooks."""
-    found = [torch_hooks.seen(module, {"tokens": ids})[1][path, 0, "output", ""] for ids in batches]
+    found = [hooks.seen(module, {"tokens": ids})[1][path, 0, "output", ""] for ids in batches]
     return np.concatenate([x.numpy().reshape(-1, x.shape[-1]) for x in found])
 
 
 def texts(n):
     """Batches of tokens, for torch and for us."""
-    made = [(torch_networks.tokens() + i) % torch_networks.VOCAB for i in range(n)]
+    made = [(networks.tokens() + i) % networks.VOCAB for i in range(n)]
     return made, [x.numpy().astype(np.int32) for x in made]
 
 
@@ -79,12 +79,10 @@ def test_store__of_a_bridged_module__holds_what_hooks_see(module, bridged, tmp_p
         )
     for shard in list(tmp_path.rglob("c/1/0")):
         shard.unlink()
-    again = from_torch(
-        module, torch_networks.tokens(), dynamic=False
-    )  # exported anew, as another process would
+    again = from_torch(module, networks.tokens(), dynamic=False)  # exported anew, as another process would
     repaired = mj.store.repair(tmp_path, again, iter(ours))
     assert not mj.store.verify(tmp_path).damaged and repaired.digest == store.digest
-    doubled = from_torch(module, torch_networks.tokens(), dynamic=False, double=True)
+    doubled = from_torch(module, networks.tokens(), dynamic=False, double=True)
     with pytest.raises(ArgumentError, match="is another store: `config` is that of checksum"):
         mj.store.repair(tmp_path, doubled, ours)
 
@@ -93,7 +91,7 @@ def test_dictionary__trained_on_a_bridged_modules_rows__explains_more_of_them(br
     stream = mj.dictlearn.activations(
         bridged, texts(30)[1], "blocks.output", layer=1, batch=8, buffer=32, key=KEY
     )
-    made = TopK.init(d_model=torch_networks.D, n_features=24, k=3, key=KEY)
+    made = TopK.init(d_model=networks.D, n_features=24, k=3, key=KEY)
     out = mj.dictlearn.train(made, stream, steps=25, learning_rate=2e-2, key=KEY)
     assert out.history["fvu"][-1] < 0.6 * out.history["fvu"][0]
 
@@ -268,7 +266,7 @@ def test_loss_recovered__of_what_predicts_no_next_tokens__asks_for_a_loss(as_a_u
 
 
 def test_splice__of_a_subject__has_latents_as_sites_of_its_layers(bridged):
-    made = {i: ReLU.init(d_model=torch_networks.D, n_features=4, key=jax.random.key(i)) for i in (0, 2)}
+    made = {i: ReLU.init(d_model=networks.D, n_features=4, key=jax.random.key(i)) for i in (0, 2)}
     spliced = mj.dictionaries.splice(bridged, made, site="blocks.mlp.output")
     ids = texts(1)[1][0]
     out, acts = mj.capture(spliced, "blocks.mlp.output.latents")(ids)
@@ -295,10 +293,10 @@ def test_splice__of_a_subject__has_latents_as_sites_of_its_layers(bridged):
     ],
 )
 def test_rows__of_architectures_of_transformers__are_what_hooks_see_of_real_tokens(name, path):
-    module, kwargs = torch_architectures.built(name)
-    subject, arrays = torch_parity.bridged(name)
-    _, values = torch_hooks.seen(module, kwargs)
-    site, layer = torch_parity.matched(mj.list_sites(subject, **arrays), values)[path, 0, "output", ""]
+    module, kwargs = architectures.built(name)
+    subject, arrays = parity.bridged(name)
+    _, values = hooks.seen(module, kwargs)
+    site, layer = parity.matched(mj.list_sites(subject, **arrays), values)[path, 0, "output", ""]
     seen = values[path, 0, "output", ""].numpy()
     padded = "attention_mask" in arrays and seen.shape[:2] == arrays["attention_mask"].shape
     real = arrays["attention_mask"] == 1 if padded else np.ones(seen.shape[:2], bool)
