@@ -288,16 +288,19 @@ def test_export__comes_back_bit_for_bit_and_opens_in_transformers(name, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
-def test_bfloat16__equals_transformers_within_its_rounding(name, tmp_path):
+def test_bfloat16__rounds_no_more_than_transformers_does(name, tmp_path):
     hf, _, tokens = pair(name)
     hf.save_pretrained(tmp_path)
     model, _ = mj.load(tmp_path, dtype="bfloat16")
+    assert mj.list_sites(model, tokens)["resid_post"].dtype == jnp.float32  # the stream is kept wide
     opened = type(hf).from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
     with torch.no_grad():
-        right = opened(torch.from_numpy(tokens)).logits.float().numpy()
-    assert mj.list_sites(model, tokens)["resid_post"].dtype == jnp.float32  # the stream is kept wide
-    unit = np.abs(right).max()
-    assert_allclose(np.asarray(model(tokens), np.float32) / unit, right / unit, **TOL["bfloat16", "parity"])
+        exact, theirs = (of(torch.from_numpy(tokens)).logits.float().numpy() for of in (hf, opened))
+    ours = np.asarray(model(tokens), np.float32)
+    # Through states that go on, what two programs round apart adds up: each is held to the numbers in full.
+    error = lambda logits: np.sqrt(np.square(logits - exact).mean()) / np.abs(exact).max()
+    assert error(ours) < TOL["bfloat16", "parity"]["atol"] / 4
+    assert error(ours) < 1.2 * error(theirs)
 
 
 @pytest.mark.slow
