@@ -79,8 +79,10 @@ class Program:
         """
         check_sizes(self._axes, self._holding, _sizes(self.arguments, arrays))
 
-    def __call__(self, state: State, arrays: list[jax.Array]) -> Any:
-        """Run the graph, marking values if anybody records."""
+    def __call__(
+        self, state: State, arrays: list[jax.Array], watch: Callable[[Any, Any], None] | None = None
+    ) -> Any:
+        """Run the graph, marking values if anybody records; `watch` is told each node and its value."""
         values: dict[Any, Any] = {}
         left = iter(arrays)
 
@@ -98,6 +100,8 @@ class Program:
                 else:
                     args, kwargs = (self._torch.fx.node.map_arg(x, value) for x in (node.args, node.kwargs))
                     values[node] = self._run(node, args, kwargs)
+                    if watch is not None:
+                        watch(node, values[node])
         raise AssertionError  # a graph ends with its output
 
     def _run(self, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

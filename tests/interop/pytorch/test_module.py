@@ -20,6 +20,7 @@ from mechjax.base.errors import (
     UnsupportedModelError,
 )
 from mechjax.interop import from_torch
+from mechjax.interop.pytorch.operations import OPERATIONS
 from tests.interop.pytorch.networks import HIDDEN, LAYERS, POS, VOCAB, D, Holding, inside, net, tokens, torch
 from tests.tolerances import TOL
 
@@ -380,6 +381,38 @@ def test_from_torch__hidden_states_that_transformers_notes__are_edited(before):
     edited = mj.intervene(subject, mj.zero("transformer.h.output", layer=0))(TOKENS.numpy())
     assert_array_equal(edited[1], jnp.zeros((2, POS, 8)))
     assert np.abs(edited[0]).max() > 0.01
+
+
+class _Otherwise(torch.nn.Module):
+    def forward(self, x):
+        return 2 * x if torch.compiler.is_exporting() else 3 * x
+
+
+class _Counts(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return x + self.calls
+
+
+def test_from_torch__a_program_of_other_numbers__is_refused_by_its_first_operation(monkeypatch):
+    with pytest.raises(UnsupportedModelError, match=r"what _Otherwise gives on the example.*is_exporting"):
+        from_torch(_Otherwise().eval(), torch.ones(2), dynamic=False)
+    monkeypatch.setitem(OPERATIONS, "aten.linear.default", lambda x, w, b=None: jnp.matmul(x, w.T))
+    with pytest.raises(
+        UnsupportedModelError, match=r"aten.linear.default in `blocks.0.mlp.up` is the first op"
+    ):
+        from_torch(net(), tokens(), dynamic=False)
+
+
+def test_from_torch__a_module_that_counts_its_calls__is_left_as_it_was():
+    module = _Counts().eval()
+    subject = from_torch(module, torch.ones(2), dynamic=False)
+    assert float(module.calls) == 0
+    np.testing.assert_array_equal(subject(np.ones(2, np.float32)), 2)
 
 
 def test_from_torch__wrong_examples_and_outputs__are_refused(as_a_user):
