@@ -127,7 +127,8 @@ def world(n, sizes=(1.0, 50.0)):
     return features, [draw(key) for key in jax.random.split(jax.random.key(9), n)]
 
 
-@pytest.mark.parametrize("kind", [pytest.param("relu", marks=pytest.mark.slow), "batch_top_k"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["relu", "batch_top_k"])
 def test_train__of_a_crosscoder__finds_what_is_shared_and_what_is_not(kind):
     features, batches = world(1500)
     given = {"relu": {"coefficient": 0.5}, "batch_top_k": {"kind": BatchTopK, "k": 2}}[kind]

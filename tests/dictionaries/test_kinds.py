@@ -70,7 +70,7 @@ def test_loss__is_the_error_of_what_is_made_and_its_parts(name):
         assert int(outcome.fired.sum()) == (np.asarray(dictionary.encode(x)) != 0).sum()
 
 
-@some("top_k", "batch_top_k", "jump_relu")
+@some("top_k")
 def test_loss__through_few_latents__has_the_gradients_of_all(name, monkeypatch):
     dictionary, x = drawn(name), tokens()
     at = stage(range(0, F, 3))
@@ -95,7 +95,7 @@ def test_loss__through_few_latents__has_the_gradients_of_all(name, monkeypatch):
         np.testing.assert_allclose(one, two, **TOL["float32", "gradient"])
 
 
-@some("top_k", "gated", "jump_relu")
+@some("top_k", "jump_relu")
 def test_gradients__equal_finite_differences_but_for_steps(name):
     """Of what is differentiable where it stands: decoder and bias."""
     with jax.enable_x64(True):

@@ -112,7 +112,7 @@ def test_sites__edited__reach_what_comes_after_them_alone(models):
     assert (np.abs(edited - before)[:, 3:].max(-1) > 1e-5).all()
 
 
-@both
+@pytest.mark.parametrize("name", ["mamba", pytest.param("mamba2", marks=pytest.mark.slow)])
 def test_generate__with_edits_and_captures__equals_the_whole_text_again(models, name):
     model, n = models[name], TOKENS.shape[1]
     mask = np.array([[0, 1, 1, 0, 1, 1, 1, 1, 1], [1] * 7 + [0] * 2], bool)
