@@ -6,17 +6,8 @@ import socket
 from importlib.metadata import version
 from pathlib import Path
 
-# Before JAX starts its backend. A caller's own choice of platform wins, and a caller's own flags. What is tiny is
-# compiled for longer than it runs, so the compiler is told to hurry: not to cut a program into pieces for several
-# threads; and the older way to emit loops, which jaxlib had until 0.10, takes half the time. XLA ends the process for a
-# flag that it does not know.
+# Before JAX is imported. A caller's own choice of platform wins.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1 "
-    "--xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1 "
-    + "--xla_cpu_use_fusion_emitters=false " * (version("jaxlib").startswith("0.10."))
-    + os.environ.get("XLA_FLAGS", "")
-).strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -30,6 +21,23 @@ _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mec
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_configure(config):
+    """Tell the compiler to hurry, as what is tiny is compiled for longer than it runs.
+
+    Programs are not cut into pieces for several threads; loops are emitted the older way, which jaxlib had until 0.10
+    and which takes half the time; and nothing is optimised but in the slow tests, which train. XLA ends the process for
+    a flag that it does not know, and reads them when JAX starts its backend. A caller's own win.
+    """
+    level = 0 if "not slow" in config.option.markexpr else 1
+    os.environ["XLA_FLAGS"] = (
+        f"--xla_force_host_platform_device_count=8 --xla_backend_optimization_level={level} "
+        "--xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1 "
+        + "--xla_cpu_use_fusion_emitters=false " * (version("jaxlib").startswith("0.10."))
+        + os.environ.get("XLA_FLAGS", "")
+    ).strip()
+
 
 _connect = socket.socket.connect
 
