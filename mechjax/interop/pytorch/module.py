@@ -78,16 +78,7 @@ def from_torch(
         MissingExtraError: torch or torchax is not installed.
         ShapeError: When called, for sizes and dtypes that the exported program does not hold for.
     """
-    torch = require("torch", extra="torch")
-    if not isinstance(module, torch.nn.Module):
-        raise ArgumentError(
-            f"from_torch takes a torch.nn.Module, got {type(module).__name__}. There are also from_linen, from_nnx and "
-            "from_equinox."
-        )
-    training = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
-    if training:
-        shown = ", ".join(f"`{name}`" for name in training[:3]) + (" and more" if len(training) > 3 else "")
-        raise ArgumentError(f"{shown} would train: dropout draws random numbers. Call module.eval() first.")
+    _check_evaluating(module)
     chosen = chosen_sites(sites)
     taken = arguments(module, example)
     exported = export(module, taken, fixed, output, dynamic=dynamic)
@@ -99,6 +90,20 @@ def from_torch(
 
     check_agreement(module, taken, fixed, output, exported, run)
     return _Torch(chosen, program, **state)
+
+
+def _check_evaluating(module: Any) -> None:
+    """Refuse what is no module, and one that would train."""
+    torch = require("torch", extra="torch")
+    if not isinstance(module, torch.nn.Module):
+        raise ArgumentError(
+            f"from_torch takes a torch.nn.Module, got {type(module).__name__}. There are also from_linen, from_nnx and "
+            "from_equinox."
+        )
+    training = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
+    if training:
+        shown = ", ".join(f"`{name}`" for name in training[:3]) + (" and more" if len(training) > 3 else "")
+        raise ArgumentError(f"{shown} would train: dropout draws random numbers. Call module.eval() first.")
 
 
 class _Torch(Subject):
