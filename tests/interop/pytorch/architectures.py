@@ -127,7 +127,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "fnet": Architecture("FNetForMaskedLM", _BERT, "encoder", "Fourier mixing", example="ids"),
     "mobilebert": Architecture(
         "MobileBertForMaskedLM",
-        _BERT | {"hidden_size": 24, "embedding_size": 24, "intra_bottleneck_size": 12, "trigram_input": True, "num_feedforward_networks": 2},
+        _BERT | {"hidden_size": 24, "embedding_size": 16, "intra_bottleneck_size": 12, "trigram_input": True, "num_feedforward_networks": 2},
         "encoder", "bottleneck encoder",
     ),
     "squeezebert": Architecture("SqueezeBertForMaskedLM", _BERT | {"embedding_size": 24}, "encoder", "grouped convolution encoder"),
