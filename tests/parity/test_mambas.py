@@ -15,6 +15,7 @@ from mechjax.models.structures import build
 from mechjax.studies.check import check
 from mechjax.studies.hf_sites import hf_sites
 from tests.parity.cases import assert_spelled, in_mechjax, module_values, quick, redraw, torch, transformers
+from tests.parity.rounding import assert_rounds_alike
 from tests.tolerances import TOL
 
 N_BATCH, N_LAYERS = 2, 2
@@ -288,7 +289,7 @@ def test_export__comes_back_bit_for_bit_and_opens_in_transformers(name, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
-def test_bfloat16__rounds_no_more_than_transformers_does(name, tmp_path):
+def test_bfloat16__rounds_as_transformers_does(name, tmp_path):
     hf, _, tokens = pair(name)
     hf.save_pretrained(tmp_path)
     model, _ = mj.load(tmp_path, dtype="bfloat16")
@@ -296,11 +297,7 @@ def test_bfloat16__rounds_no_more_than_transformers_does(name, tmp_path):
     opened = type(hf).from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
     with torch.no_grad():
         exact, theirs = (of(torch.from_numpy(tokens)).logits.float().numpy() for of in (hf, opened))
-    ours = np.asarray(model(tokens), np.float32)
-    # Through states that go on, what two programs round apart adds up: each is held to the numbers in full.
-    error = lambda logits: np.sqrt(np.square(logits - exact).mean()) / np.abs(exact).max()
-    assert error(ours) < TOL["bfloat16", "parity"]["atol"] / 4
-    assert error(ours) < 1.2 * error(theirs)
+    assert_rounds_alike(model(tokens), theirs, exact)
 
 
 @pytest.mark.slow
