@@ -22,6 +22,7 @@ from mechjax.models.config import Config
 from mechjax.models.contraction import contract
 from mechjax.models.decoder import Decoder
 from mechjax.models.needs import needs_decoder
+from mechjax.models.quantized import Weight
 from mechjax.transform.select import is_concrete
 
 Reads = Literal["ln2.normalized", "mlp_in"]
@@ -236,6 +237,6 @@ def _check_kind(given: Any) -> None:
         )
 
 
-def entry(x: Array, *index: Any) -> Array:
+def entry(x: Weight, *index: Any) -> Array:
     """What stands at an index; NaN past the end."""
     return x.at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)

@@ -12,6 +12,7 @@ from mechjax.heads.scores import HeadScores
 from mechjax.models.decoder import Decoder
 from mechjax.models.factored import copying_score
 from mechjax.models.needs import needs_decoder
+from mechjax.models.quantized import full
 from mechjax.models.rewrite import fold_norm
 
 
@@ -23,4 +24,4 @@ def copying(model: Decoder) -> HeadScores:
     Raises:
         UnsupportedModelError: A model whose norms cannot be folded.
     """
-    return HeadScores(copying_score(fold_norm(model)), "copying")
+    return HeadScores(copying_score(fold_norm(full(model))), "copying")
