@@ -84,7 +84,7 @@ def export(
             flat, trace.output = jax.tree.flatten(tree)
             return tuple(flat)
 
-    tensors = tuple(tensor.to(_device(module)) for _, tensor in arguments.leaves)
+    tensors = tuple(tensor.to(device_of(module)) for _, tensor in arguments.leaves)
     with warnings.catch_warnings(), _hooks(module, trace):
         warnings.simplefilter("ignore")  # torch's own, about its own parts
         try:
@@ -159,7 +159,8 @@ def _hooks(module: Any, trace: _Trace) -> Iterator[None]:
             handle.remove()
 
 
-def _device(module: Any) -> Any:
+def device_of(module: Any) -> Any:
+    """Where a module's numbers lie."""
     return next((t.device for t in (*module.parameters(), *module.buffers())), "cpu")
 
 
